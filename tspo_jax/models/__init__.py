@@ -1,0 +1,1 @@
+"""The networks, one file each: pure functions of (parameters, arrays), without files, meshes or checkpoints."""

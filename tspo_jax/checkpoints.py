@@ -1,0 +1,199 @@
+"""Checkpoint folders as things to call: CLIP with its tokenizer and pixels, the temporal agent, an answering MLLM.
+
+`DIR` is a Hugging Face style folder everywhere: config.json, *.safetensors, tokenizer and processor files.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from transformers import AutoTokenizer, CLIPTokenizerFast, PreTrainedTokenizerBase
+
+from tspo_jax import weights
+from tspo_jax.models.clip import Clip, ClipConfig
+from tspo_jax.models.layers import abstract_module, merge_params, split_params
+from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
+from tspo_jax.models.preprocessing import ImageProcessor
+from tspo_jax.models.temporal_agent import TemporalAgent
+
+Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+SELECTOR, TRAINING = (
+    "selector.",
+    "multiModal_align.",
+)  # the agent's prefix in TSPO-0.4B and in training checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipEncoder:
+    """CLIP from a folder; `identity` names the checkpoint that features came from."""
+
+    folder: Path
+    config: ClipConfig
+    graphdef: nnx.GraphDef
+    params: dict
+    tokenizer: PreTrainedTokenizerBase
+    processor: ImageProcessor
+    identity: str
+
+    @property
+    def width(self) -> int:
+        return self.config.projection_dim
+
+    def token_ids(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 [B, max_position_embeddings], cut on the right with the end token kept, padded with the end token."""
+        length = self.config.text.max_position_embeddings
+        ids = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        return np.array([row + [end] * (length - len(row)) for row in ids], np.int32)
+
+    def text_features(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Raw text features float32 [len(texts), D]."""
+        return _in_batches(self._encode_text, self.params, self.token_ids(texts), batch_size, self.width)
+
+    def image_features(self, images: Sequence[np.ndarray] | np.ndarray, batch_size: int = 64) -> np.ndarray:
+        """Raw image features float32 [n, D] of uint8 images [H, W, 3]; computed in fixed batches of one shape."""
+        size = self.processor.size
+        pixels = [self.processor.crop(image) for image in images]
+        pixels = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+        return _in_batches(self._encode_images, self.params, pixels, batch_size, self.width)
+
+    @cached_property
+    def _encode_text(self):
+        return jax.jit(lambda params, ids: merge_params(self.graphdef, params).text_features(ids))
+
+    @cached_property
+    def _encode_images(self):
+        def encode(params, pixels):
+            return merge_params(self.graphdef, params).image_features(self.processor.normalize(pixels))
+
+        return jax.jit(encode)
+
+
+def _in_batches(encode, params, rows: np.ndarray, batch_size: int, width: int) -> np.ndarray:
+    """`encode` over rows [n, ...] in padded batches of one static shape."""
+    out = np.zeros((len(rows), width), np.float32)
+    for i in range(0, len(rows), batch_size):
+        part = rows[i : i + batch_size]
+        padded = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
+        out[i : i + len(part)] = np.asarray(encode(params, padded))[: len(part)]
+    return out
+
+
+def load_clip(
+    folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None
+) -> ClipEncoder:
+    """CLIP of a CLIP or TSPO folder."""
+    folder = Path(folder)
+    hf_config = weights.read_config(folder)
+    if hf_config.get("model_type") != "clip":
+        raise weights.CheckpointError(
+            f"{folder}/config.json: model_type is {hf_config.get('model_type')!r}, not clip"
+        )
+    config = ClipConfig.from_hf(hf_config)
+    graphdef, abstract = abstract_module(lambda rngs: Clip(config, rngs=rngs))
+    params = weights.load_params(folder, abstract, weights.CLIP, dtype=dtype, sharding=sharding)
+    has_processor = (folder / "preprocessor_config.json").is_file()
+    processor = weights.read_config(folder, "preprocessor_config.json") if has_processor else {}
+    return ClipEncoder(
+        folder,
+        config,
+        graphdef,
+        params,
+        CLIPTokenizerFast.from_pretrained(folder),
+        ImageProcessor.clip(processor, config.vision.image_size),
+        weights.checkpoint_identity(folder),
+    )
+
+
+def load_agent(
+    folder: str | Path, *, window: int = 12, num_heads: int = 8, seed: int = 0
+) -> tuple[nnx.GraphDef, dict]:
+    """The temporal agent of a TSPO folder (`selector.*`) or an original training checkpoint (`multiModal_align.*`).
+
+    A plain CLIP folder has none: then a fresh one of CLIP's width, weights N(0, 0.02^2) and zero biases, as training
+    starts in the original. Parameters are float32 whatever the file holds.
+    """
+    names = weights.SafetensorsFolder(folder).names()
+    prefix = next((p for p in (SELECTOR, TRAINING) if any(n.startswith(p) for n in names)), None)
+    if prefix is None:
+        width = ClipConfig.from_hf(weights.read_config(folder)).projection_dim
+        return split_params(TemporalAgent(width, num_heads=num_heads, window=window, rngs=nnx.Rngs(seed)))
+    width = weights.SafetensorsFolder(folder).shape(f"{prefix}mlp.0.bias")[0]
+    graphdef, abstract = abstract_module(
+        lambda rngs: TemporalAgent(width, num_heads=num_heads, window=window, rngs=rngs)
+    )
+    return graphdef, weights.load_params(folder, abstract, weights.agent_format(prefix), dtype=jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """How a checkpoint wants its answers decoded: greedily, with its own end tokens and repetition penalty."""
+
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    repetition_penalty: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Answerer:
+    """A frozen Video-MLLM from a folder. `graphdef` merged with `params` has encode_frames, embed_prompt, prefill and
+    decode (see models/llava_video.py); rollout.py composes them."""
+
+    folder: Path
+    config: LlavaVideoConfig
+    graphdef: nnx.GraphDef
+    params: dict
+    tokenizer: PreTrainedTokenizerBase
+    processor: ImageProcessor
+    generation: Generation
+
+
+def load_llava_video(folder: Path, dtype: jnp.dtype, sharding: Sharding | None) -> Answerer:
+    config = LlavaVideoConfig.from_hf(weights.read_config(folder))
+    graphdef, abstract = abstract_module(lambda rngs: LlavaVideo(config, rngs=rngs))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Answerer(
+        folder,
+        config,
+        graphdef,
+        weights.load_params(folder, abstract, weights.LLAVA_VIDEO, dtype=dtype, sharding=sharding),
+        tokenizer,
+        ImageProcessor.siglip(config.vision.image_size),
+        read_generation(folder),
+    )
+
+
+# model_type of config.json -> loader. A further answerer is one model file and one line here.
+ANSWERERS: dict[str, Callable[[Path, jnp.dtype, Sharding | None], Answerer]] = {
+    "llava_qwen": load_llava_video,
+}
+
+
+def load_answerer(
+    folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None
+) -> Answerer:
+    """The Video-MLLM of a folder, chosen by its config.json's model_type."""
+    model_type = weights.read_config(folder).get("model_type")
+    if model_type not in ANSWERERS:
+        raise weights.CheckpointError(
+            f"{folder}/config.json: model_type {model_type!r} is not supported; supported: {', '.join(ANSWERERS)}"
+        )
+    return ANSWERERS[model_type](Path(folder), dtype, sharding)
+
+
+def read_generation(folder: Path) -> Generation:
+    """End tokens and repetition penalty from generation_config.json, else the end token of config.json and 1.0."""
+    config = weights.read_config(folder)
+    if (folder / "generation_config.json").is_file():
+        config = config | weights.read_config(folder, "generation_config.json")
+    eos = config.get("eos_token_id")
+    eos = tuple(eos) if isinstance(eos, list) else (eos,)
+    if eos == (None,):
+        raise weights.CheckpointError(f"{folder}/config.json: eos_token_id is missing")
+    pad = config.get("pad_token_id")
+    return Generation(eos, eos[-1] if pad is None else pad, float(config.get("repetition_penalty") or 1.0))

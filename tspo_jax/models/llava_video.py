@@ -1,0 +1,160 @@
+"""LLaVA-Video: SigLIP tower, projector, 2x2 pooling, newline tokens, Qwen2 (models.md, sections 3.1-3.5)."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tspo_jax.models.layers import Mlp
+from tspo_jax.models.qwen2 import KVCache, Qwen2, Qwen2Config
+from tspo_jax.models.siglip import SiglipConfig, SiglipVision
+
+VIDEO_TOKEN = -200  # stands in the token ids where the visual tokens go
+POOL_MODES = ("bilinear", "average", "max")
+NEWLINES = ("grid", "frame", "one_token", "no_token")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaVideoConfig:
+    language: Qwen2Config
+    vision: SiglipConfig
+    pool_mode: str = "bilinear"
+    newline: str = "grid"
+    has_newline_parameter: bool = True
+
+    @classmethod
+    def from_hf(cls, config: dict) -> "LlavaVideoConfig":
+        """From config.json of lmms-lab's layout.
+
+        `vision_config` counts the layers of the published tower, of which the last is never run; without it the tower
+        is so400m-patch14-384. A `flat` merge type has no newline; the pooling stride is always 2 (the original ignores
+        mm_spatial_pool_stride).
+        """
+        if config.get("mm_projector_type", "mlp2x_gelu") != "mlp2x_gelu":
+            raise ValueError(
+                f"config.json: mm_projector_type {config['mm_projector_type']!r}, not mlp2x_gelu"
+            )
+        names = {f.name for f in dataclasses.fields(SiglipConfig)}
+        vision = {k: v for k, v in (config.get("vision_config") or {}).items() if k in names}
+        if "num_hidden_layers" in vision:
+            vision["num_hidden_layers"] -= 1
+        merge = config.get("mm_patch_merge_type", "flat")
+        newline = (
+            config.get("mm_newline_position", "one_token") if merge.startswith("spatial") else "no_token"
+        )
+        if newline == "one_token" and "unpad" not in merge:
+            newline = "no_token"
+        pool_mode = config.get("mm_spatial_pool_mode", "bilinear")
+        if pool_mode not in POOL_MODES:
+            raise ValueError(f"config.json: mm_spatial_pool_mode {pool_mode!r} is none of {POOL_MODES}")
+        if newline not in NEWLINES:
+            raise ValueError(f"config.json: mm_newline_position {newline!r} is none of {NEWLINES}")
+        return cls(Qwen2Config.from_hf(config), SiglipConfig(**vision), pool_mode, newline, "unpad" in merge)
+
+    @property
+    def pooled_side(self) -> int:
+        """Tokens per side of a frame after pooling: rounded up for bilinear, down for average and max."""
+        return math.ceil(self.vision.side / 2) if self.pool_mode == "bilinear" else self.vision.side // 2
+
+    def num_visual_tokens(self, num_frames: int) -> int:
+        """Visual tokens of a prompt with `num_frames` frames, newlines included."""
+        side = self.pooled_side
+        return {
+            "grid": num_frames * side * (side + 1),
+            "frame": num_frames * (side * side + 1),
+            "one_token": num_frames * side * side + 1,
+            "no_token": num_frames * side * side,
+        }[self.newline]
+
+
+def pool_2x2(x: jax.Array, mode: str) -> jax.Array:
+    """Halves a grid of tokens [F, S, S, W]. Bilinear: no antialiasing, half-pixel centres, ceil(S / 2) per side."""
+    F, S, _, W = x.shape
+    if mode == "bilinear":
+        side = math.ceil(S / 2)
+        return jax.image.resize(x, (F, side, side, W), "bilinear", antialias=False)
+    side = S // 2
+    blocks = x[:, : 2 * side, : 2 * side].reshape(F, side, 2, side, 2, W)
+    return blocks.mean((2, 4)) if mode == "average" else blocks.max((2, 4))
+
+
+def insert_newlines(tokens: jax.Array, newline: jax.Array | None, position: str) -> jax.Array:
+    """Frames' tokens [..., K, s, s, W] -> the prompt's visual tokens [..., M, W], in order frame, row, column."""
+    *lead, K, s, _, W = tokens.shape
+    if position == "no_token":
+        return tokens.reshape(*lead, K * s * s, W)
+    newline = newline.astype(tokens.dtype)
+    if position == "grid":
+        rows = jnp.concatenate([tokens, jnp.broadcast_to(newline, (*lead, K, s, 1, W))], axis=-2)
+        return rows.reshape(*lead, K * s * (s + 1), W)
+    if position == "frame":
+        frames = tokens.reshape(*lead, K, s * s, W)
+        frames = jnp.concatenate([frames, jnp.broadcast_to(newline, (*lead, K, 1, W))], axis=-2)
+        return frames.reshape(*lead, K * (s * s + 1), W)
+    flat = tokens.reshape(*lead, K * s * s, W)
+    return jnp.concatenate([flat, jnp.broadcast_to(newline, (*lead, 1, W))], axis=-2)
+
+
+class LlavaVideo(nnx.Module):
+    """The answering Video-MLLM. Frames are encoded apart from the prompts, so that a frame that several prompts show
+    is encoded once (`encode_frames`, then a gather, then `prefill`)."""
+
+    def __init__(self, cfg: LlavaVideoConfig, *, rngs: nnx.Rngs):
+        self.vision_tower = SiglipVision(cfg.vision, rngs=rngs)
+        width = cfg.language.hidden_size
+        self.mm_projector = Mlp(cfg.vision.hidden_size, width, width, "gelu", rngs=rngs)
+        if cfg.has_newline_parameter:
+            self.image_newline = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
+        self.language_model = Qwen2(cfg.language, rngs=rngs)
+        self.cfg = cfg
+
+    def encode_frames(self, pixels: jax.Array) -> jax.Array:
+        """Preprocessed frames float [F, S, S, 3] -> pooled tokens [F, s, s, hidden]."""
+        tokens = self.mm_projector(self.vision_tower(pixels))
+        side = self.cfg.vision.side
+        return pool_2x2(tokens.reshape(-1, side, side, tokens.shape[-1]), self.cfg.pool_mode)
+
+    def embed_prompt(self, frame_tokens: jax.Array, ids: jax.Array) -> jax.Array:
+        """Text embeddings with the visual tokens spliced in where `ids` says VIDEO_TOKEN.
+
+        Args:
+          frame_tokens: [P, K, s, s, hidden], the frames of each of P prompts.
+          ids: int [P, N], right padded, exactly one VIDEO_TOKEN per row.
+        Returns:
+          [P, N - 1 + M, hidden] with M visual tokens.
+        """
+        newline = self.image_newline[...] if self.cfg.has_newline_parameter else None
+        visual = insert_newlines(frame_tokens, newline, self.cfg.newline)
+        text = self.language_model.embed_tokens(jnp.maximum(ids, 0))
+        M = visual.shape[1]
+        start = jnp.argmax(ids == VIDEO_TOKEN, axis=1)[:, None]
+        slot = jnp.arange(ids.shape[1] - 1 + M)[None]
+        is_visual = (slot >= start) & (slot < start + M)
+        from_text = jnp.where(slot < start, slot, slot - M + 1).clip(0, ids.shape[1] - 1)
+        from_visual = (slot - start).clip(0, M - 1)
+        return jnp.where(
+            is_visual[..., None],
+            jnp.take_along_axis(visual, from_visual[..., None], axis=1),
+            jnp.take_along_axis(text, from_text[..., None], axis=1),
+        )
+
+    def prefill(self, embeddings: jax.Array, lengths: jax.Array) -> tuple[jax.Array, KVCache]:
+        """Logits float32 [P, V] at each prompt's last token, and the keys and values of all N slots.
+
+        Args:
+          embeddings: [P, N, hidden], right padded.
+          lengths: int [P], tokens of each prompt (visual ones included).
+        """
+        P, N, _ = embeddings.shape
+        hidden, cache = self.language_model(embeddings, jnp.broadcast_to(jnp.arange(N), (P, N)))
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        return self.language_model.logits(last), cache
+
+    def decode(self, token: jax.Array, position: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        """One step: tokens int [P] at positions int [P] -> logits float32 [P, V] of the next, and the cache."""
+        hidden, cache = self.language_model(
+            self.language_model.embed_tokens(token[:, None]), position[:, None], cache
+        )
+        return self.language_model.logits(hidden[:, 0]), cache

@@ -1,0 +1,145 @@
+"""Qwen2: the language model of LLaVA-Video (models.md, section 3.2). Layers are stacked and scanned."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tspo_jax.models.layers import Embed, Linear, RMSNorm, scan_layers, stack_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen2Config:
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+
+    @classmethod
+    def from_hf(cls, config: dict) -> "Qwen2Config":
+        """From the fields of config.json, in the 4.x form (`rope_theta`) or the 5.x form (`rope_parameters`)."""
+        if config.get("use_sliding_window"):
+            raise ValueError("config.json: use_sliding_window is true; only full attention is supported")
+        rope = config.get("rope_parameters") or {}
+        names = {f.name for f in dataclasses.fields(cls)}
+        values = {k: v for k, v in config.items() if k in names}
+        values["rope_theta"] = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+        return cls(**values)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class KVCache(NamedTuple):
+    """Keys and values of all layers, [L, B, S, num_key_value_heads, head_dim]; S slots of which a prefix is filled."""
+
+    k: jax.Array
+    v: jax.Array
+
+    def extend(self, slots: int) -> "KVCache":
+        """Room for `slots` more tokens."""
+        return KVCache(*(jnp.pad(x, ((0, 0), (0, 0), (0, slots), (0, 0), (0, 0))) for x in self))
+
+
+def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> jax.Array:
+    """Positions int [B, N] -> rotary angles float32 [B, N, head_dim // 2]."""
+    inverse_frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    return positions[..., None].astype(jnp.float32) * inverse_frequency
+
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Rotary embedding with the two halves of a head as the pairs: x [B, N, H, head_dim], angles [B, N, head_dim // 2]."""
+    cos, sin = (f(angles)[:, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    x1, x2 = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention: query, key and value projections have a bias, the output projection has none."""
+
+    def __init__(self, cfg: Qwen2Config, *, rngs: nnx.Rngs):
+        q_width = cfg.num_attention_heads * cfg.head_dim
+        kv_width = cfg.num_key_value_heads * cfg.head_dim
+        self.q_proj = Linear(cfg.hidden_size, q_width, rngs=rngs)
+        self.k_proj = Linear(cfg.hidden_size, kv_width, rngs=rngs)
+        self.v_proj = Linear(cfg.hidden_size, kv_width, rngs=rngs)
+        self.o_proj = Linear(q_width, cfg.hidden_size, use_bias=False, rngs=rngs)
+        self.head_dim = cfg.head_dim
+
+    def __call__(self, x, angles, slots, cache):
+        q, k, v = (
+            p(x).reshape(*x.shape[:2], -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, angles), rotate(k, angles)
+        if cache is None:
+            out, kv = jax.nn.dot_product_attention(q, k, v, is_causal=True), (k, v)
+        else:
+            rows = jnp.arange(x.shape[0])[:, None]
+            kv = tuple(old.at[rows, slots].set(new) for old, new in zip(cache, (k, v), strict=True))
+            visible = jnp.arange(kv[0].shape[1]) <= slots[:, None, :, None]  # [B, 1, N, S]
+            out = jax.nn.dot_product_attention(q, *kv, mask=visible)
+        return self.o_proj(out.reshape(*x.shape[:2], -1)), kv
+
+
+class GatedFeedForward(nnx.Module):
+    """down(silu(gate(x)) * up(x)), no biases."""
+
+    def __init__(self, cfg: Qwen2Config, *, rngs: nnx.Rngs):
+        self.gate_proj = Linear(cfg.hidden_size, cfg.intermediate_size, use_bias=False, rngs=rngs)
+        self.up_proj = Linear(cfg.hidden_size, cfg.intermediate_size, use_bias=False, rngs=rngs)
+        self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nnx.Module):
+    def __init__(self, cfg: Qwen2Config, *, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.self_attn = Attention(cfg, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.mlp = GatedFeedForward(cfg, rngs=rngs)
+
+    def __call__(self, x, angles, slots, cache=None):
+        h, kv = self.self_attn(self.input_layernorm(x), angles, slots, cache)
+        x = x + h
+        return x + self.mlp(self.post_attention_layernorm(x)), kv
+
+
+class Qwen2(nnx.Module):
+    def __init__(self, cfg: Qwen2Config, *, rngs: nnx.Rngs):
+        self.embed_tokens = Embed(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
+        self.layers = stack_layers(lambda rngs: DecoderLayer(cfg, rngs=rngs), cfg.num_hidden_layers, rngs)
+        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        if not cfg.tie_word_embeddings:
+            self.lm_head = Linear(cfg.hidden_size, cfg.vocab_size, use_bias=False, rngs=rngs)
+        self.cfg = cfg
+
+    def __call__(
+        self, embeddings: jax.Array, positions: jax.Array, cache: KVCache | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """Hidden states after the final norm, and the keys and values.
+
+        Args:
+          embeddings: [B, N, hidden] (from `embed_tokens`, possibly with visual tokens spliced in).
+          positions: int [B, N]. Without a cache attention is causal over the N tokens in order. With one, the tokens
+            are written to the cache's slots `positions` and see the slots up to their own: right-padded prompts of
+            different lengths decode as one batch, each overwriting its own padding.
+          cache: from an earlier call, extended by the number of tokens to come.
+        """
+        angles = rope_angles(positions, self.cfg.head_dim, self.cfg.rope_theta)
+        h, kv = scan_layers(self.layers, embeddings, angles, positions, per_layer=cache)
+        return self.norm(h), KVCache(*kv)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [..., hidden] -> float32 [..., V]."""
+        head = self.embed_tokens.attend if self.cfg.tie_word_embeddings else self.lm_head
+        return head(hidden).astype(jnp.float32)
