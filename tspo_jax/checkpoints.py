@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from transformers import AutoTokenizer, CLIPTokenizerFast, PreTrainedTokenizerBase
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from tspo_jax import weights
 from tspo_jax.models.clip import Clip, ClipConfig
@@ -84,16 +84,12 @@ def _in_batches(encode, params, rows: np.ndarray, batch_size: int, width: int) -
     return out
 
 
-def load_clip(
-    folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None
-) -> ClipEncoder:
+def load_clip(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None) -> ClipEncoder:
     """CLIP of a CLIP or TSPO folder."""
     folder = Path(folder)
     hf_config = weights.read_config(folder)
     if hf_config.get("model_type") != "clip":
-        raise weights.CheckpointError(
-            f"{folder}/config.json: model_type is {hf_config.get('model_type')!r}, not clip"
-        )
+        raise weights.CheckpointError(f"{folder}/config.json: model_type is {hf_config.get('model_type')!r}, not clip")
     config = ClipConfig.from_hf(hf_config)
     graphdef, abstract = abstract_module(lambda rngs: Clip(config, rngs=rngs))
     params = weights.load_params(folder, abstract, weights.CLIP, dtype=dtype, sharding=sharding)
@@ -104,15 +100,13 @@ def load_clip(
         config,
         graphdef,
         params,
-        CLIPTokenizerFast.from_pretrained(folder),
+        CLIPTokenizer.from_pretrained(folder),
         ImageProcessor.clip(processor, config.vision.image_size),
         weights.checkpoint_identity(folder),
     )
 
 
-def load_agent(
-    folder: str | Path, *, window: int = 12, num_heads: int = 8, seed: int = 0
-) -> tuple[nnx.GraphDef, dict]:
+def load_agent(folder: str | Path, *, window: int = 12, num_heads: int = 8, seed: int = 0) -> tuple[nnx.GraphDef, dict]:
     """The temporal agent of a TSPO folder (`selector.*`) or an original training checkpoint (`multiModal_align.*`).
 
     A plain CLIP folder has none: then a fresh one of CLIP's width, weights N(0, 0.02^2) and zero biases, as training
@@ -156,7 +150,7 @@ class Answerer:
 def load_llava_video(folder: Path, dtype: jnp.dtype, sharding: Sharding | None) -> Answerer:
     config = LlavaVideoConfig.from_hf(weights.read_config(folder))
     graphdef, abstract = abstract_module(lambda rngs: LlavaVideo(config, rngs=rngs))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder)
     return Answerer(
         folder,
         config,
@@ -174,9 +168,7 @@ ANSWERERS: dict[str, Callable[[Path, jnp.dtype, Sharding | None], Answerer]] = {
 }
 
 
-def load_answerer(
-    folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None
-) -> Answerer:
+def load_answerer(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None) -> Answerer:
     """The Video-MLLM of a folder, chosen by its config.json's model_type."""
     model_type = weights.read_config(folder).get("model_type")
     if model_type not in ANSWERERS:

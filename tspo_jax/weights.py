@@ -1,8 +1,8 @@
 """Hugging Face safetensors folders <-> parameters, both ways: complete, or an error that lists every offending name.
 
 A parameter's name in a file follows from its path in our tree: stacked layers get their number back, `kernel`, `scale`
-and `embedding` become `weight`, kernels are transposed, and a short table of prefixes per format does the rest. Only the
-bytes that this process's devices hold are read, straight into the (possibly sharded) arrays.
+and `embedding` become `weight`, kernels are transposed, and a short table of prefixes per format does the rest. Only
+the bytes that this process's devices hold are read, straight into the (possibly sharded) arrays.
 """
 
 import dataclasses
@@ -237,9 +237,7 @@ def _kernel_axes(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return KERNEL_AXES[rank] if path.endswith("kernel") else tuple(range(rank))
 
 
-def _check_complete(
-    files: SafetensorsFolder, leaves: dict, sources: dict[str, list[str]], fmt: Format
-) -> None:
+def _check_complete(files: SafetensorsFolder, leaves: dict, sources: dict[str, list[str]], fmt: Format) -> None:
     present, problems = files.names(), []
     for path, names in sources.items():
         shape = leaves[path].shape[1:] if is_stacked(path) else leaves[path].shape

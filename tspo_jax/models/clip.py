@@ -1,4 +1,4 @@
-"""CLIP's image and text towers (Radford et al. 2021), as in Hugging Face's CLIPModel (models.md, section 1)."""
+"""CLIP's image and text towers (Radford et al. 2021), as in Hugging Face's CLIPModel."""
 
 import dataclasses
 

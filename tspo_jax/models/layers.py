@@ -80,15 +80,11 @@ class SelfAttention(nnx.Module):
     """Multi-head attention of CLIP and SigLIP: four projections with bias, softmax in float32."""
 
     def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs):
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            Linear(width, width, rngs=rngs) for _ in range(4)
-        )
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(width, width, rngs=rngs) for _ in range(4))
         self.num_heads = num_heads
 
     def __call__(self, x: jax.Array, causal: bool) -> jax.Array:
-        q, k, v = (
-            p(x).reshape(*x.shape[:2], self.num_heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (p(x).reshape(*x.shape[:2], self.num_heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj))
         return self.out_proj(jax.nn.dot_product_attention(q, k, v, is_causal=causal).reshape(x.shape))
 
 
@@ -139,9 +135,7 @@ class Encoder(nnx.Module):
 
 def patch_conv(patch_size: int, width: int, *, use_bias: bool, rngs: nnx.Rngs) -> nnx.Conv:
     """Non-overlapping patches [B, H, W, 3] -> [B, H//p, W//p, width]; border pixels that fill no patch are dropped."""
-    return nnx.Conv(
-        3, width, (patch_size, patch_size), patch_size, padding="VALID", use_bias=use_bias, rngs=rngs
-    )
+    return nnx.Conv(3, width, (patch_size, patch_size), patch_size, padding="VALID", use_bias=use_bias, rngs=rngs)
 
 
 def merge_params(graphdef: nnx.GraphDef, params: dict) -> nnx.Module:

@@ -1,4 +1,4 @@
-"""LLaVA-Video: SigLIP tower, projector, 2x2 pooling, newline tokens, Qwen2 (models.md, sections 3.1-3.5)."""
+"""LLaVA-Video: SigLIP tower, projector, 2x2 pooling, newline tokens, Qwen2 (Zhang et al. 2024)."""
 
 import dataclasses
 import math
@@ -33,17 +33,13 @@ class LlavaVideoConfig:
         mm_spatial_pool_stride).
         """
         if config.get("mm_projector_type", "mlp2x_gelu") != "mlp2x_gelu":
-            raise ValueError(
-                f"config.json: mm_projector_type {config['mm_projector_type']!r}, not mlp2x_gelu"
-            )
+            raise ValueError(f"config.json: mm_projector_type {config['mm_projector_type']!r}, not mlp2x_gelu")
         names = {f.name for f in dataclasses.fields(SiglipConfig)}
         vision = {k: v for k, v in (config.get("vision_config") or {}).items() if k in names}
         if "num_hidden_layers" in vision:
             vision["num_hidden_layers"] -= 1
         merge = config.get("mm_patch_merge_type", "flat")
-        newline = (
-            config.get("mm_newline_position", "one_token") if merge.startswith("spatial") else "no_token"
-        )
+        newline = config.get("mm_newline_position", "one_token") if merge.startswith("spatial") else "no_token"
         if newline == "one_token" and "unpad" not in merge:
             newline = "no_token"
         pool_mode = config.get("mm_spatial_pool_mode", "bilinear")
@@ -154,7 +150,5 @@ class LlavaVideo(nnx.Module):
 
     def decode(self, token: jax.Array, position: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """One step: tokens int [P] at positions int [P] -> logits float32 [P, V] of the next, and the cache."""
-        hidden, cache = self.language_model(
-            self.language_model.embed_tokens(token[:, None]), position[:, None], cache
-        )
+        hidden, cache = self.language_model(self.language_model.embed_tokens(token[:, None]), position[:, None], cache)
         return self.language_model.logits(hidden[:, 0]), cache

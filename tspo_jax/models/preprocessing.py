@@ -18,7 +18,8 @@ class ImageProcessor:
 
     Attributes:
       size: side S of the square that the tower sees.
-      keep_aspect: True resizes the shorter side to `resize` and crops the centre (CLIP); False resizes to S x S (SigLIP).
+      keep_aspect: True resizes the shorter side to `resize` and crops the centre (CLIP); False resizes to S x S
+        (SigLIP).
     """
 
     size: int
@@ -39,8 +40,8 @@ class ImageProcessor:
         crop = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
         if crop != (image_size, image_size) or resize < image_size:
             raise ValueError(
-                f"preprocessor_config.json: resize {resize} and crop {crop} do not give the {image_size} x {image_size} "
-                "pixels of config.json's vision tower"
+                f"preprocessor_config.json: resize {resize} and crop {crop} do not give the "
+                f"{image_size} x {image_size} pixels of config.json's vision tower"
             )
         mean = tuple(config.get("image_mean", CLIP_MEAN))
         std = tuple(config.get("image_std", CLIP_STD))

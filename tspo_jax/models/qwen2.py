@@ -1,4 +1,4 @@
-"""Qwen2: the language model of LLaVA-Video (models.md, section 3.2). Layers are stacked and scanned."""
+"""Qwen2: the language model of LLaVA-Video. Layers are stacked and scanned."""
 
 import dataclasses
 from typing import NamedTuple
@@ -56,7 +56,7 @@ def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> jax.Array:
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotary embedding with the two halves of a head as the pairs: x [B, N, H, head_dim], angles [B, N, head_dim // 2]."""
+    """Rotary embedding, a head's two halves as the pairs: x [B, N, H, head_dim], angles [B, N, head_dim // 2]."""
     cos, sin = (f(angles)[:, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
     x1, x2 = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
@@ -75,9 +75,7 @@ class Attention(nnx.Module):
         self.head_dim = cfg.head_dim
 
     def __call__(self, x, angles, slots, cache):
-        q, k, v = (
-            p(x).reshape(*x.shape[:2], -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (p(x).reshape(*x.shape[:2], -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, angles), rotate(k, angles)
         if cache is None:
             out, kv = jax.nn.dot_product_attention(q, k, v, is_causal=True), (k, v)

@@ -1,4 +1,4 @@
-"""SigLIP's image tower as LLaVA-Video uses it: all patch tokens, last layer already removed (models.md, section 3.3)."""
+"""SigLIP's image tower as LLaVA-Video uses it: all patch tokens, the published tower's last layer never run."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""TSPO's temporal agent: scores every candidate frame of a video for a question (paper section 3.2; models.md 2.1)."""
+"""TSPO's temporal agent: scores every candidate frame of a video for a question (paper section 3.2)."""
 
 import math
 
@@ -22,9 +22,7 @@ def positional_encoding(index: jax.Array, num_frames: jax.Array, width: int) -> 
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*angle.shape[:-1], width)
 
 
-def window_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, key_is_valid: jax.Array, window: int
-) -> jax.Array:
+def window_attention(q: jax.Array, k: jax.Array, v: jax.Array, key_is_valid: jax.Array, window: int) -> jax.Array:
     """Attention of each frame to `window` frames around it: O(n * window) time and memory.
 
     Queries are cut into blocks of `window`; the keys that a block can see lie in two consecutive blocks, so the scores
@@ -60,9 +58,7 @@ class WindowSelfAttention(nnx.Module):
     """The original's key names. `ffn_o` is in every checkpoint but never applied, so it gets no gradient."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.Self_q, self.Self_k, self.Self_v, self.ffn_o = (
-            Linear(width, width, rngs=rngs) for _ in range(4)
-        )
+        self.Self_q, self.Self_k, self.Self_v, self.ffn_o = (Linear(width, width, rngs=rngs) for _ in range(4))
 
 
 class TemporalAgent(nnx.Module):
