@@ -1,0 +1,276 @@
+"""The policy over frame sets: sampling, log-probabilities, advantages, loss and the update of the agent.
+
+    logits [B,T] --gumbel_top_k--> picks [B,G,K] --(answers, rewards.py)--> rewards [B,G]
+    logits, picks, rewards --loss--> scalar, metrics        update: one optimiser step on it
+
+Everything here is pure, float32 and may be compiled; a frame that is only padding has the logit -inf. What is
+optimised is named by `Objective`, whose defaults are the paper's (TSPO, arXiv 2508.04369).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Params = Any
+Metrics = dict[str, jax.Array]
+
+
+# ---- schedules -------------------------------------------------------------------------------------------
+
+
+def temperature(step, num_steps: int, start: float = 0.025, end: float = 0.01) -> jax.Array:
+    """tau of the scores at an optimiser step: linear from `start` to `end` over `num_steps`."""
+    return jnp.asarray(optax.linear_schedule(start, end, num_steps)(step), jnp.float32)
+
+
+def learning_rate(step, num_steps: int, peak: float = 5e-4) -> jax.Array:
+    """Learning rate at an optimiser step: linear from `peak` to 0, no warm-up."""
+    return jnp.asarray(optax.linear_schedule(peak, 0.0, num_steps)(step), jnp.float32)
+
+
+def make_optimizer(
+    num_steps: int,
+    peak_learning_rate: float = 5e-4,
+    max_grad_norm: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW with `learning_rate`: what the original's trainer has in effect."""
+    return optax.chain(
+        optax.clip_by_global_norm(max_grad_norm),
+        optax.adamw(
+            lambda step: learning_rate(step, num_steps, peak_learning_rate),
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            weight_decay=weight_decay,
+        ),
+    )
+
+
+# ---- sampling --------------------------------------------------------------------------------------------
+
+
+def question_keys(seed, step, index: jax.Array) -> jax.Array:
+    """One random key per question, a function of (seed, step, question index) alone.
+
+    Neither the place of a question in its batch nor the mesh changes its draw, and resuming needs no state.
+
+    Args:
+      seed: of the run.
+      step: optimiser step.
+      index: int [B], index of each question in its file.
+
+    Returns: keys [B].
+    """
+    # The generator is named because the default may be changed by a flag.
+    step_key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+    return jax.vmap(lambda i: jax.random.fold_in(step_key, i))(index)
+
+
+def gumbel_noise(keys: jax.Array, group_size: int, num_frames: int) -> jax.Array:
+    """Gumbel noise float32 [B,G,T] from keys [B]; more padding leaves the noise of a frame as it is."""
+    # Threefry's bits depend on the flat position, so frames go first for padding to come last.
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_frames, group_size)))(keys)
+    return noise.swapaxes(1, 2)
+
+
+def perturbed_top_k(logits: jax.Array, noise: jax.Array, k: int) -> jax.Array:
+    """The k frames with the largest logit + noise, largest first.
+
+    With Gumbel noise this is a draw of k frames without replacement from softmax(logits), in the order of
+    drawing (Plackett-Luce).
+
+    Args:
+      logits: [B,T], -inf on padding.
+      noise: [B,G,T].
+      k: frames per draw, at most the number of frames that are no padding (`check_candidates`).
+
+    Returns: int32 [B,G,K] in the order of drawing.
+    """
+    return jax.lax.top_k(logits[:, None] + noise, k)[1]
+
+
+def gumbel_draws(keys: jax.Array, logits: jax.Array, group_size: int, k: int) -> jax.Array:
+    """G draws of k frames without replacement for each question: keys [B], logits [B,T] -> int32 [B,G,K].
+
+    The frames stand in the order of drawing, which `plackett_luce_log_probs` needs.
+    """
+    return perturbed_top_k(logits, gumbel_noise(keys, group_size, logits.shape[-1]), k)
+
+
+def gumbel_top_k(keys: jax.Array, logits: jax.Array, group_size: int, k: int) -> jax.Array:
+    """`gumbel_draws` with the frames of each draw ascending in time: picks int32 [B,G,K], none twice."""
+    return jnp.sort(gumbel_draws(keys, logits, group_size, k), axis=-1)
+
+
+def check_candidates(mask: np.ndarray, k: int, index: np.ndarray, field: str) -> None:
+    """Raises ValueError where a question has fewer than k candidate frames; for the host, before sampling.
+
+    Args:
+      mask: bool [B,T], False on padding.
+      k: frames per draw.
+      index: [B], what to call the questions.
+      field: name of the config field that k comes from.
+    """
+    if k < 1:
+        raise ValueError(f"{field} is {k}: at least one frame has to be picked")
+    available = np.asarray(mask).sum(axis=-1)
+    short = np.flatnonzero(available < k)
+    if short.size:
+        questions = ", ".join(f"{index[i]} ({available[i]})" for i in short)
+        raise ValueError(
+            f"{field} is {k}, more than the candidate frames of question {questions}: "
+            f"lower {field} or leave these questions out"
+        )
+
+
+# ---- log-probabilities of picks --------------------------------------------------------------------------
+
+
+def _logits_of(logits: jax.Array, picks: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits[:, None], picks, axis=-1)
+
+
+def independent_log_probs(logits: jax.Array, picks: jax.Array) -> jax.Array:
+    """log softmax(logits) of each picked frame, as if each were drawn alone: the paper's choice.
+
+    logits [B,T], picks int [B,G,K] in any order -> float32 [B,G,K].
+    """
+    return _logits_of(jax.nn.log_softmax(logits), picks)
+
+
+def plackett_luce_log_probs(logits: jax.Array, draws: jax.Array) -> jax.Array:
+    """log-probability of each frame given the frames drawn before it; the sum over K is that of the draw.
+
+    logits [B,T], draws int [B,G,K] in the order of drawing (`gumbel_draws`) -> float32 [B,G,K].
+    """
+    drawn = _logits_of(logits, draws)
+    # Drawn frames get a finite floor instead of -inf: where none is left, the gradient stays free of nan.
+    left = jnp.broadcast_to(logits[:, None], (*draws.shape[:2], logits.shape[-1]))
+    left = jnp.put_along_axis(left, draws, jnp.finfo(logits.dtype).min, axis=-1, inplace=False)
+    never_drawn = jax.nn.logsumexp(left, axis=-1, keepdims=True)
+    not_yet_drawn = jax.lax.cumlogsumexp(drawn, axis=2, reverse=True)
+    return drawn - jnp.logaddexp(not_yet_drawn, never_drawn)
+
+
+LOG_PROBS = {"independent": independent_log_probs, "plackett_luce": plackett_luce_log_probs}
+
+
+# ---- advantages: rewards [B,G] -> [B,G] ------------------------------------------------------------------
+
+
+def grpo(rewards: jax.Array) -> jax.Array:
+    """(r - mean) / (unbiased std + 1e-4) within each group: the paper's choice (GRPO, arXiv 2402.03300)."""
+    return dr_grpo(rewards) / (jnp.std(rewards, axis=-1, ddof=1, keepdims=True) + 1e-4)
+
+
+def dr_grpo(rewards: jax.Array) -> jax.Array:
+    """r - mean within each group; no extra weight for easy or hard questions (arXiv 2503.20783)."""
+    # Relative to the first, equal rewards give exactly 0; Adam would enlarge what rounding leaves of them.
+    relative = rewards - rewards[..., :1]
+    return relative - jnp.mean(relative, axis=-1, keepdims=True)
+
+
+def leave_one_out(rewards: jax.Array) -> jax.Array:
+    """r - mean of the others in the group (RLOO, arXiv 2402.14740)."""
+    group_size = rewards.shape[-1]
+    return dr_grpo(rewards) * (group_size / (group_size - 1))
+
+
+ADVANTAGES = {"grpo": grpo, "dr_grpo": dr_grpo, "leave_one_out": leave_one_out}
+
+
+# ---- loss and update -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is optimised; the defaults are the paper's. Raises ValueError for a name that does not exist."""
+
+    advantage: str = "grpo"
+    log_prob: str = "independent"
+
+    def __post_init__(self):
+        for field, known in (("advantage", ADVANTAGES), ("log_prob", LOG_PROBS)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"objective.{field} is {getattr(self, field)!r}, not one of {', '.join(known)}")
+
+
+PAPER = Objective()
+
+
+def score_entropy(logits: jax.Array) -> jax.Array:
+    """Entropy in nats of softmax(logits), 0 for padding: [B,T] -> [B]."""
+    log_probs = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.exp(log_probs) * jnp.where(jnp.isfinite(log_probs), log_probs, 0.0), axis=-1)
+
+
+def loss(
+    logits: jax.Array, picks: jax.Array, rewards: jax.Array, objective: Objective = PAPER
+) -> tuple[jax.Array, Metrics]:
+    """The paper's surrogate: -mean over B and G of A * mean_k exp(lp_k - stop_grad(lp_k)).
+
+    Its value is 0 by construction (advantages sum to 0 in a group); only its gradient says something.
+
+    Args:
+      logits: [B,T], -inf on padding.
+      picks: int [B,G,K]; in the order of drawing if the objective is Plackett-Luce.
+      rewards: [B,G].
+      objective: which advantages and log-probabilities.
+
+    Returns: the loss and the metrics `score_entropy` (nats, mean), `advantage_std` (within groups, mean) and
+      `dead_groups` (share of groups whose rewards are all equal: they teach nothing).
+
+    Raises: ValueError for groups of one.
+    """
+    if rewards.shape[-1] < 2:
+        raise ValueError("a group has 1 draw: group_size must be at least 2 to compare rewards")
+    advantages = ADVANTAGES[objective.advantage](rewards)
+    log_probs = LOG_PROBS[objective.log_prob](logits, picks)
+    ratio = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
+    metrics = {
+        "score_entropy": score_entropy(logits).mean(),
+        "advantage_std": jnp.std(advantages, axis=-1, ddof=1).mean(),
+        "dead_groups": jnp.mean(jnp.max(rewards, axis=-1) == jnp.min(rewards, axis=-1)),
+    }
+    return -jnp.mean(ratio.mean(axis=-1) * advantages), metrics
+
+
+def update(
+    score: Callable[[Params], jax.Array],
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    opt_state: optax.OptState,
+    picks: jax.Array,
+    rewards: jax.Array,
+    objective: Objective = PAPER,
+) -> tuple[Params, optax.OptState, Metrics]:
+    """One optimiser step on `loss`.
+
+    Args:
+      score: params -> logits [B,T] of this batch at this step's temperature.
+      optimizer: from `make_optimizer`, `opt_state` from its init.
+      params: of the agent.
+      picks: int [B,G,K].
+      rewards: [B,G].
+      objective: of `loss`.
+
+    Returns: new params, new optimiser state, and the metrics of `loss` with its value as `loss` and the norm
+      of the gradients before clipping as `grad_norm`.
+    """
+
+    def loss_of(params):
+        return loss(score(params), picks, rewards, objective)
+
+    (value, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    metrics = {**metrics, "loss": value, "grad_norm": optax.global_norm(grads)}
+    return optax.apply_updates(params, updates), opt_state, metrics

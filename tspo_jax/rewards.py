@@ -1,0 +1,75 @@
+"""Rule-based rewards of a group of answers and frame sets (host side; TSPO, arXiv 2508.04369)."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+# Which rewards count for which kind of sample, and how much. The original adds a constant 1 to `general`
+# samples; advantages are centred within a group, so it has no effect and is left out.
+PAPER_WEIGHTS = {"general": {"accuracy": 1.0}, "specific": {"accuracy": 1.0, "location": 1.0}}
+
+_LETTER = re.compile(r"(?<![a-z])[a-e](?![a-z])")
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def option_letter(text: str) -> str | None:
+    """The first letter A-E that stands alone, in upper case; None where there is none.
+
+    The rule of the original: only one of a-z next to it disqualifies a letter, so "2a" gives A, and so does
+    the article in "a cat".
+    """
+    match = _LETTER.search(text.lower())
+    return match[0].upper() if match else None
+
+
+def accuracy(completion: str, solution: str) -> float:
+    """1.0 where the answer names the option of the solution, else 0.0.
+
+    The solution may stand in <answer> tags. An answer without a letter is never correct; the original counts
+    it as correct where the solution has no letter either.
+    """
+    tagged = _ANSWER_TAG.search(solution)
+    letter = option_letter(completion)
+    return float(letter is not None and letter == option_letter(tagged[1] if tagged else solution))
+
+
+def temporal_location(picks: np.ndarray, needle_mask: np.ndarray) -> np.ndarray:
+    """Share of the picked frames that lie in the target video: picks [G,K], bool [T] -> float32 [G]."""
+    return np.asarray(needle_mask)[np.asarray(picks)].mean(axis=-1, dtype=np.float32)
+
+
+def group_rewards(
+    kind: str,
+    completions: Sequence[Sequence[str]],
+    solutions: Sequence[str],
+    picks: np.ndarray,
+    needle_mask: np.ndarray | None,
+    weights: Mapping[str, Mapping[str, float]] = PAPER_WEIGHTS,
+) -> dict[str, np.ndarray]:
+    """Rewards of a batch of one kind.
+
+    Args:
+      kind: `general` or `specific`.
+      completions: [B][G] answers of the MLLM.
+      solutions: [B].
+      picks: int [B,G,K].
+      needle_mask: bool [B,T], True on frames of the target video; unused where location does not count.
+      weights: kind -> reward name -> weight.
+
+    Returns: float32 [B,G] of each reward that counts for this kind, and of `total`, their weighted sum.
+
+    Raises: ValueError for an unknown kind or reward.
+    """
+    if kind not in weights:
+        raise ValueError(f"kind is {kind!r}, not one of {', '.join(weights)}")
+    rules = {
+        "accuracy": lambda b: [accuracy(completion, solutions[b]) for completion in completions[b]],
+        "location": lambda b: temporal_location(picks[b], needle_mask[b]),
+    }
+    if unknown := weights[kind].keys() - rules:
+        raise ValueError(f"weights.{kind} names {min(unknown)!r}, not one of {', '.join(rules)}")
+    batch = range(len(solutions))
+    rewards = {name: np.array([rules[name](b) for b in batch], np.float32) for name in weights[kind]}
+    total = sum(np.float32(weight) * rewards[name] for name, weight in weights[kind].items())
+    return {**rewards, "total": total}
