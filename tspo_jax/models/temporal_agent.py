@@ -107,7 +107,9 @@ class TemporalAgent(nnx.Module):
             x = jax.lax.dynamic_slice_in_dim(features, start, chunk + before + after, axis=1)
             is_valid = jax.lax.dynamic_slice_in_dim(valid, start, chunk + before + after, axis=1)
             z = self._events(x, is_valid, start - before, num_frames)
-            norms = jnp.linalg.norm(z, axis=-1) * jnp.linalg.norm(text, axis=-1, keepdims=True)
+            # Bounded below, because the gradient of a norm is undefined at zero, where a padded frame may lie.
+            z_norm = jnp.sqrt(jnp.maximum(jnp.sum(z * z, axis=-1), 1e-30))
+            norms = z_norm * jnp.linalg.norm(text, axis=-1, keepdims=True)
             return jnp.einsum("btd,bd->bt", z, text) / (norms + 1e-6)
 
         if num_chunks == 1:

@@ -49,10 +49,7 @@ class World:
     num_events: tuple[int, int] = (12, 18)
     num_lookups: int = 4
     num_relations: int = 2
-    decoys: tuple[int, int] = (
-        0,
-        4,
-    )  # per looked-up thing: the more, the more often untrained CLIP top-k is wrong
+    decoys: tuple[int, int] = (0, 4)  # per looked-up thing; more decoys mislead untrained CLIP more often
     filler_ball: float = 0.4  # probability that a filler shows a ball
 
     def __post_init__(self):
@@ -258,4 +255,4 @@ def _paste(frame: np.ndarray, sprite: np.ndarray, center_x: float, center_y: flo
 def _sensor_noise() -> np.ndarray:
     """One sheet of noise, of which every frame takes a piece: fresh noise would double the rendering time."""
     side = BACKGROUND_SIZE + FRAME_SIZE
-    return np.random.default_rng(0).normal(0, 4, (side, side, 3)).astype(np.float32)
+    return np.random.default_rng(0).normal(0, 3, (side, side, 3)).astype(np.float32)

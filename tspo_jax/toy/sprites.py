@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-_SUPERSAMPLE = 3  # sprites are drawn this many times larger than 100 px and reduced: smooth edges
+_SUPERSAMPLE = 2  # sprites are drawn this many times larger than 100 px and reduced: smooth edges
 _LINE = (45, 35, 50)
 
 Color = tuple[int, int, int]
@@ -353,7 +353,7 @@ def _sticker(image: Image.Image, size: int) -> np.ndarray:
     alpha = canvas.getchannel("A").resize((100, 100)).filter(ImageFilter.MaxFilter(7)).resize(canvas.size)
     rim = Image.new("RGBA", canvas.size, (255, 255, 255, 0))
     rim.putalpha(alpha)
-    small = Image.alpha_composite(rim, canvas).resize((size, size), Image.Resampling.BOX, reducing_gap=2.0)
+    small = Image.alpha_composite(rim, canvas).resize((size, size), Image.Resampling.BOX)
     sprite = np.asarray(small, np.float32)
     sprite[..., 3] /= 255
     sprite[..., :3] *= sprite[..., 3:]
