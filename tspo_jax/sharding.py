@@ -1,0 +1,169 @@
+"""Which device holds what: the mesh, and one table of rules from a parameter's path to its split.
+
+The mesh has the axes `data` (questions of a batch) and `model` (tensor parallelism of a frozen MLLM). It is built from
+an explicit list of devices, so that tests on CPU devices, compilation for an absent TPU and real runs share one path.
+The temporal agent and CLIP are replicated; a frozen MLLM is split over `model` and, if asked, over `data` too.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "model")
+
+# Path of a parameter -> what each of its axes is, first match wins, () = replicated. The names are those of
+# `ParamSharding.axes`; None is an axis that is never split (stacked layers come first).
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    # Temporal agent and CLIP
+    (r"temporal\.(Self_q|Self_k|Self_v|ffn_o)\.(kernel|bias)", ()),
+    (r"mlp\.linear_[12]\.(kernel|bias)", ()),
+    (r"(text_model|vision_model)\..*", ()),
+    (r"(text_projection|visual_projection)\.kernel|logit_scale", ()),
+    # SigLIP
+    (r"vision_tower\..*\.(embeddings\..*|layer_norm[12]\..*|post_layernorm\..*)", ()),
+    (r"vision_tower\..*\.[qkv]_proj\.kernel", (None, "width", "vision_heads")),
+    (r"vision_tower\..*\.[qkv]_proj\.bias", (None, "vision_heads")),
+    (r"vision_tower\..*\.out_proj\.kernel", (None, "vision_heads", "width")),
+    (r"vision_tower\..*\.fc1\.kernel", (None, "width", "hidden")),
+    (r"vision_tower\..*\.fc1\.bias", (None, "hidden")),
+    (r"vision_tower\..*\.fc2\.kernel", (None, "hidden", "width")),
+    (r"vision_tower\..*\.(out_proj|fc2)\.bias", ()),
+    # LLaVA-Video's projector
+    (r"mm_projector\.linear_1\.kernel", ("width", "hidden")),
+    (r"mm_projector\.linear_1\.bias", ("hidden",)),
+    (r"mm_projector\.linear_2\.kernel", ("hidden", "width")),
+    (r"mm_projector\.linear_2\.bias|image_newline", ()),
+    # Qwen2
+    (r"language_model\.embed_tokens\.embedding", ("vocabulary", "width")),
+    (r"language_model\.lm_head\.kernel", ("width", "vocabulary")),
+    (r"language_model\..*norm\.scale", ()),
+    (r"language_model\..*\.q_proj\.kernel", (None, "width", "heads")),
+    (r"language_model\..*\.q_proj\.bias", (None, "heads")),
+    (r"language_model\..*\.[kv]_proj\.kernel", (None, "width", "kv_heads")),
+    (r"language_model\..*\.[kv]_proj\.bias", (None, "kv_heads")),
+    (r"language_model\..*\.o_proj\.kernel", (None, "heads", "width")),
+    (r"language_model\..*\.(gate|up)_proj\.kernel", (None, "width", "hidden")),
+    (r"language_model\..*\.down_proj\.kernel", (None, "hidden", "width")),
+)
+
+
+class ShardingError(ValueError):
+    """A mesh, parameter or batch that cannot be split as asked."""
+
+
+def make_mesh(axes: Sequence[tuple[str, int]], devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh of `devices`, e.g. axes [("data", -1), ("model", 4)]; -1 takes the devices that are left.
+
+    Raises ShardingError where the axes are not `AXES` or their sizes do not multiply to the number of devices.
+    """
+    axes = [tuple(axis) for axis in axes]
+    names, sizes = [name for name, _ in axes], [size for _, size in axes]
+    if tuple(names) != AXES:
+        raise ShardingError(f"mesh is {axes}: its axes must be {', '.join(AXES)}, in this order")
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ShardingError(f"mesh is {axes}: sizes must be at least 1, and at most one may be -1 (the rest)")
+    fixed = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise ShardingError(f"mesh is {axes}: this does not make {len(devices)} devices")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=list(devices))
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSharding:
+    """(path, shape) -> NamedSharding by `RULES`: what `weights.load_params` asks for each parameter.
+
+    Attributes:
+      axes: name of a parameter's axis in `RULES` -> mesh axis; names that are absent are not split.
+    """
+
+    mesh: Mesh
+    axes: Mapping[str, str]
+
+    def __call__(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
+        """Raises ShardingError naming `path` where no rule matches, two of its axes would share a mesh axis, or a
+        dimension is not divisible."""
+        names = next((names for pattern, names in RULES if re.fullmatch(pattern, path)), None)
+        if names is None:
+            raise ShardingError(f"{path} {list(shape)}: no sharding rule matches; add one to RULES in sharding.py")
+        if names and len(names) != len(shape):
+            raise ShardingError(f"{path} {list(shape)}: its sharding rule {names} has another number of axes")
+        spec = [self.axes.get(name) for name in names]
+        used = [axis for axis in spec if axis is not None]
+        if len(used) != len(set(used)):
+            raise ShardingError(f"{path} {list(shape)}: {names} would split two dimensions over one mesh axis {spec}")
+        for size, name, axis in zip(shape, names, spec, strict=False):
+            if axis is not None and size % self.mesh.shape[axis]:
+                raise ShardingError(
+                    f"{path} {list(shape)}: {name} ({size}) is not divisible by mesh axis {axis} "
+                    f"({self.mesh.shape[axis]}); choose a smaller {axis} axis"
+                )
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+
+def answerer_sharding(mesh: Mesh, config: Mapping[str, Any], *, split_over_data: bool = False) -> ParamSharding:
+    """Tensor parallelism of a frozen MLLM over `model`.
+
+    Args:
+      config: the checkpoint's config.json, for its numbers of heads: heads are never cut. Key and value heads that are
+        fewer than the `model` axis, or no multiple of it, are replicated.
+      split_over_data: split the other dimension of each matrix over `data` too; it is gathered layer by layer when it
+        is used. For models that do not fit otherwise.
+    Raises:
+      ShardingError: where `model` does not divide the attention heads.
+    """
+    model = mesh.shape["model"]
+    vision_heads = (config.get("vision_config") or {}).get("num_attention_heads", 16)
+    for field, heads in (
+        ("num_attention_heads", config["num_attention_heads"]),
+        ("vision_config.num_attention_heads", vision_heads),
+    ):
+        if heads % model:
+            raise ShardingError(f"mesh axis model ({model}) does not divide {field} ({heads}) of the answerer")
+    split = ["heads", "vision_heads", "hidden", "vocabulary"]
+    if config["num_key_value_heads"] % model == 0:
+        split.append("kv_heads")
+    return ParamSharding(mesh, {name: "model" for name in split} | ({"width": "data"} if split_over_data else {}))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def over_questions(mesh: Mesh) -> NamedSharding:
+    """Of batches: the first axis, B, over `data`."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch_size(mesh: Mesh, batch_size: int) -> None:
+    """Raises ShardingError where `batch_size` questions cannot be dealt out evenly."""
+    if batch_size < 1 or batch_size % mesh.shape["data"]:
+        raise ShardingError(
+            f"batch_size is {batch_size}: it must be a multiple of mesh axis data ({mesh.shape['data']})"
+        )
+
+
+def put_batch(mesh: Mesh, rows: Any) -> Any:
+    """Host arrays [B / processes, ...] of this process -> global arrays [B, ...] over `data` (any pytree)."""
+    where = over_questions(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), rows)
+
+
+def put_replicated(mesh: Mesh, tree: Any) -> Any:
+    """Arrays that are equal in every process -> replicated arrays (any pytree)."""
+    where = replicated(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), where, np.asarray(x).__getitem__), tree)
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+    """The rows [B / processes, ...] of a global array over `data` that belong to this process; waits for them."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    shards = {shard.index[0].start or 0: shard for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
