@@ -137,17 +137,15 @@ def make_video_plan(seed: int, world: World) -> VideoPlan:
     fps = world.frame_rates[rng.integers(len(world.frame_rates))]
     setting = str(rng.choice(list(SETTINGS)))
     lengths = _scene_lengths(rng, world, fps)
-    things = [
-        str(thing) for thing in rng.permutation(THINGS)[: rng.integers(world.num_events[0], world.num_events[1] + 1)]
-    ]
-    first, last, *middle = things
+    num_events = rng.integers(*world.num_events, endpoint=True)
+    first, last, *middle = rng.permutation(THINGS)[:num_events].tolist()
     R, L = world.num_relations, world.num_lookups
     relation, followers, lookups = middle[:R], middle[R : 2 * R], middle[2 * R : 2 * R + L]
 
     units = [[("event", a), ("event", b)] for a, b in zip(relation, followers, strict=True)]
     units += [[("event", thing)] for thing in middle[2 * R :]]
     for thing in lookups:
-        units += [[("decoy", thing)]] * int(rng.integers(world.decoys[0], world.decoys[1] + 1))
+        units += [[("decoy", thing)]] * int(rng.integers(*world.decoys, endpoint=True))
     units += [[("filler", None)]] * (len(lengths) - 2 - sum(map(len, units)))
     order = rng.permutation(len(units))
     rows = [("event", first), *(row for i in order for row in units[i]), ("event", last)]

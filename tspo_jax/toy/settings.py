@@ -101,7 +101,7 @@ def _lavender(rng: np.random.Generator) -> Image.Image:
 
 
 def _kitchen(rng: np.random.Generator) -> Image.Image:
-    image, draw = _ground((235, 250, 245), (235, 250, 245))
+    image, draw = _ground((255, 245, 200), (255, 245, 200))
     for y in range(8):
         for x in range(y % 2, 8, 2):
             draw.rectangle([16 * x, 16 * y, 16 * x + 15, 16 * y + 15], fill=(120, 205, 195))
@@ -118,9 +118,9 @@ def _alley(rng: np.random.Generator) -> Image.Image:
 
 
 def _circus(rng: np.random.Generator) -> Image.Image:
-    image, draw = _ground((255, 235, 240), (255, 235, 240))
+    image, draw = _ground((255, 205, 215), (255, 205, 215))
     for x in range(0, 128, 32):
-        draw.rectangle([x, 0, x + 15, 128], fill=(240, 120, 160))
+        draw.rectangle([x, 0, x + 15, 128], fill=(235, 90, 145))
     return image
 
 

@@ -136,10 +136,10 @@ def _heart(p: Pen) -> None:
 def _key(p: Pen) -> None:
     gold = (200, 150, 40)
     p.box(44, 46, 56, 97, gold)
-    p.box(56, 72, 74, 80, gold)
-    p.box(56, 86, 70, 94, gold)
-    p.circle(50, 26, 22, gold)
-    p.circle(50, 26, 10, (245, 245, 245))
+    p.box(56, 70, 80, 79, gold)
+    p.box(56, 86, 76, 95, gold)
+    p.circle(50, 28, 26, gold)
+    p.circle(50, 28, 12, (245, 245, 245))
 
 
 def _cup(p: Pen) -> None:
