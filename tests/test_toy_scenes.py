@@ -25,7 +25,7 @@ PLANS = [make_video_plan(seed, WORLD) for seed in range(150)]
 
 def test_scenes_fill_the_video_and_are_short():
     for plan in PLANS:
-        assert 60 <= plan.duration <= 250
+        assert 60 <= plan.duration <= 240
         assert plan.scenes[0].start == 0 and plan.scenes[-1].end == plan.duration
         for scene, following in itertools.pairwise(plan.scenes):
             assert scene.end == following.start

@@ -43,7 +43,7 @@ def video_seed(split: str, run: int, index: int) -> int:
 class World:
     """How videos are drawn. Ranges are inclusive; durations in seconds."""
 
-    duration: tuple[float, float] = (72.0, 240.0)
+    duration: tuple[float, float] = (72.0, 234.0)  # drawn; the last scene adds up to 6 s
     frame_rates: tuple[Fraction, ...] = (Fraction(4), Fraction(24000, 5005), Fraction(5), Fraction(6))
     max_scene_share: float = 0.025  # of the video: two scenes, the longest evidence, last at most 5 %
     num_events: tuple[int, int] = (12, 18)
