@@ -23,15 +23,19 @@ def option_letter(text: str) -> str | None:
     return match[0].upper() if match else None
 
 
+def solution_letter(solution: str) -> str | None:
+    """The right option of a solution text, which may stand in <answer> tags."""
+    tagged = _ANSWER_TAG.search(solution)
+    return option_letter(tagged[1] if tagged else solution)
+
+
 def accuracy(completion: str, solution: str) -> float:
     """1.0 where the answer names the option of the solution, else 0.0.
 
-    The solution may stand in <answer> tags. An answer without a letter is never correct; the original counts
-    it as correct where the solution has no letter either.
+    An answer without a letter is never correct; the original counts it as correct where the solution has none either.
     """
-    tagged = _ANSWER_TAG.search(solution)
     letter = option_letter(completion)
-    return float(letter is not None and letter == option_letter(tagged[1] if tagged else solution))
+    return float(letter is not None and letter == solution_letter(solution))
 
 
 def temporal_location(picks: np.ndarray, needle_mask: np.ndarray) -> np.ndarray:

@@ -1,0 +1,140 @@
+"""Question files: the original's texts, and one listed error per bad line."""
+
+import json
+import random
+
+import pytest
+
+from tspo_jax.data.questions import TAILS, QuestionError, read_questions, split_options
+
+ROW = {
+    "video": "demo/208.mp4",
+    "original_question": "<image>\nWhat is shown first?\nA. A shore.\nB. a forest.\nC. Grass.\nD. elephants.",
+    "original_answer": "A. A shore.",
+    "problem": "<image>\nWhat is shown first?",
+    "solution": "<answer>a</answer>",
+    "complete_answer": "A shore.",
+    "type": "general",
+}
+
+
+def write(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def read_one(tmp_path, **changes):
+    questions, errors = read_questions(write(tmp_path / "q.jsonl", ROW | changes))
+    assert not errors
+    return questions[0]
+
+
+def test_real_format(annotations):
+    questions, errors = read_questions(annotations / "tspo_10k_format.jsonl")
+    assert len(questions) == 10 and not errors
+    assert [question.index for question in questions] == list(range(10))
+    first = questions[0]
+    assert first.query == "What is the scene at the beginning of the video?"
+    assert first.options[0] == "Windswept sandy shore." and first.answer == "A" and first.kind == "general"
+    assert first.question.startswith(first.query + "\nA. Windswept") and first.question.endswith(
+        "D. trumpeting elephants."
+    )
+
+
+def test_texts_of_agent_and_mllm(tmp_path):
+    question = read_one(tmp_path, original_question=ROW["original_question"] + "\n" + TAILS[1], evidence=[[1, 2.5]])
+    assert question.query == "What is shown first?"
+    assert question.question == "What is shown first?\nA. A shore.\nB. a forest.\nC. Grass.\nD. elephants.\n"
+    assert question.options == ("A shore.", "a forest.", "Grass.", "elephants.")
+    assert question.evidence == ((1.0, 2.5),) and question.family is None
+
+
+@pytest.mark.parametrize(
+    ("text", "stem", "options"),
+    [
+        ("What?\n(A) x\n(B) y", "What?", ("x", "y")),
+        ("What?\nA) x\nB) y\nC) z", "What?", ("x", "y", "z")),
+        ("A man walks.\nAt the end, what?\nA. x\nB. y", "A man walks.\nAt the end, what?", ("x", "y")),
+        ("A. Smith enters.\nWho is it?\nA. x\nB. y", "A. Smith enters.\nWho is it?", ("x", "y")),
+        ("What?\nA. first\nline two\nB. y\n", "What?", ("first\nline two", "y")),
+        ("What?\nA. x", "What?\nA. x", ()),
+        ("What?", "What?", ()),
+    ],
+)
+def test_split_at_the_options(text, stem, options):
+    assert split_options(text) == (stem, options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"video": "/etc/passwd"}, "video"),
+        ({"video": "a/../../b.mp4"}, "video"),
+        ({"video": "C:\\b.mp4"}, "video"),
+        ({"video": "..\\b.mp4"}, "video"),
+        ({"video": ""}, "video"),
+        ({"video": "a\u0000.mp4"}, "video"),
+        ({"video": 3}, "video"),
+        ({"type": "needle"}, "type"),
+        ({"solution": "<answer>e</answer>"}, "solution"),
+        ({"solution": "<answer>42</answer>"}, "solution"),
+        ({"original_question": "What is it?"}, "original_question"),
+        ({"original_question": "A. x\nB. y"}, "original_question"),
+        ({"original_question": ROW["original_question"] + "<image>"}, "original_question"),
+        ({"original_question": "\ud800" + ROW["original_question"]}, "original_question"),
+        ({"evidence": [[3, 1]]}, "evidence"),
+        ({"evidence": "soon"}, "evidence"),
+        ({"family": 5}, "family"),
+    ],
+)
+def test_bad_field_is_named(tmp_path, changes, field):
+    path = write(tmp_path / "q.jsonl", ROW, ROW | changes)
+    questions, errors = read_questions(path, strict=False)
+    assert len(questions) == 1 and len(errors) == 1
+    assert errors[0].startswith(f"{path}:2: {field}: ")
+    with pytest.raises(QuestionError, match=f"q.jsonl:2: {field}: "):
+        read_questions(path)
+
+
+def test_bad_lines_are_all_listed(tmp_path):
+    missing = {key: value for key, value in ROW.items() if key != "solution"}
+    path = write(tmp_path / "q.jsonl", ROW, "{broken", "", "[1]", missing, "[" * 100_000, ROW)
+    path.write_bytes(path.read_bytes() + b'{"video": "\xff"}\n')
+    questions, errors = read_questions(path, strict=False)
+    assert [question.index for question in questions] == [0, 1]
+    assert [error.split(": ")[0].rsplit(":", 1)[1] for error in errors] == ["2", "4", "5", "6", "8"]
+    assert "solution: is missing" in errors[2]
+    with pytest.raises(QuestionError, match="30 bad") as caught:
+        read_questions(write(tmp_path / "r.jsonl", *["{"] * 30), strict=False)
+    assert "... and 10 more" in str(caught.value)
+
+
+def test_ids_are_unique_and_videos_exist(tmp_path):
+    path = write(tmp_path / "q.jsonl", ROW | {"id": 7}, ROW | {"id": "7"}, ROW | {"id": 8, "video": "here.mp4"})
+    assert "id: '7' is also the id of line 1" in read_questions(path, strict=False)[1][0]
+    (tmp_path / "here.mp4").touch()
+    questions, errors = read_questions(path, tmp_path, strict=False)
+    assert [question.video for question in questions] == ["here.mp4"] and "no file demo/208.mp4" in errors[0]
+
+
+def test_mutated_lines_never_crash(tmp_path):
+    """Every one of 400 damaged lines is either read or listed."""
+    rng, good = random.Random(0), json.dumps(ROW)
+    lines = []
+    for _ in range(400):
+        line = bytearray(good.encode())
+        for _ in range(rng.randint(1, 4)):
+            position = rng.randrange(len(line))
+            action = rng.randrange(3)
+            if action == 0:
+                line[position] = rng.randrange(256)
+            elif action == 1:
+                del line[position : position + rng.randint(1, 40)]
+            else:
+                line[position:position] = rng.choice([b"\\u0000", b'"', b"{", b"null", b"1e999", b"\xf0\x9f"])
+        lines.append(bytes(line).replace(b"\n", b" ") or b"x")
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b"\n".join([good.encode(), *lines]))
+    questions, errors = read_questions(path, strict=False)
+    assert len(questions) + len(errors) == 401
+    assert len(errors) > 100
