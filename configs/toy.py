@@ -1,0 +1,25 @@
+"""The quickstart's run on the toy world: minutes on two cores. Paths are those of launch/quickstart.sh."""
+
+from tspo_jax.config import default
+
+CHECKPOINTS = "tspo_jax/toy/checkpoints"
+
+
+def get_config():
+    config = default()
+    config.num_steps = 150
+    config.batch_size = 8
+    config.agent.clip = f"{CHECKPOINTS}/clip"
+    config.answerer.folder = f"{CHECKPOINTS}/llava_video"
+    config.answerer.dtype = "float32"
+    config.answerer.max_new_tokens = 2
+    config.data.store = "toy_data/frames"
+    config.data.questions = "toy_data/train.jsonl"
+    config.data.video_folder = "toy_data"
+    config.data.general.min_frames = 8  # toy videos are used whole: 60 to 240 frames
+    config.data.general.max_frames = 256
+    config.data.specific.k = 8
+    config.data.buckets = (256, 832)
+    config.data.decode_threads = 4
+    config.log_every = 5
+    return config

@@ -1,0 +1,59 @@
+"""Reading a config: every field exactly once, of its type; overrides of fields that do not exist."""
+
+import dataclasses
+
+import pytest
+
+from tspo_jax import config as cfg
+from tspo_jax.config import Config, ConfigError
+
+
+def test_default_round_trips():
+    assert cfg.read(cfg.default()) == Config()
+    changed = cfg.default()
+    changed.optimizer.learning_rate = 1.0
+    changed.mesh.axes = [["data", 2], ["model", 4]]
+    read = cfg.read(changed.to_dict())
+    assert read.optimizer.learning_rate == 1.0
+    assert read.mesh.axes == (("data", 2), ("model", 4))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        read.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c["optimizer"].update(learnin_rate=1.0),
+            "config.optimizer.learnin_rate does not exist; did you mean",
+        ),
+        (lambda c: c.update(zzz=1), "config.zzz does not exist; the fields of config are seed, batch_size"),
+        (lambda c: c["policy"].pop("tau_end"), "config.policy.tau_end is missing"),
+        (lambda c: c.update(seed="1"), "config.seed is '1', which is not of type int"),
+        (lambda c: c.update(batch_size=True), "config.batch_size is True, which is not of type int"),
+        (lambda c: c.update(data=3), "config.data is 3, not a group of fields"),
+    ],
+)
+def test_bad_configs(change, message):
+    values = cfg.default().to_dict()
+    change(values)
+    with pytest.raises(ConfigError, match=message):
+        cfg.read(values)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.optimizer.learnin_rate=1", "did you mean learning_rate"),
+        ("--config.optimiser.learning_rate=1", "config.optimiser does not exist; did you mean optimizer"),
+        ("--config.seed.x=1", "config.seed.x does not exist"),
+        ("--config=configs/absent.py", "configs/absent.py: no such file"),
+    ],
+)
+def test_bad_overrides(override, message):
+    with pytest.raises(ConfigError, match=message):
+        cfg.check_overrides(["train", override])
+
+
+def test_good_overrides():
+    cfg.check_overrides(["train", "--run_dir=x", "--config.data.specific.k=4", f"--config={__file__}"])

@@ -1,0 +1,32 @@
+"""Every file in configs/ is complete; the paper's has the paper's numbers."""
+
+import importlib
+
+import pytest
+from conftest import ROOT
+
+from tspo_jax import config as cfg
+
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_complete(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    config = cfg.read(importlib.import_module(f"configs.{name}").get_config())
+    for field in (config.agent.clip, config.answerer.folder, config.data.store, config.data.questions):
+        assert field, "a config names its folders"
+    assert max(config.data.buckets) >= config.data.general.max_frames
+    specific = config.data.specific
+    longest_needle = specific.group_frames * (specific.max_true_groups + specific.distractor_groups)
+    assert max(config.data.buckets) >= longest_needle
+
+
+def test_paper_hyperparameters(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    config = cfg.read(importlib.import_module("configs.llava_video_7b").get_config())
+    assert config.num_steps * config.batch_size == 10_000
+    assert (config.policy.group_size, config.data.specific.k, config.data.general.k) == (8, 16, 8)
+    assert (config.policy.tau_start, config.policy.tau_end) == (0.025, 0.01)
+    assert (config.optimizer.learning_rate, config.optimizer.max_grad_norm) == (5e-4, 1.0)
+    assert (config.agent.window, config.policy.advantage, config.policy.log_prob) == (12, "grpo", "independent")

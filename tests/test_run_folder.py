@@ -1,0 +1,104 @@
+"""Run folders: whose they are, checkpoints written and read back exactly, and only whole ones."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tspo_jax import sharding
+from tspo_jax.checkpoints import load_agent
+from tspo_jax.policy import make_optimizer
+from tspo_jax.run_folder import (
+    ABSENT,
+    Checkpoints,
+    RunFolderError,
+    TrainState,
+    differences,
+    find_checkpoint,
+    open_run,
+    read_agent,
+)
+
+CONFIG = {"seed": 0, "optimizer": {"learning_rate": 5e-4, "b1": 0.9}, "mesh": (("data", -1), ("model", 1))}
+
+
+@pytest.fixture(scope="module")
+def state(golden):
+    agent = load_agent(golden / "tspo_agent")[1]
+    optimizer = make_optimizer(10)
+    opt_state = jax.jit(optimizer.init)(agent)
+    return TrainState(agent, opt_state)
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def test_a_run_folder_belongs_to_one_config(tmp_path):
+    open_run(tmp_path, CONFIG)
+    open_run(tmp_path, CONFIG)
+    other = CONFIG | {"optimizer": {"learning_rate": 1e-4, "b2": 0.99}, "mesh": (("data", 2), ("model", 1))}
+    with pytest.raises(RunFolderError) as error:
+        open_run(tmp_path, other)
+    assert "optimizer.learning_rate: 0.0005 there, 0.0001 here" in str(error.value)
+    assert "optimizer.b1: 0.9 there, (no such field) here" in str(error.value)
+    assert "mesh: " in str(error.value)
+    open_run(tmp_path, CONFIG | {"mesh": other["mesh"]}, may_differ=("mesh",))
+    assert json.loads((tmp_path / "config.json").read_text())["mesh"] == [["data", 2], ["model", 1]]
+
+
+def test_a_strange_folder_is_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        open_run(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunFolderError, match="config.json: not valid json"):
+        open_run(tmp_path, CONFIG)
+
+
+def test_differences_name_nested_fields():
+    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}) == {
+        "a.c": (2, 4),
+        "d": (3, ABSENT),
+        "e": (ABSENT, 5),
+    }
+
+
+def test_checkpoints_come_back_exactly_on_any_mesh(tmp_path, state):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step() is None
+        for step in (1, 2, 3):
+            checkpoints.save(step, state, {"next_index": step})
+    mesh = sharding.make_mesh([("data", 4), ("model", 2)], jax.devices())
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 3
+        restored, iterator = checkpoints.restore(3, like=sharding.put_replicated(mesh, state))
+    assert iterator == {"next_index": 3}
+    assert_equal(restored, state)
+    assert restored.agent["mlp"]["linear_1"]["kernel"].sharding.mesh == mesh
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["2", "3"]
+    for folder in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "2"):
+        assert_equal(read_agent(folder), jax.tree.map(np.asarray, state.agent))
+
+
+def test_a_half_written_checkpoint_is_never_used(tmp_path, state):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.save(1, state, {})
+    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-0"
+    half.mkdir()
+    (half / "agent").mkdir()
+    assert_equal(read_agent(tmp_path), jax.tree.map(np.asarray, state.agent))
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        checkpoints.save(2, state, {})
+    assert find_checkpoint(tmp_path).name == "2"
+
+
+def test_no_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(RunFolderError, match="holds no checkpoint"):
+        read_agent(tmp_path)
+    with pytest.raises(RunFolderError, match="holds no checkpoint"):
+        read_agent(tmp_path / "absent")

@@ -1,0 +1,216 @@
+"""The configuration of a run: every field with its meaning and the paper's value.
+
+A file in configs/ has one `get_config()` that starts from `default()` and states what its run is; on the command line
+`--config.optimizer.learning_rate=1e-4` changes single fields. `read` turns that into the frozen `Config` that the
+program works with; a field that does not exist is an error everywhere.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+
+class ConfigError(ValueError):
+    """A config with an unknown, missing or impossible field."""
+
+
+def group(cls):
+    """A group of fields, as a field with the group's defaults."""
+    return dataclasses.field(default_factory=cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    clip: str = ""  # folder of the frozen CLIP: encodes the questions, and made the features of the frame store
+    init: str = ""  # folder to start the agent from (TSPO or original training checkpoint); "" = fresh, of CLIP's width
+    window: int = 12  # frames that a frame attends to
+    num_heads: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Answerer:
+    folder: str = ""  # of the frozen Video-MLLM
+    dtype: str = "bfloat16"  # of its weights and arithmetic: bfloat16 or float32
+    max_new_tokens: int = 256
+    template: str = "qwen_1_5"
+
+
+@dataclasses.dataclass(frozen=True)
+class General:
+    """Samples that need the whole video: the paper's comprehensive understanding."""
+
+    k: int = 8  # frames to pick
+    min_frames: int = 50  # a video with fewer candidates, or more than max_frames, gets max_frames evenly spaced ones
+    max_frames: int = 128
+    accuracy: float = 1.0  # weight of this reward
+
+
+@dataclasses.dataclass(frozen=True)
+class Specific:
+    """Needle samples: groups of frames of the target video shuffled among groups of other videos."""
+
+    k: int = 16
+    group_frames: int = 50
+    max_true_groups: int = 4  # 1 to this many
+    distractor_groups: int = 12
+    accuracy: float = 1.0
+    location: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    store: str = ""  # folder of the frame store made by predecode
+    questions: str = ""  # jsonl file
+    video_folder: str = ""  # that the questions' paths are relative to
+    buckets: tuple[int, ...] = (128, 832)  # candidate frames T are padded to the smallest bucket that holds them
+    workers: int = 0  # processes that load batches ahead; 0 = threads of this one
+    decode_threads: int = 16  # threads that read and decode the picked frames
+    general: General = group(General)
+    specific: Specific = group(Specific)
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    group_size: int = 8  # frame sets drawn per question
+    tau_start: float = 0.025  # temperature of the scores, annealed linearly over the run
+    tau_end: float = 0.01
+    advantage: str = "grpo"
+    log_prob: str = "independent"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with clipping by the global norm; the learning rate falls linearly to 0."""
+
+    learning_rate: float = 5e-4
+    max_grad_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    axes: tuple[tuple[str, int], ...] = (("data", -1), ("model", 1))  # -1 = the devices that are left
+    split_over_data: bool = False  # split the answerer's weights over `data` too
+
+
+@dataclasses.dataclass(frozen=True)
+class Distributed:
+    """More than one process. On TPU pods and Slurm `enabled` is enough; elsewhere name the other fields too."""
+
+    enabled: bool = False
+    coordinator: str = ""  # host:port
+    num_processes: int = -1
+    process_id: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 42
+    batch_size: int = 16  # questions per step, over all devices
+    num_steps: int = 625  # 10,000 questions, once each
+    agent: Agent = group(Agent)
+    answerer: Answerer = group(Answerer)
+    data: Data = group(Data)
+    policy: Policy = group(Policy)
+    optimizer: Optimizer = group(Optimizer)
+    mesh: Mesh = group(Mesh)
+    distributed: Distributed = group(Distributed)
+    log_every: int = 1  # steps between two lines on the terminal; metrics.jsonl and TensorBoard get every step
+    checkpoint_every: int = 25  # steps
+    keep_checkpoints: int = 3
+
+
+# What may change between two starts of one run: where it runs and what it prints, not what it computes.
+MAY_DIFFER = ("mesh", "distributed", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers")
+MAY_DIFFER += ("data.decode_threads",)
+
+
+def default() -> ConfigDict:
+    """Every field with the paper's value; folders are empty."""
+    return ConfigDict(dataclasses.asdict(Config()))
+
+
+def read(config: Mapping[str, Any]) -> Config:
+    """The frozen form of a ConfigDict (or nested mapping) that has exactly the fields of `Config`.
+
+    Raises ConfigError naming a field that is unknown, missing or of a wrong type.
+    """
+    return _read(Config, config, "")
+
+
+def _read(cls, values: Mapping[str, Any], prefix: str):
+    if not isinstance(values, Mapping | ConfigDict):
+        raise ConfigError(f"config.{prefix.removesuffix('.')} is {values!r}, not a group of fields")
+    fields = {field.name: field.type for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise ConfigError(_unknown(prefix + name, fields))
+    kwargs = {}
+    for name, kind in fields.items():
+        if name not in values:
+            raise ConfigError(f"config.{prefix}{name} is missing; start from default() in tspo_jax/config.py")
+        value = values[name]
+        if dataclasses.is_dataclass(kind):
+            kwargs[name] = _read(kind, value, f"{prefix}{name}.")
+        elif kind in (int, float, bool, str):
+            if not isinstance(value, (int, float) if kind is float else kind) or (kind is not bool and value is True):
+                raise ConfigError(f"config.{prefix}{name} is {value!r}, which is not of type {kind.__name__}")
+            kwargs[name] = kind(value)
+        else:
+            kwargs[name] = _as_tuple(value)
+    return cls(**kwargs)
+
+
+def _as_tuple(value):
+    return tuple(_as_tuple(x) for x in value) if isinstance(value, (list, tuple)) else value
+
+
+def _unknown(path: str, known) -> str:
+    group, _, name = path.rpartition(".")
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    where = f" of config.{group}" if group else " of config"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"the fields{where} are {', '.join(known)}"
+    return f"config.{path} does not exist; {hint}"
+
+
+# ---- command line ----------------------------------------------------------------------------------------
+
+
+def define_flag() -> None:
+    """The flag --config=FILE.py, with overrides of single fields."""
+    config_flags.DEFINE_config_file("config", None, "A file with get_config(), e.g. configs/toy.py")
+
+
+def check_overrides(argv: Sequence[str]) -> None:
+    """Raises ConfigError for a flag --config.NAME of a field that does not exist, or a config file that does not.
+
+    For before the flags are parsed, which would end in a traceback.
+    """
+    for argument in argv[1:]:
+        if file := re.match(r"--?config[= ](.*)", argument):
+            if not Path(file[1]).is_file():
+                raise ConfigError(f"--config={file[1]}: no such file; see configs/")
+        elif override := re.match(r"--?config\.([\w.]+)", argument):
+            cls, prefix = Config, ""
+            for name in override[1].split("."):
+                fields = {field.name: field.type for field in dataclasses.fields(cls)} if cls else {}
+                if name not in fields:
+                    raise ConfigError(_unknown(prefix + name, fields))
+                cls = fields[name] if dataclasses.is_dataclass(fields[name]) else None
+                prefix += f"{name}."
+
+
+def from_flags() -> Config:
+    """The config of the parsed flags."""
+    if flags.FLAGS.config is None:
+        raise ConfigError("--config is needed: a file with get_config(), e.g. --config=configs/toy.py")
+    return read(flags.FLAGS.config)
