@@ -95,7 +95,7 @@ class TemporalAgent(nnx.Module):
         features, text = features.astype(jnp.float32), text.astype(jnp.float32)
         B, T, _ = features.shape
         before, after = self.window // 2, self.window - 1 - self.window // 2
-        num_frames = mask.sum(1)
+        num_frames = jnp.maximum(mask.sum(1), 1)  # a row without frames must not turn gradients into NaN
         chunk = min(CHUNK, T)
         num_chunks = -(-T // chunk)
         total = num_chunks * chunk
@@ -124,7 +124,8 @@ class TemporalAgent(nnx.Module):
         CLIP features without positions."""
         before, after = self.window // 2, self.window - 1 - self.window // 2
         padded = jnp.pad(features.astype(jnp.float32), ((0, 0), (before, after), (0, 0)))
-        return self._events(padded, jnp.pad(mask, ((0, 0), (before, after))), -before, mask.sum(1))
+        num_frames = jnp.maximum(mask.sum(1), 1)
+        return self._events(padded, jnp.pad(mask, ((0, 0), (before, after))), -before, num_frames)
 
     def _events(self, x, is_valid, first_index, num_frames):
         """x [B, before + n + after, D], of which only the inner n are computed."""
