@@ -1,0 +1,66 @@
+"""Conversation templates, and prompts as token ids with one place for the video."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from tspo_jax.data.questions import IMAGE_TAG
+from tspo_jax.models.llava_video import VIDEO_TOKEN
+
+LETTER_SUFFIX = "Please answer with the option's letter from the given choices directly."
+
+# A conversation of one user turn, with IMAGE_TAG where the visual tokens go, exactly as the original has it. `qwen_1_5`
+# is the template of training and of the demo, `chatml_direct` that of the published evaluation numbers.
+TEMPLATES = {
+    "qwen_1_5": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<image>\n{text}<|im_end|>\n<|im_start|>assistant\n",
+    "chatml_direct": "<|im_start|>system\nAnswer the questions.<|im_end|>"
+    "<|im_start|>user\n<image>\n{text}<|im_end|><|im_start|>assistant\n",
+}
+
+
+def render(question: str, template: str = "qwen_1_5", suffix: str = LETTER_SUFFIX) -> str:
+    """The prompt as text, with IMAGE_TAG in the place of the video.
+
+    Args:
+      question: with its options, one a line.
+      template: a name of TEMPLATES.
+      suffix: the last line of the user's text; empty for none.
+
+    Raises: ValueError for an unknown template or a question that holds IMAGE_TAG itself.
+    """
+    if template not in TEMPLATES:
+        raise ValueError(f"template is {template!r}, not one of {', '.join(TEMPLATES)}")
+    text = f"{question}\n{suffix.removeprefix(chr(10))}" if suffix else question
+    if IMAGE_TAG in text:
+        raise ValueError(f"the question holds {IMAGE_TAG}; leave it out, the template has the place of the video")
+    return TEMPLATES[template].replace("{text}", text)
+
+
+def tokenize(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a rendered prompt. The texts before and after IMAGE_TAG are tokenised apart, VIDEO_TOKEN between."""
+    before, after = prompt.split(IMAGE_TAG)
+    ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
+    return [*ids[0], VIDEO_TOKEN, *ids[1]]
+
+
+def pad(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of B prompts as one array, padded on the right.
+
+    Returns: int32 [B, N] with N the longest length rounded up to `multiple` (few lengths, few compilations), and the
+    lengths int32 [B].
+    """
+    lengths = np.array([len(ids) for ids in prompts], np.int32)
+    N = -(-lengths.max() // multiple) * multiple
+    padded = np.full((len(prompts), N), pad_token_id, np.int32)
+    for row, ids in zip(padded, prompts, strict=True):
+        row[: len(ids)] = ids
+    return padded, lengths
+
+
+def decode(tokens: np.ndarray, lengths: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list:
+    """Answers as text, without special tokens and outer white space: int [..., N], int [...] -> nested lists [...]."""
+    if lengths.ndim:
+        return [decode(t, n, tokenizer) for t, n in zip(tokens, lengths, strict=True)]
+    return tokenizer.decode(tokens[: int(lengths)].tolist(), skip_special_tokens=True).strip()

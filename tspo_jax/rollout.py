@@ -1,0 +1,201 @@
+"""The frozen Video-MLLM answers B questions, each from G sets of K frames, in one compiled program.
+
+Every unique frame is encoded once, its tokens are gathered into the B * G prompts, all prompts are prefilled as one
+batch, and greedy decoding runs until the last of them has ended. Nothing goes back to the host in between.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tspo_jax.checkpoints import Answerer, Generation
+from tspo_jax.models.layers import merge_params
+
+
+class Answers(NamedTuple):
+    """Answers of a batch.
+
+    Attributes:
+      tokens: int32 [B, G, max_new_tokens], the end token among them, then padding.
+      lengths: int32 [B, G].
+      steps: int32 [], tokens decoded before all answers had ended: the longest length.
+      first_logits: float32 [B, G, V] of the first token, before any penalty; None unless asked for.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    steps: jax.Array
+    first_logits: jax.Array | None
+
+
+def unique_frames(picks: np.ndarray, num_slots: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """What to fetch for the picks of a batch of groups (on the host).
+
+    Args:
+      picks: int [B, G, K], candidate frames.
+      num_slots: U, the static number of frames of a question that travel to the device; by default G * K, which
+        always suffices.
+    Returns:
+      int32 [B, U]: the frames, ascending, the last one repeated as padding; int32 [B, G, K]: index into them.
+    Raises: ValueError where a question has more than `num_slots` unique frames.
+    """
+    B, G, K = picks.shape
+    U = num_slots or G * K
+    frames, index = np.zeros((B, U), np.int32), np.zeros((B, G, K), np.int32)
+    for b in range(B):
+        unique, inverse = np.unique(picks[b], return_inverse=True)
+        if len(unique) > U:
+            raise ValueError(f"a group of question {b} picks {len(unique)} unique frames, more than {U} slots")
+        frames[b] = np.pad(unique, (0, U - len(unique)), mode="edge")
+        index[b] = inverse.reshape(G, K)
+    return frames, index
+
+
+class Rollout:
+    """`rollout(params, arrays)` is compiled once for each set of shapes; `num_compilations` counts them.
+
+    Args:
+      graphdef: of the answerer, whose params it is called with (checkpoints.Answerer says what the model must offer).
+      normalize: pixels uint8 -> float, on the device.
+      generation: end tokens, padding and repetition penalty.
+      max_new_tokens: length at which an answer is cut.
+      encode_chunk: frames of each question that are encoded at a time; bounds memory.
+      return_first_logits: also return the first token's logits.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        normalize: Callable[[jax.Array], jax.Array],
+        generation: Generation,
+        *,
+        max_new_tokens: int,
+        encode_chunk: int = 16,
+        return_first_logits: bool = False,
+    ):
+        for name, value in (("max_new_tokens", max_new_tokens), ("encode_chunk", encode_chunk)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.graphdef = graphdef
+        self.normalize = normalize
+        self.generation = generation
+        self.max_new_tokens = max_new_tokens
+        self.encode_chunk = encode_chunk
+        self.return_first_logits = return_first_logits
+        self.num_compilations = 0
+        self.program = jax.jit(self._answer)
+
+    @classmethod
+    def of(cls, answerer: Answerer, **options) -> "Rollout":
+        return cls(answerer.graphdef, answerer.processor.normalize, answerer.generation, **options)
+
+    def __call__(
+        self, params: dict, frames: jax.Array, index: jax.Array, prompt_ids: jax.Array, prompt_lengths: jax.Array
+    ) -> Answers:
+        """Answers from every frame set.
+
+        Args:
+          params: of the answerer.
+          frames: uint8 [B, U, S, S, 3], cropped for the answerer (`processor.crop`); see `unique_frames`.
+          index: int [B, G, K] into the U frames; frames behind the largest index in use are not encoded.
+          prompt_ids: int [B, N], right padded, with one VIDEO_TOKEN each (prompts.pad).
+          prompt_lengths: int [B].
+        """
+        return self.program(params, frames, index, prompt_ids, prompt_lengths)
+
+    def _answer(self, params, frames, index, prompt_ids, prompt_lengths) -> Answers:
+        self.num_compilations += 1  # runs while tracing, which is once per set of shapes
+        model = merge_params(self.graphdef, params)
+        B, G, _ = index.shape
+
+        def encode(frames):
+            """[B, u, S, S, 3] -> [B, u, ...], the tokens of each frame."""
+            tokens = model.encode_frames(self.normalize(frames.reshape(-1, *frames.shape[2:])))
+            return tokens.reshape(*frames.shape[:2], *tokens.shape[1:])
+
+        tokens = _encode_used(encode, frames, index.max() + 1, self.encode_chunk)
+        tokens = jax.vmap(lambda frame_tokens, picks: frame_tokens[picks])(tokens, index)  # [B, G, K, ...]
+        embeddings = model.embed_prompt(tokens.reshape(B * G, *tokens.shape[2:]), jnp.repeat(prompt_ids, G, axis=0))
+        prompt_lengths = jnp.repeat(prompt_lengths, G) + embeddings.shape[1] - prompt_ids.shape[1]
+        first_logits, cache = model.prefill(embeddings, prompt_lengths)
+        cache = cache.extend(self.max_new_tokens)
+        tokens, lengths, steps = greedy_decode(
+            model.decode, first_logits, cache, prompt_lengths, self.generation, self.max_new_tokens
+        )
+        logits = first_logits.reshape(B, G, -1) if self.return_first_logits else None
+        return Answers(tokens.reshape(B, G, -1), lengths.reshape(B, G), steps, logits)
+
+
+def _encode_used(encode, frames: jax.Array, num_used: jax.Array, chunk: int) -> jax.Array:
+    """`encode` over frames [B, U, ...], `chunk` of the U at a time, skipping the chunks behind the first `num_used`.
+
+    U is static but how many of its frames are unique is not; what is skipped costs no time.
+    """
+    U = frames.shape[1]
+    if chunk >= U:
+        return encode(frames)
+    num_chunks = -(-U // chunk)
+    frames = jnp.pad(frames, ((0, 0), (0, num_chunks * chunk - U)) + ((0, 0),) * (frames.ndim - 2))
+
+    def encode_chunk(i, tokens):
+        part = encode(jax.lax.dynamic_slice_in_dim(frames, i * chunk, chunk, axis=1))
+        return jax.lax.dynamic_update_slice_in_dim(tokens, part, i * chunk, axis=1)
+
+    one = jax.eval_shape(encode, frames[:, :chunk])
+    tokens = jnp.zeros((one.shape[0], num_chunks * chunk, *one.shape[2:]), one.dtype)
+    return jax.lax.fori_loop(0, (num_used + chunk - 1) // chunk, encode_chunk, tokens)
+
+
+def greedy_decode(
+    decode: Callable,
+    logits: jax.Array,
+    cache,
+    positions: jax.Array,
+    generation: Generation,
+    max_new_tokens: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Greedy answers of P prompts that have been prefilled; stops when the last one has ended.
+
+    The repetition penalty is Hugging Face's: the score of a token that was generated before is divided by it when
+    positive, multiplied when negative. Tokens of the prompt do not count (the original passes embeddings only).
+
+    Args:
+      decode: (tokens int [P], positions int [P], cache) -> (logits float32 [P, V], cache).
+      logits: float32 [P, V] of the first new token.
+      cache: with room for `max_new_tokens`.
+      positions: int [P], of the first new token.
+    Returns:
+      tokens int32 [P, max_new_tokens], padded behind the end token; lengths int32 [P]; steps int32 [].
+    """
+    P = logits.shape[0]
+    penalty, rows = generation.repetition_penalty, jnp.arange(P)
+    end_tokens = jnp.array(generation.eos_token_ids)
+
+    def pick(step, logits, tokens, lengths, ended, seen):
+        logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+        token = jnp.where(ended, generation.pad_token_id, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+        tokens, lengths = tokens.at[:, step].set(token), lengths + ~ended
+        return tokens, lengths, ended | jnp.isin(token, end_tokens), seen.at[rows, token].set(True)
+
+    def step_is_needed(state):
+        step, _, (_, _, ended, _) = state
+        return (step < max_new_tokens) & ~ended.all()
+
+    def one_step(state):
+        step, cache, picked = state
+        logits, cache = decode(picked[0][:, step - 1], positions + step - 1, cache)
+        return step + 1, cache, pick(step, logits, *picked)
+
+    nothing = (
+        jnp.full((P, max_new_tokens), generation.pad_token_id, jnp.int32),
+        jnp.zeros(P, jnp.int32),
+        jnp.zeros(P, bool),
+        jnp.zeros(logits.shape, bool),
+    )
+    state = jnp.int32(1), cache, pick(0, logits, *nothing)
+    steps, _, (tokens, lengths, _, _) = jax.lax.while_loop(step_is_needed, one_step, state)
+    return tokens, lengths, steps
