@@ -1,0 +1,157 @@
+"""Decoding: the original's candidates, the right picture for every number, true times, clear errors."""
+
+import pickle
+import struct
+
+import av
+import numpy as np
+import pytest
+from video_files import shown_numbers, write_video
+
+from tspo_jax.data import decode
+from tspo_jax.data.decode import DECODERS, Video, VideoError, candidate_frames
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("decode") / "v.mp4", 120, file_options={"movflags": "faststart"})
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_golden_candidates(golden, decoder):
+    numbers = np.load(golden / "tspo_agent.npz")
+    video = Video(golden / "tspo_agent.mp4", decoder)
+    candidates = video.candidates()
+    np.testing.assert_array_equal(candidates, numbers["candidate_idx"])
+    assert video.fps == numbers["fps"] and video.num_frames == numbers["num_frames"]
+    np.testing.assert_allclose(video.timestamps[candidates], np.arange(40), atol=1e-6)
+    means = [frame.mean() for frame in video.frames(candidates)]
+    np.testing.assert_allclose(means, numbers["frame_means"], atol=1e-6)
+    assert video.decoder.startswith(decoder)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_any_ascending_numbers(video, decoder):
+    picks = [0, 1, 1, 30, 119]
+    assert shown_numbers(Video(video, decoder).frames(picks)) == picks
+    for wrong in ([3, 2], [-1], [120]):
+        with pytest.raises(ValueError, match="ascend within 0-119"):
+            list(Video(video, decoder).frames(wrong))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("v.mkv", "libx264", {"x264-params": "bframes=3:b-pyramid=2"}),
+        ("v.ts", "libx264", {}),
+        ("v.avi", "mpeg4", {}),
+        ("v.webm", "libvpx-vp9", {}),
+        ("v.mpg", "mpeg2video", {}),
+        ("hevc.mp4", "libx265", {"x265-params": "log-level=none:open-gop=1"}),
+        ("av1.mp4", "libsvtav1", {"preset": "12"}),
+    ],
+)
+def test_every_codec_gives_the_right_pictures(tmp_path, name, codec, options):
+    video = Video(write_video(tmp_path / name, 60, codec=codec, codec_options=options))
+    assert video.num_frames == 60 and video.fps == 25
+    np.testing.assert_allclose(np.diff(video.timestamps), 0.04, atol=1.1e-3)
+    np.testing.assert_allclose(shown_numbers(video.frames(video.candidates())), [0, 25, 50], atol=1)
+
+
+def test_pyav_seeks_to_far_frames(video, monkeypatch):
+    """Only the key frame's group is decoded, and the picture is still the right one."""
+    monkeypatch.setattr(decode, "_SEEK_AHEAD", 20)
+    decoded = []
+    number = decode._frame_number
+    monkeypatch.setattr(decode, "_frame_number", lambda *a: decoded.append(number(*a)) or decoded[-1])
+    assert shown_numbers(Video(video, "pyav").frames([2, 100, 110])) == [2, 100, 110]
+    assert len(decoded) < 3 + 2 * 12 + 1
+
+
+def test_variable_frame_rate():
+    """Sixty frames in two seconds, then one frame per two seconds: the original's rule would skip most of the end."""
+    times = np.concatenate([np.arange(60) / 30, 2 + 2 * np.arange(20)])
+    fps = 79 / times[-1]
+    candidates = candidate_frames(times, fps)
+    wanted = np.arange(0, times[-1] + 1e-6)
+    on_screen = [times[times <= t + 1e-6].max() for t in wanted]
+    np.testing.assert_array_equal(times[candidates], np.unique(on_screen))
+    steady = np.arange(3000) / 29.97
+    np.testing.assert_array_equal(candidate_frames(steady, 29.97), np.arange(0, 3000, 30))
+    np.testing.assert_array_equal(candidate_frames(steady, 29.97, fps=2), np.arange(0, 3000, 15))
+
+
+def test_times_of_a_variable_rate_file(tmp_path):
+    times = [0, 40, 80, 1000, 1040, 3000, 3500, 3540]
+    video = Video(write_video(tmp_path / "v.mkv", 8, times_ms=times))
+    np.testing.assert_allclose(video.timestamps, np.array(times) / 1000, atol=2e-3)
+
+
+def test_rotation_is_applied(video, tmp_path):
+    data = bytearray(video.read_bytes())
+    matrix = data.find(b"tkhd") + 4 + 4 + 20 + 16
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(data)
+    turned = Video(tmp_path / "turned.mp4")
+    frame = next(turned.frames([0], short_side=24))
+    assert (turned.info.width, turned.info.height) == (48, 64) and frame.shape == (32, 24, 3)
+    assert turned.decoder.startswith("pyav")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_short_side(video, decoder):
+    shapes = {side: next(Video(video, decoder).frames([0], side)).shape for side in (0, 24, 48, 96)}
+    assert shapes == {0: (48, 64, 3), 24: (24, 32, 3), 48: (48, 64, 3), 96: (48, 64, 3)}
+
+
+def _sound(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path, video: None, "no such file"),
+        (lambda path, video: path.write_bytes(b""), "is empty"),
+        (lambda path, video: path.write_bytes(b"plain text\n" * 50), "is not a video"),
+        (lambda path, video: path.write_bytes(video.read_bytes()[: video.stat().st_size * 6 // 10]), "is truncated"),
+        (lambda path, video: write_video(path, 0), "no picture"),
+        (lambda path, video: _sound(path), "no picture stream"),
+    ],
+)
+def test_unusable_files_are_named_with_a_reason(tmp_path, video, make, reason):
+    path = tmp_path / "bad.mp4"
+    make(path, video)
+    with pytest.raises(VideoError, match=f"bad.mp4: .*({reason})"):
+        Video(path)
+
+
+def test_truncated_matroska(tmp_path):
+    whole = write_video(tmp_path / "v.mkv", 300)
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(VideoError, match=r"truncated: its header claims 12\.0 s, it ends at"):
+        Video(whole)
+
+
+def test_pyav_takes_over_from_decord(video, monkeypatch):
+    def fails_after_two(info, wanted, size, threads):
+        yield from decode._read_pyav(info, wanted[:2], size, threads)
+        raise VideoError(info.path, "damaged")
+
+    monkeypatch.setitem(decode._READERS, "decord", fails_after_two)
+    opened = Video(video)
+    assert shown_numbers(opened.frames([3, 5, 8, 60])) == [3, 5, 8, 60] and opened.decoder.startswith("pyav")
+    with pytest.raises(VideoError, match="damaged"):
+        list(Video(video, "decord").frames([3, 5, 8]))
+    monkeypatch.setattr(decode, "decord", None)
+    assert Video(video).decoder.startswith("pyav")
+
+
+def test_error_travels_between_processes():
+    error = pickle.loads(pickle.dumps(VideoError("a: b.mp4", "is empty")))
+    assert str(error) == "a: b.mp4: is empty" and error.reason == "is empty"

@@ -1,0 +1,40 @@
+"""Tiny video files whose pictures tell their own number: grey of level 2 x number (mod 250)."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def write_video(
+    path: Path,
+    num_frames: int = 100,
+    *,
+    codec: str = "libx264",
+    rate: int = 25,
+    size: tuple[int, int] = (64, 48),
+    times_ms: list[int] | None = None,
+    codec_options: dict[str, str] | None = None,
+    file_options: dict[str, str] | None = None,
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=file_options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options={"crf": "5"} | (codec_options or {}))
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.gop_size = 12
+        if times_ms:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        container.start_encoding()
+        for i in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 2 * i % 250, np.uint8))
+            if times_ms:
+                frame.pts, frame.time_base = times_ms[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def shown_numbers(frames) -> list[int]:
+    """Picture numbers (mod 125) read from the grey levels."""
+    return [round(float(frame.mean()) / 2) for frame in frames]
