@@ -1,4 +1,4 @@
-"""Tiny video files whose pictures tell their own number: grey of level 2 x number (mod 250)."""
+"""Tiny video files whose pictures tell their own number: grey of level 4 x (number mod 60)."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +27,7 @@ def write_video(
             stream.codec_context.time_base = Fraction(1, 1000)
         container.start_encoding()
         for i in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 2 * i % 250, np.uint8))
+            frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 4 * (i % 60), np.uint8))
             if times_ms:
                 frame.pts, frame.time_base = times_ms[i], Fraction(1, 1000)
             container.mux(stream.encode(frame))
@@ -36,5 +36,5 @@ def write_video(
 
 
 def shown_numbers(frames) -> list[int]:
-    """Picture numbers (mod 125) read from the grey levels."""
-    return [round(float(frame.mean()) / 2) for frame in frames]
+    """Picture numbers (mod 60) read from the grey levels."""
+    return [round(float(frame.mean()) / 4) for frame in frames]
