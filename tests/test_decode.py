@@ -46,7 +46,7 @@ def test_any_ascending_numbers(video, decoder):
         ("v.ts", "libx264", {}),
         ("v.avi", "mpeg4", {}),
         ("v.webm", "libvpx-vp9", {}),
-        ("v.mpg", "mpeg2video", {}),
+        ("mpeg2.mkv", "mpeg2video", {}),
         ("hevc.mp4", "libx265", {"x265-params": "log-level=none:open-gop=1"}),
         ("av1.mp4", "libsvtav1", {"preset": "12"}),
     ],
