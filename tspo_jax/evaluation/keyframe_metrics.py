@@ -1,0 +1,346 @@
+"""How well chosen frames meet annotated moments, and how they spread over the video: no video, no model needed.
+
+Distances are in seconds, so frame numbers need the right clock. The published index files hold frame numbers only;
+`Clock` recovers the frame rate from them. A hit rate at a tolerance says, over the questions,
+
+  any   at least one annotated moment has a chosen frame within the tolerance,
+  all   every annotated moment has one,
+  frac  the mean share of moments that have one.
+
+They stand beside two references: as many frames evenly spaced, and the frames chosen for the next question about the
+same video. A selection that follows the question beats the second one.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tspo_jax.evaluation import benchmarks, statistics
+from tspo_jax.evaluation.benchmarks import BenchmarkError, Item
+
+CANDIDATE_CAP = 5000  # the published MLVU run thinned videos out to so many candidates
+FRAME_RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 50, 60000 / 1001, 60)
+TIME_BASES = ("capped", "step")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """What turns a video's frame numbers into seconds.
+
+    Attributes:
+      fps: frames per second.
+      spacing: seconds between neighbouring candidates.
+      end: times are cut here (seconds).
+    """
+
+    fps: float
+    spacing: float = 1.0
+    end: float = math.inf
+
+    @classmethod
+    def recover(cls, frames: Iterable[int], duration: float | None, time_base: str = "capped") -> "Clock":
+        """The clock of a video from all the frame numbers that were chosen in it.
+
+        Candidates are taken once a second, every round(fps)-th frame, so fps is about the greatest common divisor.
+        Of a video of more than 5,000 s the published run took np.linspace(0, N - 1, 5000) of its N frames instead; the
+        divisor is then 1, and the usual frame rate whose grid holds all frames is the right one.
+
+        Args:
+          frames: at least one number above 0.
+          duration: seconds, or None if unknown.
+          time_base: "capped" as described; "step" takes the divisor whatever it is and cuts times at the duration, as
+            the published analysis of the MLVU selections did.
+
+        Raises: ValueError where no frame rate fits.
+        """
+        numbers = np.unique(np.asarray(list(frames), np.int64))
+        step = int(np.gcd.reduce(numbers))
+        if time_base == "step":
+            return cls(step, end=math.inf if duration is None else duration)
+        if step and (step > 1 if duration is None else numbers[-1] / step <= 1.05 * duration):
+            return cls(step)
+        if duration is not None and duration > CANDIDATE_CAP:
+            for fps in FRAME_RATES:
+                count = round(duration * fps)
+                for num_frames in (count - 1, count, count + 1):
+                    grid = np.linspace(0, num_frames - 1, CANDIDATE_CAP, dtype=int)
+                    if np.isin(numbers, grid).all():
+                        return cls(fps, duration / CANDIDATE_CAP)
+        raise ValueError(f"frame numbers up to {numbers[-1]} do not tell the frame rate; add 'fps' to each row")
+
+    def seconds(self, frames: Sequence[float]) -> np.ndarray:
+        return np.minimum(np.asarray(frames, float) / self.fps, self.end)
+
+
+# ---- one question ----------------------------------------------------------------------------------------
+
+
+def hits(times: np.ndarray, moments: Sequence[tuple[float, float]], tolerances: Sequence[float]) -> dict[str, float]:
+    """Hit rates and distances of one question.
+
+    Args:
+      times: seconds of the chosen frames [K].
+      moments: annotated spans [M] of (start, end) in seconds; a frame inside a span is at distance 0.
+      tolerances: seconds.
+
+    Returns: any@t, all@t and frac@t in [0, 1] and `distance`, the mean over moments to the nearest frame in seconds;
+      nothing without moments.
+    """
+    if not len(moments):
+        return {}
+    start, end = np.asarray(moments, float).T[..., None]
+    distance = np.maximum(np.maximum(start - times, times - end), 0).min(axis=1)
+    rows = {"distance": float(distance.mean())}
+    for tolerance in tolerances:
+        hit = distance <= tolerance
+        rows |= {f"any@{tolerance}": hit.any(), f"all@{tolerance}": hit.all(), f"frac@{tolerance}": hit.mean()}
+    return {name: float(value) for name, value in rows.items()}
+
+
+def spread(times: np.ndarray, duration: float | None, spacing: float = 1.0) -> dict[str, float]:
+    """How frames lie in their video.
+
+    Args:
+      times: seconds, ascending [K].
+      duration: seconds; without it the shares of the video are left out.
+      spacing: seconds between neighbouring candidates.
+
+    Returns:
+      runs: of neighbouring candidates; adjacent: share of gaps that are no wider than the spacing.
+      starts_at_zero: 1 if the first frame is chosen.
+      mean_gap, widest_gap: seconds between chosen frames; gap_ratio: widest / mean.
+      largest_gap: seconds, the start and the end of the video included; largest_gap_share, span: shares of the video.
+      coverage_16, coverage_64: share of 16 and 64 equal parts of the video that have a frame.
+      position: mean place in the video, in [0, 1].
+    """
+    rows = {"starts_at_zero": float(times[0] == 0)}
+    if len(times) > 1:
+        gaps = np.diff(times)
+        neighbours = gaps < 1.5 * spacing
+        rows |= {"runs": float(1 + np.sum(~neighbours)), "adjacent": float(neighbours.mean())}
+        rows |= {"mean_gap": float(gaps.mean()), "widest_gap": float(gaps.max())}
+        rows |= {"gap_ratio": float(gaps.max() / gaps.mean()) if gaps.max() else 1.0}
+    if duration is not None:
+        largest = float(np.diff(times, prepend=0.0, append=duration).max())
+        rows |= {"largest_gap": largest, "largest_gap_share": largest / duration}
+        rows |= {"span": float(times[-1] - times[0]) / duration, "position": float(times.mean()) / duration}
+        for parts in (16, 64):
+            part = np.minimum((times / duration * parts).astype(int), parts - 1)
+            rows[f"coverage_{parts}"] = len(np.unique(part)) / parts
+    return rows
+
+
+def overlap(frames: Sequence[int], others: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Share of frames in common with those of other questions about the video, on average; nothing without others."""
+    shares = [len(set(frames) & set(other)) / max(len(frames), len(other)) for other in others]
+    return {"overlap": float(np.mean(shares))} if shares else {}
+
+
+def uniform_times(k: int, duration: float, clock: Clock | None) -> np.ndarray:
+    """Seconds of k evenly spaced frames: of the video's frames where a clock is known, else of its duration."""
+    if clock is None:
+        return np.linspace(0, duration, k)
+    return clock.seconds(np.linspace(0, int(duration * clock.fps) - 1, k, dtype=int))
+
+
+# ---- a benchmark -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The frames chosen for one question: numbers in the video, their seconds, the video's clock."""
+
+    frames: tuple[int, ...]
+    times: np.ndarray
+    clock: Clock
+
+
+def read_chosen(
+    benchmark: str, path: str | Path, items: Sequence[Item], time_base: str = "capped"
+) -> dict[str, Chosen]:
+    """Frames of an index file in the published form: the benchmark's rows, each with `frame_idx`.
+
+    `frame_idx` are frame numbers of the video. With `timestamps` (seconds) or `fps` in a row these are used, else the
+    frame rate is recovered from the numbers of all questions about a video.
+
+    Returns: item id -> Chosen, for every item.
+
+    Raises: BenchmarkError naming file, question and field.
+    """
+    if time_base not in TIME_BASES:
+        raise BenchmarkError(f"time_base is {time_base!r}, not one of {', '.join(TIME_BASES)}")
+    fields = benchmarks.lookup(benchmark).id_fields
+    rows = {"".join(str(row[field]) for field in fields): row for row in benchmarks.read_rows(path)}
+    if missing := [item.id for item in items if item.id not in rows]:
+        raise BenchmarkError(f"{path}: no row for question {missing[0]} ({len(missing)} of {len(items)} are missing)")
+    numbers = {item.id: _frame_numbers(rows[item.id]) for item in items}
+    in_video: dict[str, set[int]] = {}
+    for item in items:
+        in_video.setdefault(item.video, set()).update(numbers[item.id])
+    clocks: dict[str, Clock] = {}
+    chosen = {}
+    for item in items:
+        row = rows[item.id]
+        if "fps" in row:
+            clock = Clock(float(row["fps"]))
+        elif item.video in clocks:
+            clock = clocks[item.video]
+        else:
+            try:
+                clock = clocks[item.video] = Clock.recover(in_video[item.video], item.duration, time_base)
+            except ValueError as error:
+                raise BenchmarkError(f"{path}: video {item.video}: {error}") from None
+        times = np.asarray(row["timestamps"], float) if "timestamps" in row else clock.seconds(numbers[item.id])
+        if item.duration is not None and times[-1] > 1.05 * item.duration + 1:
+            raise BenchmarkError(
+                f"{path}: question {item.id}: frame {numbers[item.id][-1]} is at {times[-1]:.1f} s, "
+                f"behind the end of the video ({item.duration:.1f} s)"
+            )
+        chosen[item.id] = Chosen(numbers[item.id], times, clock)
+    return chosen
+
+
+def _frame_numbers(row: Mapping) -> tuple[int, ...]:
+    frames = row["frame_idx"]
+    try:
+        numbers = tuple(int(frame) for frame in frames)
+    except (TypeError, ValueError):
+        raise BenchmarkError(f"{row.where}: frame_idx is not a list of numbers") from None
+    if not numbers or numbers[0] < 0 or any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)):
+        raise BenchmarkError(f"{row.where}: frame_idx must be ascending frame numbers, at least one")
+    return numbers
+
+
+def evaluate(
+    benchmark: str,
+    annotations: str | Path,
+    frame_idx: str | Path | None = None,
+    num_frames: Sequence[int] = (),
+    tolerances: Sequence[float] = (),
+    time_base: str = "capped",
+) -> dict:
+    """Keyframe metrics of an index file beside their references, as one JSON object.
+
+    Args:
+      benchmark: name.
+      annotations: its annotation file.
+      frame_idx: index file; without it only evenly spaced frames are measured.
+      num_frames: numbers of evenly spaced frames to measure; by default the largest number in the index file, or 64.
+      tolerances: seconds around a moment; by default those of the benchmark.
+      time_base: of `Clock.recover`.
+
+    Returns: {"selections": {"frame_idx" | "uniform_K" | "other_question": {"all": metrics, grouping: {label: ...}}}}
+      with percentages (one decimal) for shares, seconds (two decimals) for times.
+    """
+    items = benchmarks.read_items(benchmark, annotations)
+    tolerances = tolerances or benchmarks.lookup(benchmark).tolerances
+    chosen = read_chosen(benchmark, frame_idx, items, time_base) if frame_idx else {}
+    if not num_frames:
+        num_frames = (max(len(c.frames) for c in chosen.values()) if chosen else 64,)
+    of_video: dict[str, list[Item]] = {}
+    for item in items:
+        of_video.setdefault(item.video, []).append(item)
+
+    selections: dict[str, list[dict[str, float]]] = {}
+    if chosen:
+        selections["frame_idx"] = []
+        for item in items:
+            own = chosen[item.id]
+            others = [chosen[other.id].frames for other in of_video[item.video] if other is not item]
+            selections["frame_idx"].append(
+                hits(own.times, item.moments, tolerances)
+                | spread(own.times, item.duration, own.clock.spacing)
+                | overlap(own.frames, others)
+            )
+    if all(item.duration is not None for item in items):
+        for k in num_frames:
+            selections[f"uniform_{k}"] = []
+            for item in items:
+                clock = chosen[item.id].clock if chosen else None
+                times = uniform_times(k, item.duration, clock)
+                selections[f"uniform_{k}"].append(
+                    hits(times, item.moments, tolerances)
+                    | spread(times, item.duration, clock.spacing if clock else 1.0)
+                )
+    if chosen and any(item.moments for item in items):
+        selections["other_question"] = []
+        for item in items:
+            of_same = of_video[item.video]
+            other = of_same[(of_same.index(item) + 1) % len(of_same)]
+            rows = {} if other is item else hits(chosen[other.id].times, item.moments, tolerances)
+            selections["other_question"].append(rows)
+    return {
+        "benchmark": benchmark,
+        "num_questions": len(items),
+        "num_videos": len(of_video),
+        "tolerances": list(tolerances),
+        "selections": {name: _tables(items, rows, tolerances) for name, rows in selections.items()},
+    }
+
+
+_SECONDS = ("mean_gap", "widest_gap", "largest_gap")
+_NUMBERS = ("runs", "gap_ratio")
+
+
+def _tables(items: Sequence[Item], rows: Sequence[dict[str, float]], tolerances: Sequence[float]) -> dict:
+    """Metrics of all questions and of each group of each grouping."""
+    groups: dict[str, dict[str, list[int]]] = {}
+    for i, item in enumerate(items):
+        for grouping, labels in item.groups.items():
+            for label in labels:
+                groups.setdefault(grouping, {}).setdefault(label, []).append(i)
+    if {"600", "3600"} <= groups.get("duration_group", {}).keys():
+        # Shorter videos have at most 64 candidates, so only these depend on the selection.
+        groups["duration_group"]["600+3600"] = groups["duration_group"]["600"] + groups["duration_group"]["3600"]
+
+    def table(indices: Sequence[int]) -> dict | None:
+        return _summary([(items[i].video, rows[i]) for i in indices], tolerances)
+
+    tables = {g: {label: table(i) for label, i in sorted(by.items())} for g, by in groups.items()}
+    return {"all": table(range(len(items))), **tables}
+
+
+def _summary(rows: Sequence[tuple[str, dict[str, float]]], tolerances: Sequence[float]) -> dict:
+    """Means over the questions that have a metric; the median too where single questions dominate the mean."""
+
+    def values(name: str) -> tuple[np.ndarray, list[str]]:
+        having = [(row[name], video) for video, row in rows if name in row]
+        return np.array([value for value, _ in having]), [video for _, video in having]
+
+    summary: dict = {"n": len(rows)}
+    distances, _ = values("distance")
+    if len(distances):
+        summary["n_annotated"] = len(distances)
+        for kind in ("any", "all", "frac"):
+            summary[kind] = {f"{t:g}": _percent(values(f"{kind}@{t}")[0].mean()) for t in tolerances}
+        intervals = {f"{t:g}": statistics.clustered_mean(*values(f"frac@{t}"), resamples=1000) for t in tolerances}
+        summary["frac_interval_95"] = {t: [_percent(e.low), _percent(e.high)] for t, e in intervals.items()}
+        summary["mean_distance_s"] = round(float(distances.mean()), 2)
+        summary["median_distance_s"] = round(float(np.median(distances)), 2)
+    for name in sorted({name for _, row in rows for name in row if "@" not in name and name != "distance"}):
+        mean = values(name)[0].mean()
+        if name in _SECONDS:
+            summary[f"{name}_s"] = round(float(mean), 2)
+        elif name in _NUMBERS:
+            summary[name] = round(float(mean), 2)
+            summary[f"median_{name}"] = round(float(np.median(values(name)[0])), 2)
+        else:
+            summary[name] = _percent(mean)
+    return summary
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * float(share), 1)
+
+
+def write_report(report: dict, output: str | Path | None) -> None:
+    """The JSON object to a file, or to stdout without one."""
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    if output:
+        Path(output).write_text(text + "\n", encoding="utf-8")
+    else:
+        print(text)

@@ -1,0 +1,102 @@
+"""How sure an accuracy and a difference of two methods are.
+
+Questions about one video are not independent, so intervals come from a bootstrap over videos (all questions of a
+drawn video count), not over questions. All functions are pure; the seed is an argument.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Estimate(NamedTuple):
+    """A mean with its interval; `low` and `high` are None where the data cannot give one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Difference(NamedTuple):
+    """Method a minus method b on the same questions. `p_value` is two-sided, of the paired bootstrap."""
+
+    value: float
+    low: float | None
+    high: float | None
+    p_value: float
+
+    @property
+    def inside_noise(self) -> bool:
+        """Whether the interval contains 0 (or there is none): then no better method can be named."""
+        return self.low is None or self.low <= 0 <= self.high
+
+
+def clustered_mean(
+    values: np.ndarray, clusters: Sequence[str], seed: int = 0, resamples: int = 10_000, level: float = 0.95
+) -> Estimate:
+    """Mean of values [n] with the percentile interval of a bootstrap over clusters [n] (videos).
+
+    With fewer than two clusters there is no interval. Raises ValueError without any value.
+    """
+    values = np.asarray(values, float)
+    means = _bootstrap_means(values, clusters, seed, resamples)
+    return Estimate(float(values.mean()), *_percentiles(means, level))
+
+
+def paired_difference(
+    a: np.ndarray,
+    b: np.ndarray,
+    clusters: Sequence[str],
+    seed: int = 0,
+    resamples: int = 10_000,
+    level: float = 0.95,
+) -> Difference:
+    """Mean of a - b over the same n questions, a [n] and b [n], with the bootstrap over clusters [n]."""
+    difference = np.asarray(a, float) - np.asarray(b, float)
+    means = _bootstrap_means(difference, clusters, seed, resamples)
+    # One is added to both counts so that no finite number of resamples claims p = 0.
+    one_sided = min(np.sum(means <= 0), np.sum(means >= 0)) + 1 if len(means) else np.inf
+    p_value = min(1.0, 2 * one_sided / (len(means) + 1))
+    return Difference(float(difference.mean()), *_percentiles(means, level), float(p_value))
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """Exact two-sided p-value of McNemar's test: do questions that only one of two methods gets right split evenly?
+
+    a, b: bool [n], right or wrong on the same questions. It takes questions as independent; where several belong to
+    one video `paired_difference` is the safer test.
+    """
+    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def over_seeds(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """Mean over training seeds with the interval of Student's t; one seed gives none."""
+    values = np.asarray(values, float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Estimate(mean, None, None)
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return Estimate(mean, float(mean - half), float(mean + half))
+
+
+def _bootstrap_means(values: np.ndarray, clusters: Sequence[str], seed: int, resamples: int) -> np.ndarray:
+    """Means [resamples] of values whose clusters are drawn with replacement; empty for fewer than two clusters."""
+    if len(values) != len(clusters) or not len(values):
+        raise ValueError(f"{len(values)} values and {len(clusters)} clusters: equally many, at least one, are needed")
+    names, cluster = np.unique(np.asarray(clusters, str), return_inverse=True)
+    if len(names) < 2:
+        return np.zeros(0)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return (drawn @ np.bincount(cluster, values)) / (drawn @ np.bincount(cluster))
+
+
+def _percentiles(means: np.ndarray, level: float) -> tuple[float | None, float | None]:
+    if not len(means):
+        return None, None
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
