@@ -86,8 +86,8 @@ def test_prompts_byte_by_byte(items):
     assert vmme == (
         "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
         "Respond with only the letter (A, B, C, or D) of the correct option.\nWhen demonstrating the Germany modern "
-        "Christmas tree is initially decorated with apples, candles and berries, which kind of the decoration has the largest "
-        "number?\nA. Apples.\nB. Candles.\nC. Berries.\nD. The three kinds are of the same number.\n\n"
+        "Christmas tree is initially decorated with apples, candles and berries, which kind of the decoration has the "
+        "largest number?\nA. Apples.\nB. Candles.\nC. Berries.\nD. The three kinds are of the same number.\n\n"
         "Answer with the option's letter from the given choices directly."
     )
     assert lvbench == (
