@@ -1,6 +1,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -70,19 +71,33 @@ def test_sizes_that_the_configuration_leaves_unsaid():
     assert (config.projection_dim, config.vision.hidden_act, config.text.layer_norm_eps) == (512, "quick_gelu", 1e-5)
 
 
+LARGE = ClipConfig.from_hf(
+    {
+        "projection_dim": 768,
+        "text_config": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12),
+        "vision_config": dict(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+        ),
+    }
+)
+
+
 def test_published_size():
     """clip-vit-large-patch14 has 427.6 M parameters."""
-    config = ClipConfig.from_hf(
-        {
-            "projection_dim": 768,
-            "text_config": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12),
-            "vision_config": dict(
-                hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
-            ),
-        }
-    )
-    _, params = abstract_module(lambda rngs: Clip(config, rngs=rngs))
+    _, params = abstract_module(lambda rngs: Clip(LARGE, rngs=rngs))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 427_616_513
+
+
+def test_half_precision_stays_half():
+    graphdef, abstract = abstract_module(lambda rngs: Clip(LARGE, rngs=rngs))
+    half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), abstract)
+    pixels, ids = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32), jax.ShapeDtypeStruct((2, 77), jnp.int32)
+
+    def features(params, pixels, ids):
+        clip = merge_params(graphdef, params)
+        return clip.image_features(pixels), clip.text_features(ids)
+
+    assert [(x.shape, x.dtype) for x in jax.eval_shape(features, half, pixels, ids)] == 2 * [((2, 768), jnp.bfloat16)]
 
 
 def test_cosine_similarity(golden):

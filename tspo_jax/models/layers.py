@@ -16,9 +16,23 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 Linear = partial(nnx.Linear, kernel_init=nnx.initializers.normal(0.02))
-Embed = partial(nnx.Embed, embedding_init=nnx.initializers.normal(0.02))
 # The fast variance E[x^2] - E[x]^2 loses digits against PyTorch's two-pass form.
 LayerNorm = partial(nnx.LayerNorm, use_fast_variance=False)
+
+
+class Embed(nnx.Module):
+    """A table of vectors, looked up in the table's own dtype (nnx.Embed casts to the dtype that it was built with, so a
+    checkpoint loaded in bfloat16 would run in float32)."""
+
+    def __init__(self, num_embeddings: int, width: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (num_embeddings, width)))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.embedding[...][ids]
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Products of x [..., width] with every vector: the logits of tied embeddings."""
+        return x @ self.embedding[...].T
 
 
 class RMSNorm(nnx.Module):

@@ -27,7 +27,13 @@ class Qwen2Config:
         """From the fields of config.json, in the 4.x form (`rope_theta`) or the 5.x form (`rope_parameters`)."""
         if config.get("use_sliding_window"):
             raise ValueError("config.json: use_sliding_window is true; only full attention is supported")
-        rope = config.get("rope_parameters") or {}
+        for name in ("rope_scaling", "rope_parameters"):
+            rope = config.get(name) or {}
+            if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
+                raise ValueError(f"config.json: {name} is of type {rope_type!r}; only unscaled positions are supported")
+        required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        if missing := [name for name in required if name not in config]:
+            raise ValueError(f"config.json: lacks {', '.join(missing)}")
         names = {f.name for f in dataclasses.fields(cls)}
         values = {k: v for k, v in config.items() if k in names}
         values["rope_theta"] = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
