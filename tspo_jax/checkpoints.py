@@ -112,8 +112,7 @@ def load_agent(folder: str | Path, *, window: int = 12, num_heads: int = 8, seed
     A plain CLIP folder has none: then a fresh one of CLIP's width, weights N(0, 0.02^2) and zero biases, as training
     starts in the original. Parameters are float32 whatever the file holds.
     """
-    names = weights.SafetensorsFolder(folder).names()
-    prefix = next((p for p in (SELECTOR, TRAINING) if any(n.startswith(p) for n in names)), None)
+    prefix = agent_prefix(folder)
     if prefix is None:
         width = ClipConfig.from_hf(weights.read_config(folder)).projection_dim
         return split_params(TemporalAgent(width, num_heads=num_heads, window=window, rngs=nnx.Rngs(seed)))
@@ -122,6 +121,12 @@ def load_agent(folder: str | Path, *, window: int = 12, num_heads: int = 8, seed
         lambda rngs: TemporalAgent(width, num_heads=num_heads, window=window, rngs=rngs)
     )
     return graphdef, weights.load_params(folder, abstract, weights.agent_format(prefix), dtype=jnp.float32)
+
+
+def agent_prefix(folder: str | Path) -> str | None:
+    """What the names of the agent's tensors in a folder begin with; None where it holds no agent."""
+    names = weights.SafetensorsFolder(folder).names()
+    return next((p for p in (SELECTOR, TRAINING) if any(n.startswith(p) for n in names)), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,12 +185,12 @@ def load_answerer(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: 
 
 def read_generation(folder: Path) -> Generation:
     """End tokens and repetition penalty from generation_config.json, else the end token of config.json and 1.0."""
-    config = weights.read_config(folder)
-    if (folder / "generation_config.json").is_file():
-        config = config | weights.read_config(folder, "generation_config.json")
+    has_own = (folder / "generation_config.json").is_file()
+    own = weights.read_config(folder, "generation_config.json") if has_own else {}
+    config = weights.read_config(folder) | own
     eos = config.get("eos_token_id")
     eos = tuple(eos) if isinstance(eos, list) else (eos,)
     if eos == (None,):
         raise weights.CheckpointError(f"{folder}/config.json: eos_token_id is missing")
     pad = config.get("pad_token_id")
-    return Generation(eos, eos[-1] if pad is None else pad, float(config.get("repetition_penalty") or 1.0))
+    return Generation(eos, eos[-1] if pad is None else pad, float(own.get("repetition_penalty") or 1.0))

@@ -1,9 +1,11 @@
 """What all entry points share: how they start, and how they fail."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from absl import app
+from absl import app, flags
 
 
 def run(main: Callable[[], int | None], check: Callable[[Sequence[str]], None] | None = None) -> None:
@@ -18,17 +20,28 @@ def run(main: Callable[[], int | None], check: Callable[[Sequence[str]], None] |
     def parse(argv):
         if check:
             _explained(lambda: check(argv))
-        positional = app.parse_flags_with_usage(argv)[1:]
+        positional = _explained(lambda: flags.FLAGS(argv))[1:]
         if positional:
             _fail(f"unexpected argument {positional[0]!r}; flags are --name=value")
 
     app.run(lambda _: _explained(main), flags_parser=parse)
 
 
+def write_result(result: dict, output: str) -> None:
+    """The machine-readable result of an entry point: one JSON object, to the file `output` or, where that is empty, to
+    stdout."""
+    text = json.dumps(result) + "\n"
+    if output:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(text)
+    else:
+        sys.stdout.write(text)
+
+
 def _explained(call):
     try:
         return call()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, flags.Error) as error:
         _fail(error)
 
 
