@@ -1,0 +1,329 @@
+"""The frame store: what is left of the videos after pre-decoding, readable frame by frame.
+
+    STORE/store.json                             settings: fps, short_side, jpeg_quality and the format's version
+    STORE/frames/VIDEO.array_record              one JPEG per record; the last record describes the video (json)
+    STORE/features/CLIP/VIDEO.array_record       CLIP features in blocks of rows; the last record describes them (json)
+
+VIDEO is the video's path below the video folder, CLIP the identity of the checkpoint that made the features. One file
+per video: it appears complete under its name or not at all, a video can be added or replaced without touching others,
+and any number of processes may read. benchmarks/frame_store.py holds the measurements behind this layout.
+"""
+
+import dataclasses
+import errno
+import io
+import itertools
+import json
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from PIL import Image
+
+VERSION = 1
+SUFFIX = ".array_record"
+FEATURE_ROWS = 256  # per record: a needle sample reads 50 rows of a video, not all of a long one
+_OPEN_FILES = 128
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# One record per chunk, so that a frame is read alone; JPEG does not get smaller by compression.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+class StoreError(ValueError):
+    """A frame store that cannot be used, naming the file and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreSettings:
+    """How the frames of a store were made; one store has one of these.
+
+    Attributes:
+      fps: candidate frames per second.
+      short_side: the shorter side was reduced to this many pixels where it was larger; 0 = kept.
+      jpeg_quality: Pillow's scale.
+    """
+
+    fps: float = 1.0
+    short_side: int = 384
+    jpeg_quality: int = 95
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoEntry:
+    """What the store knows about a video with T stored frames.
+
+    Attributes:
+      fps: average frame rate of the source.
+      num_video_frames: frames of the source.
+      timestamps: float64 [T] presentation times in seconds.
+      frame_idx: int64 [T] frame numbers in the source.
+      width, height: pixels of the stored frames.
+      decoder: name and version.
+      source_size, source_sha256: of the video file.
+      crc32: uint32 [T] of the JPEG records.
+    """
+
+    name: str
+    fps: float
+    num_video_frames: int
+    timestamps: np.ndarray
+    frame_idx: np.ndarray
+    width: int
+    height: int
+    decoder: str
+    source_size: int
+    source_sha256: str
+    crc32: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.uint32))
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.timestamps)
+
+    def to_json(self) -> bytes:
+        fields = dataclasses.asdict(self)
+        return json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "VideoEntry":
+        fields = json.loads(text)
+        for name, dtype in (("timestamps", np.float64), ("frame_idx", np.int64), ("crc32", np.uint32)):
+            fields[name] = np.array(fields[name], dtype)
+        return cls(**fields)
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
+
+
+def open_settings(folder: str | Path, settings: StoreSettings) -> None:
+    """Makes a store with these settings, or checks that the store there has them; raises StoreError."""
+    path = Path(folder) / "store.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"version": VERSION, **dataclasses.asdict(settings)}, indent=1) + "\n"
+        publish(path, lambda partial: partial.write_text(text))
+    found = read_settings(folder)
+    for field in dataclasses.fields(settings):
+        there, wanted = getattr(found, field.name), getattr(settings, field.name)
+        if there != wanted:
+            raise StoreError(f"{path}: {field.name} is {there}, not {wanted}; use another --store or --{field.name}")
+
+
+def read_settings(folder: str | Path) -> StoreSettings:
+    path = Path(folder) / "store.json"
+    if not path.is_file():
+        raise StoreError(f"{folder} is no frame store (no store.json); make one with python -m tspo_jax.predecode")
+    try:
+        fields = json.loads(path.read_text())
+        version = fields.pop("version")
+        if version > VERSION:
+            raise StoreError(f"{path}: version {version} is newer than this program's ({VERSION}); update tspo_jax")
+        return StoreSettings(**fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise error if isinstance(error, StoreError) else StoreError(f"{path}: damaged ({error})") from error
+
+
+def frames_path(folder: str | Path, name: str) -> Path:
+    return Path(folder) / "frames" / (name + SUFFIX)
+
+
+def features_path(folder: str | Path, identity: str, name: str) -> Path:
+    return Path(folder) / "features" / identity / (name + SUFFIX)
+
+
+def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def write_frames(folder: str | Path, entry: VideoEntry, jpegs: Iterable[bytes]) -> VideoEntry:
+    """Writes a video's frames, one in memory at a time; the entry comes back with their checksums.
+
+    Raises ValueError unless there are entry.num_frames of them, OSError where the disk is full or refuses.
+    """
+    checksums = []
+
+    def write(partial: Path):
+        def records():
+            for jpeg in jpegs:
+                checksums.append(zlib.crc32(jpeg))
+                yield jpeg
+            if len(checksums) != entry.num_frames:
+                raise ValueError(f"{entry.name}: {len(checksums)} frames were decoded, not {entry.num_frames}")
+            yield with_checksums().to_json()
+
+        _write_records(partial, records())
+
+    def with_checksums():
+        return dataclasses.replace(entry, crc32=np.array(checksums, np.uint32))
+
+    publish(frames_path(folder, entry.name), write)
+    return with_checksums()
+
+
+def write_features(
+    folder: str | Path, entry: VideoEntry, identity: str, blocks: Iterable[np.ndarray], width: int
+) -> None:
+    """Writes the CLIP features of a video's frames: `blocks` [n, width] in order, of FEATURE_ROWS rows but for the last."""
+    header = {"name": entry.name, "clip": identity, "width": width, "frames_crc32": zlib.crc32(entry.crc32.tobytes())}
+
+    def write(partial: Path):
+        records = (np.ascontiguousarray(block, "<f4").tobytes() for block in blocks)
+        _write_records(partial, itertools.chain(records, [json.dumps(header).encode()]))
+
+    publish(features_path(folder, identity, entry.name), write)
+
+
+def publish(path: Path, write: Callable[[Path], None]) -> None:
+    """`write(partial path)`, then the file appears whole under its name; nothing is left where that fails."""
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _write_records(path: Path, records: Iterable[bytes]) -> None:
+    try:
+        writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+        try:
+            for record in records:
+                writer.write(record)
+        finally:
+            writer.close()
+    except RuntimeError as error:  # all that the writer raises, whatever the disk said
+        code = next((code for code in _DISK_FULL if os.strerror(code) in str(error)), errno.EIO)
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+class FrameStore:
+    """Reads a frame store; one object may be used by many threads and travels to other processes by pickle.
+
+    With `clip_identity`, also the features of that checkpoint. Raises StoreError for a folder that is no store, one of
+    a newer version, and one that lacks the features of the checkpoint.
+    """
+
+    def __init__(self, folder: str | Path, clip_identity: str | None = None):
+        self.folder = Path(folder)
+        self.clip_identity = clip_identity
+        self.settings = read_settings(folder)
+        there = sorted(path.name for path in (self.folder / "features").glob("*"))
+        if clip_identity is not None and clip_identity not in there:
+            have = f"features of the CLIP checkpoints {', '.join(there)}" if there else "no CLIP features"
+            raise StoreError(
+                f"{folder} has {have}, not of checkpoint {clip_identity}; "
+                f"make them with python -m tspo_jax.predecode --store={folder} --clip=DIR"
+            )
+        self._clear()
+
+    def _clear(self):
+        self._lock = threading.Lock()
+        self._open: OrderedDict[Path, tuple[ArrayRecordReader, bytes]] = OrderedDict()
+
+    def __getstate__(self):
+        return {k: v for k, v in vars(self).items() if k not in ("_lock", "_open")}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._clear()
+
+    def names(self) -> list[str]:
+        """The videos of the store, sorted."""
+        root = self.folder / "frames"
+        return sorted(path.relative_to(root).as_posix().removesuffix(SUFFIX) for path in root.rglob("*" + SUFFIX))
+
+    def __contains__(self, name: str) -> bool:
+        return frames_path(self.folder, name).is_file()
+
+    def video(self, name: str) -> VideoEntry:
+        path = frames_path(self.folder, name)
+        try:
+            return VideoEntry.from_json(self._reader(path)[1])
+        except (ValueError, KeyError, TypeError) as error:
+            raise error if isinstance(error, StoreError) else _damaged(path, error) from error
+
+    def jpegs(self, name: str, idx: Sequence[int] | np.ndarray) -> list[bytes]:
+        """The JPEG files of stored frames."""
+        return self._records(frames_path(self.folder, name), idx, name)
+
+    def frames(self, name: str, idx: Sequence[int] | np.ndarray, pool: Executor | None = None) -> np.ndarray:
+        """Stored frames uint8 [n, H, W, 3], decoded by the threads of `pool` where there is one."""
+        frames = list((pool.map if pool else map)(decode_jpeg, self.jpegs(name, idx)))
+        return np.stack(frames) if frames else np.zeros((0, 0, 0, 3), np.uint8)
+
+    def features(self, name: str, idx: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """CLIP features float32 [n, D] of stored frames (all in order without `idx`), which may repeat."""
+        path = features_path(self.folder, self.clip_identity or "", name)
+        header = self.features_header(name)
+        num_blocks = self._reader(path)[0].num_records() - 1
+        blocks = np.arange(num_blocks) if idx is None else np.unique(np.asarray(idx, np.int64) // FEATURE_ROWS)
+        records = self._records(path, blocks, name)
+        rows = np.concatenate([np.frombuffer(r, "<f4").reshape(-1, header["width"]) for r in records])
+        if idx is None:
+            return rows
+        # Every block but the last has FEATURE_ROWS rows: where a frame's block starts among those that were read.
+        idx = np.asarray(idx, np.int64)
+        return rows[np.searchsorted(blocks, idx // FEATURE_ROWS) * FEATURE_ROWS + idx % FEATURE_ROWS]
+
+    def features_header(self, name: str) -> dict:
+        """What made the features of a video: `clip`, `width` and `frames_crc32`, to tell frames that changed since."""
+        path = features_path(self.folder, self.clip_identity or "", name)
+        return json.loads(self._reader(path)[1])
+
+    def _records(self, path: Path, idx: Sequence[int] | np.ndarray, name: str) -> list[bytes]:
+        idx = [int(i) for i in idx]
+        reader = self._reader(path)[0]
+        if idx and not 0 <= min(idx) <= max(idx) < reader.num_records() - 1:
+            raise IndexError(
+                f"{name} has {reader.num_records() - 1} records in {path}, asked for {min(idx)}-{max(idx)}"
+            )
+        try:
+            return reader.read(idx) if idx else []
+        except RuntimeError as error:
+            raise _damaged(path, error) from error
+
+    def _reader(self, path: Path) -> tuple[ArrayRecordReader, bytes]:
+        """An open file and its last record; the least recently used ones are closed."""
+        with self._lock:
+            if path in self._open:
+                self._open.move_to_end(path)
+                return self._open[path]
+        if not path.is_file():
+            what = "frames" if path.is_relative_to(self.folder / "frames") else "CLIP features"
+            raise StoreError(f"{path}: the store has no {what} of this video; run python -m tspo_jax.predecode")
+        try:
+            reader = ArrayRecordReader(str(path), _READER_OPTIONS)
+            if not reader.num_records():
+                raise RuntimeError("no records: not a whole ArrayRecord file")
+            opened = reader, reader.read([reader.num_records() - 1])[0]
+        except RuntimeError as error:
+            raise _damaged(path, error) from error
+        with self._lock:
+            self._open[path] = opened
+            if len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)
+        return opened
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def _damaged(path: Path, error: Exception) -> StoreError:
+    return StoreError(f"{path}: damaged ({str(error).splitlines()[0][:120]}); delete it and run predecode again")
