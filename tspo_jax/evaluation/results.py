@@ -1,0 +1,158 @@
+"""Answers of an evaluation on disk, one JSON line each, and what they add up to.
+
+A row is the answer to one question from the frames of one method and budget K:
+
+    id, video, method, k          the question and how its frames were chosen
+    candidate_idx, frame_idx      picked candidates, and their frame numbers in the video
+    timestamps                    seconds
+    answer, letter, correct       what the answerer wrote, the option it names (null: none), whether that is right
+    solution, groups              the right letter; grouping -> labels of the question, e.g. {"family": ["lookup"]}
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from tspo_jax.evaluation import statistics
+
+RESAMPLES = 2000
+BASELINES = ("uniform", "clip-topk")
+ALL = "all"
+
+
+class ResultFile:
+    """Rows of an evaluation that survive a kill: a batch is written and flushed at once, a line cut off is dropped.
+
+    Attributes:
+      rows: all that are in the file.
+    """
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        self.rows = []
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                self.rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not valid json ({error}); remove the line") from None
+        self._file = path.open("ab", buffering=0)
+        self._file.truncate(len(whole))
+
+    def keys(self) -> set[tuple[str, str, int]]:
+        """(id, method, k) of every row."""
+        return {(row["id"], row["method"], row["k"]) for row in self.rows}
+
+    def append(self, rows: Sequence[Mapping]) -> None:
+        self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        os.fsync(self._file.fileno())
+        self.rows += rows
+
+    def __enter__(self) -> "ResultFile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+
+def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0) -> dict:
+    """Accuracies, and what the trained methods gain over the baselines, each with a 95 % interval clustered by video.
+
+    Args:
+      rows: of a `ResultFile`.
+      trained: methods that look at the trained agent's scores.
+      seed: of the bootstrap.
+
+    Returns:
+      num_questions, num_videos;
+      accuracy: a list of {method, k, grouping, label, n, accuracy, low, high}, in [0, 1];
+      differences: a list of {method, baseline, k, grouping, label, n, difference, low, high, p_value, mcnemar_p,
+        inside_noise}, over the questions that both have answered;
+      all questions have the grouping and label "all".
+    """
+    answers: dict[tuple[str, int], dict[str, Mapping]] = {}
+    for row in rows:
+        answers.setdefault((row["method"], row["k"]), {})[row["id"]] = row
+    accuracy, differences = [], []
+    for (method, k), own in answers.items():
+        for where, ids in _groups(own):
+            correct, videos = _correct(own, ids)
+            estimate = statistics.clustered_mean(correct, videos, seed, RESAMPLES)
+            numbers = {"n": len(ids), "accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
+            accuracy.append({"method": method, "k": k} | where | numbers)
+        for baseline in BASELINES if method in trained else ():
+            other = answers.get((baseline, k), {})
+            for where, ids in _groups({i: row for i, row in own.items() if i in other}):
+                a, videos = _correct(own, ids)
+                b, _ = _correct(other, ids)
+                difference = statistics.paired_difference(a, b, videos, seed, RESAMPLES)
+                numbers = {"n": len(ids), "difference": difference.value, "low": difference.low}
+                numbers |= {"high": difference.high, "p_value": difference.p_value}
+                numbers |= {"mcnemar_p": statistics.mcnemar(a, b), "inside_noise": difference.inside_noise}
+                differences.append({"method": method, "baseline": baseline, "k": k} | where | numbers)
+    everything = [row for own in answers.values() for row in own.values()]
+    return {
+        "num_questions": len({row["id"] for row in everything}),
+        "num_videos": len({row["video"] for row in everything}),
+        "accuracy": accuracy,
+        "differences": differences,
+    }
+
+
+def _groups(answers: Mapping[str, Mapping]) -> list[tuple[dict[str, str], list[str]]]:
+    """Of {id: row}: ({"grouping", "label"}, ids) of all questions and of each label of each grouping."""
+    groups: dict[tuple[str, str], list[str]] = {(ALL, ALL): list(answers)} if answers else {}
+    for question, row in answers.items():
+        for grouping, labels in row["groups"].items():
+            for label in labels:
+                groups.setdefault((grouping, label), []).append(question)
+    return [({"grouping": grouping, "label": label}, ids) for (grouping, label), ids in sorted(groups.items())]
+
+
+def _correct(answers: Mapping[str, Mapping], ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    return np.array([answers[i]["correct"] for i in ids]), [answers[i]["video"] for i in ids]
+
+
+def table(summary: Mapping) -> Table:
+    """The summary for the terminal: one line per group of questions; differences inside the noise are marked `~`."""
+    columns = list(dict.fromkeys((row["method"], row["k"]) for row in summary["accuracy"]))
+    gains = list(dict.fromkeys((row["method"], row["baseline"], row["k"]) for row in summary["differences"]))
+    out = Table(
+        title=f"{summary['num_questions']} questions about {summary['num_videos']} videos; 95 % intervals over videos",
+        caption="accuracy in %; differences in points, ~ = inside the noise",
+    )
+    out.add_column("questions")
+    out.add_column("n", justify="right")
+    for method, k in columns:
+        out.add_column(f"{method}\nK={k}", justify="right")
+    for method, baseline, k in gains:
+        out.add_column(f"{method}\n- {baseline}\nK={k}", justify="right")
+    cells: dict[tuple[str, str], dict] = {}
+    for row in summary["accuracy"]:
+        of_group = cells.setdefault((row["grouping"], row["label"]), {})
+        of_group[row["method"], row["k"]] = accuracy_text(row)
+        of_group["n"] = str(row["n"])
+    for row in summary["differences"]:
+        cells[row["grouping"], row["label"]][row["method"], row["baseline"], row["k"]] = difference_text(row)
+    for (grouping, label), of_group in cells.items():
+        name = label if grouping == ALL else f"{grouping} {label}"
+        out.add_row(name, of_group["n"], *(of_group.get(column, "-") for column in (*columns, *gains)))
+    return out
+
+
+def accuracy_text(row: Mapping) -> str:
+    return f"{100 * row['accuracy']:.1f}{_interval(row)}"
+
+
+def difference_text(row: Mapping) -> str:
+    return f"{'~ ' if row['inside_noise'] else ''}{100 * row['difference']:+.1f}{_interval(row)}"
+
+
+def _interval(row: Mapping) -> str:
+    return "" if row["low"] is None else f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
