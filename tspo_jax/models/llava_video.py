@@ -47,6 +47,8 @@ class LlavaVideoConfig:
             raise ValueError(f"config.json: mm_spatial_pool_mode {pool_mode!r} is none of {POOL_MODES}")
         if newline not in NEWLINES:
             raise ValueError(f"config.json: mm_newline_position {newline!r} is none of {NEWLINES}")
+        if newline != "no_token" and "unpad" not in merge:
+            raise ValueError(f"config.json: mm_newline_position {newline!r} needs mm_patch_merge_type spatial_unpad")
         return cls(Qwen2Config.from_hf(config), SiglipConfig(**vision), pool_mode, newline, "unpad" in merge)
 
     @property
