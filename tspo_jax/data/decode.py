@@ -66,6 +66,13 @@ class VideoInfo:
     def num_frames(self) -> int:
         return len(self.timestamps)
 
+    def scaled_size(self, short_side: int) -> tuple[int, int]:
+        """Width and height of pictures whose shorter side is reduced to `short_side` where it is larger (0 = keep)."""
+        short = min(self.width, self.height)
+        if not 0 < short_side < short:
+            return self.width, self.height
+        return tuple(max(1, round(side * short_side / short)) for side in (self.width, self.height))
+
 
 class Video:
     """One video file, open for reading.
@@ -108,7 +115,7 @@ class Video:
     def frames(self, frame_idx: Sequence[int] | np.ndarray, short_side: int = 0) -> Iterator[np.ndarray]:
         """RGB pictures uint8 [H, W, 3] of ascending frame numbers, one at a time.
 
-        A shorter side above `short_side` is reduced to it (0 = keep). Raises VideoError where a picture cannot be
+        Reduced in size as VideoInfo.scaled_size says. Raises VideoError where a picture cannot be
         decoded, ValueError for numbers that are not ascending or not in the video.
         """
         wanted = np.asarray(frame_idx, np.int64)
@@ -118,7 +125,7 @@ class Video:
         while True:
             read = _READERS[self._decoders[0]]
             try:
-                for frame in read(self.info, wanted[done:], _scaled_size(self.info, short_side), self._threads):
+                for frame in read(self.info, wanted[done:], self.info.scaled_size(short_side), self._threads):
                     yield frame
                     done += 1
                 return
@@ -221,7 +228,10 @@ def _read_decord(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], thr
         if len(reader) != info.num_frames:
             raise VideoError(info.path, f"decord counts {len(reader)} frames, the file has {info.num_frames}")
         for i in wanted:
-            yield reader[int(i)].asnumpy()
+            frame = reader[int(i)].asnumpy()
+            if frame.shape != (size[1], size[0], 3):  # so for some narrow pictures
+                raise VideoError(info.path, f"decord gives pictures of shape {frame.shape} for {size[0]} x {size[1]}")
+            yield frame
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:
         raise VideoError(info.path, f"decord cannot read it ({_reason(error)})") from error
 
@@ -264,14 +274,6 @@ def _as_rgb(picture: av.VideoFrame, rotation: int, size: tuple[int, int]) -> np.
     width, height = size[::-1] if rotation % 2 else size
     rgb = picture.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC").to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, rotation)) if rotation else rgb
-
-
-def _scaled_size(info: VideoInfo, short_side: int) -> tuple[int, int]:
-    """Width and height of the pictures to return."""
-    short = min(info.width, info.height)
-    if not 0 < short_side < short:
-        return info.width, info.height
-    return tuple(max(1, round(side * short_side / short)) for side in (info.width, info.height))
 
 
 def _picture_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream | None:

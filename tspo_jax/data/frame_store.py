@@ -30,7 +30,7 @@ VERSION = 1
 SUFFIX = ".array_record"
 FEATURE_ROWS = 256  # per record: a needle sample reads 50 rows of a video, not all of a long one
 _OPEN_FILES = 128
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # One record per chunk, so that a frame is read alone; JPEG does not get smaller by compression.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -137,6 +137,11 @@ def features_path(folder: str | Path, identity: str, name: str) -> Path:
     return Path(folder) / "features" / identity / (name + SUFFIX)
 
 
+def partial_path(path: Path) -> Path:
+    """Where a file is written before it is published: the next run overwrites what a killed one left there."""
+    return path.with_name(path.name + ".partial")
+
+
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
@@ -171,7 +176,7 @@ def write_frames(folder: str | Path, entry: VideoEntry, jpegs: Iterable[bytes]) 
 def write_features(
     folder: str | Path, entry: VideoEntry, identity: str, blocks: Iterable[np.ndarray], width: int
 ) -> None:
-    """Writes the CLIP features of a video's frames: `blocks` [n, width] in order, of FEATURE_ROWS rows but for the last."""
+    """Writes the CLIP features of a video: `blocks` [n, width] in order, FEATURE_ROWS rows in all but the last."""
     header = {"name": entry.name, "clip": identity, "width": width, "frames_crc32": zlib.crc32(entry.crc32.tobytes())}
 
     def write(partial: Path):
@@ -183,7 +188,7 @@ def write_features(
 
 def publish(path: Path, write: Callable[[Path], None]) -> None:
     """`write(partial path)`, then the file appears whole under its name; nothing is left where that fails."""
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         write(partial)
@@ -204,7 +209,7 @@ def _write_records(path: Path, records: Iterable[bytes]) -> None:
         finally:
             writer.close()
     except RuntimeError as error:  # all that the writer raises, whatever the disk said
-        code = next((code for code in _DISK_FULL if os.strerror(code) in str(error)), errno.EIO)
+        code = next((code for code in DISK_FULL if os.strerror(code) in str(error)), errno.EIO)
         raise OSError(code, os.strerror(code), str(path)) from error
 
 

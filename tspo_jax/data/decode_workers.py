@@ -1,0 +1,228 @@
+"""Worker processes that decode videos into a frame store and are killed when a decoder hangs.
+
+A decoder may crash, or loop in native code that holds the GIL and ignores signals: only the kill of its process ends
+that. Each job says how far it is, so that a hang is noticed early in a long video. Nothing here imports jax.
+"""
+
+import ctypes
+import dataclasses
+import errno
+import hashlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from tspo_jax.data.decode import Video, VideoError
+from tspo_jax.data.frame_store import (
+    StoreSettings,
+    VideoEntry,
+    encode_jpeg,
+    frames_path,
+    partial_path,
+    write_frames,
+)
+
+_JOBS_PER_PROCESS = 50  # decord leaks: a worker is replaced after this many videos
+_START_LIMIT = 120.0  # seconds for a worker process to import its modules
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A video to decode: `name` in the store, the file and its size, and the decoders to try in turn."""
+
+    path: str
+    name: str
+    size: int
+    store: str
+    settings: StoreSettings
+    decoders: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a job: the number of stored frames, or why there are none."""
+
+    job: Job
+    num_frames: int = 0
+    reason: str = ""
+
+
+Progress = Callable[[float], None]  # called with the share of a job that is done
+
+
+def decode_video(job: Job, progress: Progress) -> int:
+    """Decodes the candidates of a video into the store with the first decoder of the job; returns their number.
+
+    Memory does not depend on the video's length. Raises VideoError, and OSError where the store cannot be written.
+    """
+    video = Video(job.path, job.decoders[0], threads=1)
+    candidates = video.candidates(job.settings.fps)
+    with open(job.path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def jpegs() -> Iterator[bytes]:
+        for i, frame in enumerate(video.frames(candidates, job.settings.short_side)):
+            progress(i / len(candidates))
+            yield encode_jpeg(frame, job.settings.jpeg_quality)
+
+    width, height = video.info.scaled_size(job.settings.short_side)
+    times = video.timestamps[candidates]
+    entry = VideoEntry(
+        job.name, video.fps, video.num_frames, times, candidates, width, height, video.decoder, job.size, digest
+    )
+    write_frames(job.store, entry, jpegs())
+    return len(candidates)
+
+
+def run_jobs(
+    jobs: Iterable[Job],
+    num_workers: int,
+    time_limit: float,
+    stall_limit: float,
+    on_progress: Callable[[Job, float], None] = lambda job, share: None,
+    work: Callable[[Job, Progress], int] = decode_video,
+) -> Iterator[Outcome]:
+    """Runs jobs in worker processes; one outcome per job, in the order in which they end.
+
+    A job that fails, crashes, runs longer than `time_limit` seconds or shows no progress for `stall_limit` seconds is
+    tried again with its next decoder. Raises OSError as soon as one cannot write its results. Closing the iterator
+    ends all workers.
+    """
+    queue = deque(jobs)
+    reasons: dict[str, list[str]] = {job.name: [] for job in queue}
+    workers = [_Worker(work) for _ in range(min(num_workers, len(queue)))]
+    try:
+        while queue or any(worker.job for worker in workers):
+            for worker in workers:
+                if worker.idle and queue:
+                    worker.start(queue.popleft(), time_limit, stall_limit)
+            _wait_for_news(workers)
+            for i, worker in enumerate(workers):
+                for kind, value in worker.news():
+                    if kind == "progress":
+                        on_progress(worker.job, value)
+                        continue
+                    job, worker.job = worker.job, None
+                    if kind == "unwritable":
+                        raise OSError(*value)
+                    if kind == "lost" or worker.num_jobs == _JOBS_PER_PROCESS:
+                        worker.kill()
+                        workers[i] = _Worker(work)
+                    if kind == "done":
+                        yield Outcome(job, num_frames=value)
+                        continue
+                    partial_path(frames_path(job.store, job.name)).unlink(missing_ok=True)
+                    if value not in reasons[job.name]:
+                        reasons[job.name].append(value)
+                    if len(job.decoders) > 1:
+                        queue.appendleft(dataclasses.replace(job, decoders=job.decoders[1:]))
+                    else:
+                        yield Outcome(job, reason="; ".join(reasons[job.name]))
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def _wait_for_news(workers: list["_Worker"]) -> None:
+    wait = min(worker.deadline for worker in workers) - time.monotonic()
+    multiprocessing.connection.wait([worker.pipe for worker in workers], max(0.0, wait) if wait < 1e6 else None)
+
+
+class _Worker:
+    """The parent's side of a worker process."""
+
+    def __init__(self, work: Callable[[Job, Progress], int]):
+        # Fresh processes: forking one that runs threads (as any that imported jax does) can hang.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.job: Job | None = None
+        self.num_jobs = 0
+        self._ready = False
+        self._limits = ((time.monotonic() + _START_LIMIT, "did not start"),)
+
+    @property
+    def idle(self) -> bool:
+        return self._ready and self.job is None
+
+    @property
+    def deadline(self) -> float:
+        """Monotonic time at which the process is given up."""
+        return float("inf") if self.idle else min(self._limits)[0]
+
+    def start(self, job: Job, time_limit: float, stall_limit: float) -> None:
+        self.job = job
+        self.num_jobs += 1
+        self._stall_limit = stall_limit
+        self._end = time.monotonic() + time_limit, f"took longer than {time_limit:g} s"
+        self._alive()
+        self.pipe.send(job)
+
+    def news(self) -> Iterator[tuple[str, object]]:
+        """What happened since: ("progress", share), and at most one of ("done", frames), ("failed", reason),
+        ("lost", reason) when the process must be replaced, and ("unwritable", (errno, text, file))."""
+        try:
+            while self.pipe.poll():
+                kind, value = self.pipe.recv()
+                if kind == "ready":
+                    self._ready = True
+                    continue
+                self._alive()
+                yield kind, value
+        except (EOFError, OSError):
+            self.process.join()
+            if self.job is None:
+                raise RuntimeError(f"a decode worker ended by itself (status {self.process.exitcode})") from None
+            yield "lost", f"the {self.job.decoders[0]} process crashed (status {self.process.exitcode})"
+            return
+        if time.monotonic() >= self.deadline:
+            if self.job is None:
+                raise RuntimeError(f"a decode worker did not start within {_START_LIMIT:g} s")
+            yield "lost", f"{self.job.decoders[0]} {min(self._limits)[1]}"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+    def _alive(self) -> None:
+        stalled = time.monotonic() + self._stall_limit, f"showed no progress for {self._stall_limit:g} s"
+        self._limits = (self._end, stalled)
+
+
+def _serve(pipe: multiprocessing.connection.Connection, work: Callable[[Job, Progress], int]) -> None:
+    """The worker process: jobs in, progress and one result per job out."""
+    if sys.platform == "linux":  # die with the parent, however it dies
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # FFmpeg inside decord prints its own messages
+    pipe.send(("ready", None))
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        sent = time.monotonic()
+
+        def progress(share: float) -> None:
+            nonlocal sent
+            if time.monotonic() > sent + 0.2:
+                sent = time.monotonic()
+                pipe.send(("progress", share))
+
+        try:
+            pipe.send(("done", work(job, progress)))
+        except VideoError as error:
+            pipe.send(("failed", error.reason))
+        except OSError as error:  # of the store: the decoders' own become VideoError
+            too_long = error.errno == errno.ENAMETOOLONG
+            pipe.send(("failed", "its name is too long") if too_long else ("unwritable", error.args[:3]))
+        except Exception as error:  # one odd video must not end the run
+            pipe.send(("failed", f"{type(error).__name__}: {error}"))
