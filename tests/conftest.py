@@ -5,10 +5,14 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+import json
+import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -19,6 +23,19 @@ ROOT = Path(__file__).resolve().parent.parent
 def golden() -> Path:
     """Numbers of the original PyTorch code (tests/golden)."""
     return ROOT / "tests" / "golden"
+
+
+@pytest.fixture
+def plain_clip(golden, tmp_path) -> Path:
+    """A CLIP folder in float32 that holds no agent."""
+    folder = tmp_path / "clip"
+    shutil.copytree(golden / "tspo_agent", folder)
+    tensors = load_file(folder / "model.safetensors")
+    clip = {name: x.astype(np.float32) for name, x in tensors.items() if not name.startswith("selector.")}
+    save_file(clip, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["CLIPModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture(scope="session")

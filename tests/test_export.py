@@ -1,7 +1,6 @@
 """Agents leave a run as TSPO folders, and come back equal."""
 
 import json
-import shutil
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from tspo_jax import weights
 from tspo_jax.checkpoints import load_agent, load_clip
@@ -23,21 +22,6 @@ def trained(golden):
     _, params = load_agent(golden / "tspo_agent")
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: np.asarray(x) + 0.01 * rng.normal(size=x.shape).astype(np.float32), params)
-
-
-@pytest.fixture
-def plain_clip(golden, tmp_path):
-    """A CLIP folder without an agent, in float32."""
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    for file in (golden / "tspo_agent").iterdir():
-        shutil.copyfile(file, folder / file.name)
-    tensors = load_file(golden / "tspo_agent" / "model.safetensors")
-    clip = {name: x.astype(np.float32) for name, x in tensors.items() if not name.startswith("selector.")}
-    save_file(clip, folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["CLIPModel"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def assert_trees_equal(a, b):

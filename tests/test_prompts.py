@@ -47,6 +47,8 @@ def test_bad_input_is_named():
         prompts.render("Why?", template="llama")
     with pytest.raises(ValueError, match="<image>"):
         prompts.render("<image>\nWhy?")
+    with pytest.raises(ValueError, match="question is empty"):
+        prompts.render(" \n")
 
 
 def test_padding_to_a_multiple():

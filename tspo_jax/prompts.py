@@ -28,10 +28,12 @@ def render(question: str, template: str = "qwen_1_5", suffix: str = LETTER_SUFFI
       template: a name of TEMPLATES.
       suffix: the last line of the user's text; empty for none.
 
-    Raises: ValueError for an unknown template or a question that holds IMAGE_TAG itself.
+    Raises: ValueError for an unknown template, or a question that is empty or holds IMAGE_TAG itself.
     """
     if template not in TEMPLATES:
         raise ValueError(f"template is {template!r}, not one of {', '.join(TEMPLATES)}")
+    if not question.strip():
+        raise ValueError("the question is empty")
     text = f"{question}\n{suffix.removeprefix(chr(10))}" if suffix else question
     if IMAGE_TAG in text:
         raise ValueError(f"the question holds {IMAGE_TAG}; leave it out, the template has the place of the video")

@@ -22,6 +22,8 @@ from tspo_jax.scoring import Scorer, check_method, encode_video, load_scorer, pi
 def select_frames(scorer: Scorer, video: Video, question: str, num_frames: int, method: str) -> dict:
     """The frames of `video` for `question`, as the entry point reports them (`scores` is None without an agent)."""
     check_method(scorer, method)
+    if not question.strip():
+        raise ValueError("the question is empty")
     candidates = encode_video(video, scorer.clip, watch=progress_bar)
     clip_scores, scores = scorer.ask(candidates.features, query(question))
     picks = pick(method, clip_scores, scores, num_frames)
