@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tspo_jax import entry_point, prompts, selection
 from tspo_jax.checkpoints import Answerer, load_answerer
@@ -70,7 +70,7 @@ def _read_picture(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as picture:
             return np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except OSError as error:
         raise ValueError(f"--frames: {file} is not a readable picture ({error})") from error
 
 
