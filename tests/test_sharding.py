@@ -107,6 +107,10 @@ def test_errors_name_the_parameter(golden):
         collide("vision_tower.vision_model.encoder.layers.mlp.fc1.kernel", (2, 8, 8))
 
 
+def test_one_process_feeds_every_question():
+    assert sharding.data_slice(make_mesh([("data", 4), ("model", 2)], DEVICES)) == (0, 1)
+
+
 def test_batches_lie_over_data():
     mesh = make_mesh([("data", 4), ("model", 2)], DEVICES)
     rows = {"x": np.arange(16.0, dtype=np.float32).reshape(8, 2), "i": np.arange(8)}

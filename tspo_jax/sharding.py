@@ -167,3 +167,19 @@ def local_rows(x: jax.Array) -> np.ndarray:
         return np.asarray(x)
     shards = {shard.index[0].start or 0: shard for shard in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+
+def data_slice(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process feeds every count-th question, from index on.
+
+    Processes whose devices lie in the same rows of the mesh feed the same questions. Raises ShardingError where a
+    process holds part of a row's share only, which the data pipeline cannot serve.
+    """
+    process = jax.process_index()
+    rows = [r for r, row in enumerate(mesh.devices) if any(d.process_index == process for d in row.flat)]
+    count, rest = divmod(mesh.shape["data"], len(rows))
+    if rest or rows != list(range(rows[0], rows[0] + len(rows))) or rows[0] % len(rows):
+        raise ShardingError(
+            f"the devices of process {process} lie in rows {rows} of the mesh: choose another model axis"
+        )
+    return rows[0] // len(rows), count

@@ -134,6 +134,9 @@ class TemporalAgent(nnx.Module):
         index = jnp.broadcast_to(first_index + jnp.arange(length), (B, length))
         y = x + positional_encoding(index, num_frames, D)
         inner = slice(before, before + n)
-        q, k, v = self.temporal.Self_q(y[:, inner]), self.temporal.Self_k(y), self.temporal.Self_v(y)
+        # The keys' bias shifts all scores of a query alike, so it has no effect. Left out, its gradient is zero and not
+        # rounding, which Adam would blow up to full steps that differ from mesh to mesh.
+        keys = y @ self.temporal.Self_k.kernel[...]
+        q, k, v = self.temporal.Self_q(y[:, inner]), keys, self.temporal.Self_v(y)
         q, k, v = (a.reshape(B, -1, self.num_heads, D // self.num_heads) for a in (q, k, v))
         return self.mlp(window_attention(q, k, v, is_valid, self.window)) + x[:, inner]
