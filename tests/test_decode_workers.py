@@ -135,4 +135,5 @@ def test_decoding_into_the_store(tmp_path):
     assert (entry.width, entry.height, entry.fps, entry.num_video_frames) == (60, 40, 25, 130)
     assert entry.source_size == video.stat().st_size and len(entry.source_sha256) == 64
     frames = store.frames("v.mp4", [1, 10])
-    assert frames.shape == (2, 40, 60, 3) and shown_numbers(frames) == [5, 50]
+    assert frames.shape == (2, 40, 60, 3)
+    np.testing.assert_allclose(shown_numbers(frames), [5, 50], atol=1)

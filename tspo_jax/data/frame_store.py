@@ -249,8 +249,11 @@ class FrameStore:
 
     def names(self) -> list[str]:
         """The videos of the store, sorted."""
-        root = self.folder / "frames"
-        return sorted(path.relative_to(root).as_posix().removesuffix(SUFFIX) for path in root.rglob("*" + SUFFIX))
+        return _names(self.folder / "frames")
+
+    def names_with_features(self) -> list[str]:
+        """The videos that have features of the checkpoint, sorted."""
+        return _names(self.folder / "features" / (self.clip_identity or ""))
 
     def __contains__(self, name: str) -> bool:
         return frames_path(self.folder, name).is_file()
@@ -289,6 +292,30 @@ class FrameStore:
         """What made the features of a video: `clip`, `width` and `frames_crc32`, to tell frames that changed since."""
         path = features_path(self.folder, self.clip_identity or "", name)
         return json.loads(self._reader(path)[1])
+
+    def has_features(self, name: str) -> bool:
+        """Whether there are features of the video's present frames."""
+        if not features_path(self.folder, self.clip_identity or "", name).is_file():
+            return False
+        return self.features_header(name)["frames_crc32"] == zlib.crc32(self.video(name).crc32.tobytes())
+
+    def check_frames(self, name: str) -> None:
+        """Reads every frame of a video; raises StoreError where one is not what was written."""
+        crc32 = self.video(name).crc32
+        for i, expected in enumerate(crc32):
+            if zlib.crc32(self.jpegs(name, [i])[0]) != expected:
+                raise _damaged(frames_path(self.folder, name), f"frame {i} has another checksum")
+
+    def check_features(self, name: str) -> None:
+        """Reads all features of a video; raises StoreError unless they belong to its frames and are finite."""
+        path = features_path(self.folder, self.clip_identity or "", name)
+        if name not in self:
+            raise StoreError(f"{path}: features of a video that has no frames here; delete it")
+        if not self.has_features(name):
+            raise StoreError(f"{path}: features of other frames than the store has; run predecode again with --clip")
+        features = self.features(name)
+        if len(features) != self.video(name).num_frames or not np.isfinite(features).all():
+            raise _damaged(path, f"{len(features)} rows, finite: {bool(np.isfinite(features).all())}")
 
     def _records(self, path: Path, idx: Sequence[int] | np.ndarray, name: str) -> list[bytes]:
         idx = [int(i) for i in idx]
@@ -330,5 +357,9 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def _damaged(path: Path, error: Exception) -> StoreError:
+def _names(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix().removesuffix(SUFFIX) for path in root.rglob("*" + SUFFIX))
+
+
+def _damaged(path: Path, error: Exception | str) -> StoreError:
     return StoreError(f"{path}: damaged ({str(error).splitlines()[0][:120]}); delete it and run predecode again")

@@ -1,0 +1,348 @@
+"""Decodes videos into a frame store, once: JPEG frames at 1 fps with their times, and CLIP features.
+
+    python -m tspo_jax.predecode --videos=FOLDER --store=DIR [--clip=DIR] [--workers=N]
+    python -m tspo_jax.predecode --store=DIR --clip=DIR              # features of all stored videos
+    python -m tspo_jax.predecode --store=DIR --verify [--videos=FOLDER]
+
+--videos is a folder (all videos below it; a video's name in the store is its path below the folder) or a text file
+that lists one path per line, relative to --video_folder (default: the list's folder).
+
+A video that cannot be decoded, hangs or crashes its decoder is listed with its reason in STORE/quarantine*.jsonl and
+costs no other video (delete its line to try it again). Running the same command again goes on where it stopped; only
+new and changed videos are decoded. CLIP features are computed from the stored frames, so another checkpoint needs no decoding.
+
+Many machines: --num_shards=N --shard_index=I, each takes every N-th video of one shared store. In SLURM arrays both
+come from the environment, in Kubernetes indexed jobs the index does.
+
+Result (stdout or --output): a JSON object. Exit status: 0; 2 where videos are in quarantine or --verify finds damage;
+1 for mistakes in the command, a full disk, or a store that another run is writing.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from tspo_jax import entry_point
+from tspo_jax.data.decode import DECODERS
+from tspo_jax.data.decode_workers import Job, run_jobs
+from tspo_jax.data.frame_store import (
+    DISK_FULL,
+    FEATURE_ROWS,
+    FrameStore,
+    StoreError,
+    StoreSettings,
+    VideoEntry,
+    frames_path,
+    open_settings,
+    publish,
+    write_features,
+)
+from tspo_jax.data.questions import video_path
+
+# Modules that use jax are imported where they are needed: decode workers import this file.
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
+
+
+class Encoder(Protocol):
+    """What predecode needs of CLIP (checkpoints.ClipEncoder)."""
+
+    identity: str
+    width: int
+
+    def image_features(self, images: np.ndarray) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One of `count` runs that share the videos of a store."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, videos: dict[str, Path]) -> dict[str, Path]:
+        return {name: videos[name] for name in sorted(videos)[self.index :: self.count]}
+
+    def file(self, store: Path, stem: str, suffix: str) -> Path:
+        return store / (stem + (f"-{self.index:05d}-of-{self.count:05d}" if self.count > 1 else "") + suffix)
+
+
+def find_videos(videos: Path, video_folder: Path | None = None) -> dict[str, Path]:
+    """Name in the store -> file, of a folder or a list; raises ValueError naming the line of a bad path."""
+    if videos.is_dir():
+        files = (Path(folder) / file for folder, _, files in os.walk(videos) for file in files)
+        found = {f.relative_to(videos).as_posix(): f for f in files if f.suffix.lower() in SUFFIXES}
+    elif videos.is_file() and videos.suffix.lower() not in SUFFIXES:
+        root, found = video_folder or videos.parent, {}
+        for number, line in enumerate(videos.read_text(encoding="utf-8").splitlines(), start=1):
+            if line.strip():
+                name = video_path(line.strip(), field=f"{videos}:{number}")
+                found[name] = root / name
+    else:
+        raise ValueError(f"--videos: {videos} is neither a folder nor a text file that lists videos")
+    if not found:
+        raise ValueError(f"--videos: no videos in {videos}")
+    return found
+
+
+class Quarantine:
+    """The videos of a shard that could not be decoded, in a jsonl file that a person can read."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.rows = {row["video"]: row for row in map(json.loads, lines)}
+
+    def add(self, name: str, size: int, reason: str) -> None:
+        self._save(self.rows | {name: {"video": name, "reason": reason, "source_size": size}})
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forgets all other videos."""
+        self._save({name: self.rows[name] for name in names if name in self.rows})
+
+    def _save(self, rows: dict) -> None:
+        if rows != self.rows:
+            self.rows = rows
+            text = "".join(json.dumps(rows[name]) + "\n" for name in sorted(rows))
+            publish(self._path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def writing(store: Path, shard: Shard) -> Iterator[None]:
+    """Holds the shard of a store; raises StoreError where another run has it. The system lets go when a run dies."""
+    with contextlib.ExitStack() as files:
+        # A run without shards excludes all others, runs of different shards only themselves.
+        locks = [(store / "lock", fcntl.LOCK_EX if shard.count == 1 else fcntl.LOCK_SH)]
+        locks += [(shard.file(store, "lock", ""), fcntl.LOCK_EX)] if shard.count > 1 else []
+        for path, kind in locks:
+            file = files.enter_context(path.open("a"))
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(f"{store}: another run is writing this store; wait for it or use another") from None
+        yield
+
+
+def decode_videos(
+    videos: dict[str, Path],
+    folder: Path,
+    settings: StoreSettings,
+    quarantine: Quarantine,
+    num_workers: int,
+    time_limit: float,
+    stall_limit: float,
+) -> dict:
+    """Decodes the videos that are not in the store yet or changed since; returns counts for the result.
+
+    Raises StoreError where the disk is full, saying how much is missing.
+    """
+    sizes = {name: path.stat().st_size if path.is_file() else None for name, path in videos.items()}
+    store = FrameStore(folder)
+    done = {name for name in videos if _is_stored(store, name, sizes[name])}
+    rows = quarantine.rows.items()
+    known = {name for name, row in rows if name in sizes and sizes[name] == row["source_size"]} - done
+    quarantine.keep(known)
+    todo = [name for name in videos if name not in done | known]
+    jobs = [Job(str(videos[n]), n, sizes[n] or 0, str(folder), settings, DECODERS) for n in todo]
+    start, frames = time.monotonic(), 0
+    with _progress("{task.fields[text]}") as progress:
+        bar = progress.add_task("", text="decoding", total=sum(job.size for job in jobs) or 1)
+        shares: dict[str, float] = {}
+
+        def show(job: Job, share: float) -> None:
+            shares[job.name] = share * job.size
+            rate = frames / max(time.monotonic() - start, 1e-6)
+            count = f"{len(shares)}/{len(jobs)} videos, {len(quarantine.rows)} in quarantine, {rate:.0f} frames/s"
+            progress.update(bar, completed=sum(shares.values()), text=count)
+
+        try:
+            for outcome in run_jobs(jobs, num_workers, time_limit, stall_limit, show):
+                frames += outcome.num_frames
+                if outcome.reason:
+                    quarantine.add(outcome.job.name, sizes[outcome.job.name], outcome.reason)
+                show(outcome.job, 1.0)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise StoreError(_disk_full(folder, store, videos, sizes)) from error
+    stored = len(videos) - len(quarantine.rows)
+    return {
+        "videos": len(videos),
+        "stored": stored,
+        "decoded_now": stored - len(done),
+        "frames_decoded_now": frames,
+        "decode_seconds": round(time.monotonic() - start, 3),
+        "quarantined": [quarantine.rows[name] for name in sorted(quarantine.rows)],
+    }
+
+
+def _is_stored(store: FrameStore, name: str, size: int | None) -> bool:
+    """A stored video stays valid when its file is gone, not when it has another size."""
+    try:
+        return name in store and size in (None, store.video(name).source_size)
+    except StoreError:  # damaged: decode again
+        return False
+
+
+def _disk_full(folder: Path, store: FrameStore, videos: dict[str, Path], sizes: dict[str, int | None]) -> str:
+    done = [name for name in videos if _is_stored(store, name, sizes[name])]
+    used = sum(frames_path(folder, name).stat().st_size for name in done)
+    sources = sum(sizes[name] or 0 for name in done)
+    rest = sum(size or 0 for size in sizes.values()) - sources
+    needed = rest * (used / sources if sources else 1.0) - shutil.disk_usage(folder).free
+    return (
+        f"{folder}: the disk is full; {len(done)} of {len(videos)} videos are stored and readable, about "
+        f"{max(needed, 1e6) / 1e6:,.0f} MB more are needed; free them and run the same command again"
+    )
+
+
+def encode_features(folder: Path, names: Iterable[str], encoder: Encoder) -> int:
+    """Writes the CLIP features of stored videos that lack them; returns the number of frames encoded."""
+    (folder / "features" / encoder.identity).mkdir(parents=True, exist_ok=True)
+    store = FrameStore(folder, encoder.identity)
+    entries = [store.video(name) for name in names]
+    todo = [entry for entry in entries if not store.has_features(entry.name)]
+    with _progress("encoding {task.completed}/{task.total} frames") as progress, ThreadPoolExecutor() as pool:
+        bar = progress.add_task("", total=sum(entry.num_frames for entry in todo))
+
+        def blocks(entry: VideoEntry) -> Iterator[np.ndarray]:
+            for start in range(0, entry.num_frames, FEATURE_ROWS):
+                idx = range(start, min(start + FEATURE_ROWS, entry.num_frames))
+                yield encoder.image_features(store.frames(entry.name, idx, pool))
+                progress.advance(bar, len(idx))
+
+        for entry in todo:
+            write_features(folder, entry, encoder.identity, blocks(entry), encoder.width)
+    return sum(entry.num_frames for entry in todo)
+
+
+def verify(folder: Path, videos: dict[str, Path]) -> dict:
+    """Reads the whole store; `problems` lists damaged files, and files of `videos` that are not what was decoded."""
+    store = FrameStore(folder)
+    clips = sorted(path.name for path in (folder / "features").glob("*"))
+    checks = [(store.check_frames, name) for name in store.names()]
+    for clip in clips:
+        features = FrameStore(folder, clip)
+        checks += [(features.check_features, name) for name in features.names_with_features()]
+    checks += [(lambda name: _check_source(store, name, videos[name]), name) for name in videos if name in store]
+    problems = []
+    with _progress("verifying {task.completed}/{task.total}") as progress:
+        for check, name in progress.track(checks):
+            try:
+                check(name)
+            except StoreError as error:
+                problems.append(str(error))
+    return {"videos": len(store.names()), "clip_checkpoints": clips, "problems": problems}
+
+
+def _check_source(store: FrameStore, name: str, path: Path) -> None:
+    entry = store.video(name)
+    if path.is_file():
+        with path.open("rb") as file:
+            same = path.stat().st_size == entry.source_size
+            if not same or hashlib.file_digest(file, "sha256").hexdigest() != entry.source_sha256:
+                raise StoreError(f"{path}: was replaced after it was decoded; delete {frames_path(store.folder, name)}")
+
+
+def _progress(text: str) -> Progress:
+    columns = (TextColumn(text), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+# ---- command line ------------------------------------------------------------------------------------------
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("videos", "", "Folder of videos, or text file with one path per line")
+    flags.DEFINE_string("video_folder", "", "What the paths of a list are relative to; default: the list's folder")
+    flags.DEFINE_string("store", None, "Folder of the frame store", required=True)
+    flags.DEFINE_string("clip", "", "CLIP or TSPO checkpoint folder; without it no features are made")
+    flags.DEFINE_integer("workers", len(os.sched_getaffinity(0)), "Decoding processes", lower_bound=1)
+    flags.DEFINE_float("fps", 1.0, "Frames per second to keep", lower_bound=1e-3)
+    flags.DEFINE_integer("short_side", 384, "Reduce the shorter side to this many pixels; 0 = keep", lower_bound=0)
+    flags.DEFINE_integer("jpeg_quality", 95, "Of the stored frames", lower_bound=1, upper_bound=100)
+    flags.DEFINE_float("time_limit", 7200.0, "Seconds per video and decoder, then it is killed", lower_bound=0.1)
+    flags.DEFINE_float("stall_limit", 60.0, "Seconds without a new frame, then it is killed", lower_bound=0.1)
+    flags.DEFINE_integer("num_shards", None, "Runs that share the videos (SLURM_ARRAY_TASK_COUNT)", lower_bound=1)
+    flags.DEFINE_integer(
+        "shard_index", None, "This run, from 0 (SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX)", lower_bound=0
+    )
+    flags.DEFINE_bool("verify", False, "Decode nothing; read the whole store and report damage")
+    flags.DEFINE_string("output", "", "File for the result; default: stdout")
+
+
+def shard_from(num_shards: int | None, shard_index: int | None, environment: dict[str, str]) -> Shard:
+    """The shard that flags or a job array's environment name; raises ValueError where only half is known."""
+    if shard_index is None and "SLURM_ARRAY_TASK_ID" in environment:
+        shard_index = int(environment["SLURM_ARRAY_TASK_ID"]) - int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
+        num_shards = num_shards or int(environment["SLURM_ARRAY_TASK_COUNT"])
+    if shard_index is None and "JOB_COMPLETION_INDEX" in environment:
+        shard_index = int(environment["JOB_COMPLETION_INDEX"])
+    if (num_shards is None) != (shard_index is None):
+        raise ValueError(f"--num_shards is {num_shards} and --shard_index {shard_index}: give both or none")
+    if num_shards is not None and shard_index >= num_shards:
+        raise ValueError(f"--shard_index={shard_index} must be below --num_shards={num_shards}")
+    return Shard(shard_index or 0, num_shards or 1)
+
+
+def main() -> int:
+    folder = Path(FLAGS.store)
+    if not (FLAGS.videos or FLAGS.clip or FLAGS.verify):
+        raise ValueError("--videos is missing")
+    root = Path(FLAGS.video_folder) if FLAGS.video_folder else None
+    videos = find_videos(Path(FLAGS.videos), root) if FLAGS.videos else {}
+    if FLAGS.verify:
+        result = verify(folder, videos)
+    else:
+        shard = shard_from(FLAGS.num_shards, FLAGS.shard_index, dict(os.environ))
+        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder, shard):
+            result = predecode(folder, shard, videos)
+    entry_point.write_result(result, FLAGS.output)
+    return 2 if result.get("problems") or result.get("quarantined") else 0
+
+
+def predecode(folder: Path, shard: Shard, videos: dict[str, Path]) -> dict:
+    """Decoding, then features, as the flags say; returns the result."""
+    result = {}
+    encoder = _load_clip(FLAGS.clip) if FLAGS.clip else None  # a wrong folder shows before hours of decoding
+    if videos:
+        open_settings(folder, StoreSettings(FLAGS.fps, FLAGS.short_side, FLAGS.jpeg_quality))
+        videos = shard.of(videos)
+        quarantine = Quarantine(shard.file(folder, "quarantine", ".jsonl"))
+        limits = FLAGS.time_limit, FLAGS.stall_limit
+        result = decode_videos(videos, folder, FrameStore(folder).settings, quarantine, FLAGS.workers, *limits)
+        names = [name for name in videos if name not in quarantine.rows]
+    else:
+        names = FrameStore(folder).names()[shard.index :: shard.count]
+    if encoder:
+        result["frames_encoded_now"] = encode_features(folder, names, encoder)
+        result["clip"] = encoder.identity
+    return result
+
+
+def _load_clip(folder: str) -> Encoder:
+    from tspo_jax.checkpoints import load_clip
+
+    return load_clip(folder)
+
+
+if __name__ == "__main__":
+    define_flags()
+    entry_point.run(main)
