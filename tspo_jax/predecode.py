@@ -9,7 +9,8 @@ that lists one path per line, relative to --video_folder (default: the list's fo
 
 A video that cannot be decoded, hangs or crashes its decoder is listed with its reason in STORE/quarantine*.jsonl and
 costs no other video (delete its line to try it again). Running the same command again goes on where it stopped; only
-new and changed videos are decoded. CLIP features are computed from the stored frames, so another checkpoint needs no decoding.
+new and changed videos are decoded. CLIP features are computed from the stored frames, so that another checkpoint needs
+no decoding.
 
 Many machines: --num_shards=N --shard_index=I, each takes every N-th video of one shared store. In SLURM arrays both
 come from the environment, in Kubernetes indexed jobs the index does.
