@@ -22,36 +22,41 @@ class RunFolderError(ValueError):
     """A run folder that belongs to another config, or a checkpoint that cannot be read."""
 
 
-def open_run(folder: str | Path, config: Mapping[str, Any], may_differ: tuple[str, ...] = ()) -> None:
-    """Makes `folder` for a run of `config`, or checks that it is one.
+def check_run(folder: str | Path, config: Mapping[str, Any], may_differ: tuple[str, ...] = ()) -> None:
+    """Raises RunFolderError where `folder` holds something else than a run of `config`, listing what differs.
 
     Args:
-      config: nested mapping of plain values, kept in `folder`/config.json.
+      config: nested mapping of plain values.
       may_differ: fields (dotted, or the name of a group) that a run may change when it is resumed.
-    Raises:
-      RunFolderError: listing the fields in which the folder's run differs.
     """
     path = Path(folder) / "config.json"
-    config = json.loads(json.dumps(config))  # tuples become lists, as they are in the file
     if path.exists():
-        differing = {
+        found = {
             name: values
-            for name, values in differences(read_run_config(folder), config).items()
+            for name, values in differences(read_run_config(folder), _as_json(config)).items()
             if not any(name == field or name.startswith(f"{field}.") for field in may_differ)
         }
-        if differing:
-            lines = [f"{name}: {there} there, {here} here" for name, (there, here) in differing.items()]
+        if found:
+            lines = [f"{name}: {there} there, {here} here" for name, (there, here) in found.items()]
             advice = "continue it with its own config, or choose another --run_dir"
             raise RunFolderError("\n  ".join([f"{folder} holds a run of another config ({advice}):", *lines]))
     elif (Path(folder) / CHECKPOINTS).exists():
         raise RunFolderError(
             f"{path} is missing, but there are checkpoints: not a run folder; choose another --run_dir"
         )
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(config, indent=2) + "\n")
-        partial.replace(path)
+
+
+def write_run_config(folder: str | Path, config: Mapping[str, Any]) -> None:
+    """Makes `folder` that of a run of `config`: writes its config.json."""
+    path = Path(folder) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(_as_json(config), indent=2) + "\n")
+    partial.replace(path)
+
+
+def _as_json(config: Mapping[str, Any]) -> dict:
+    return json.loads(json.dumps(config))  # tuples become lists, as they are in the file
 
 
 def read_run_config(folder: str | Path) -> dict:
