@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from statistics import mode
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,9 @@ from tspo_jax.models.layers import abstract_module, merge_params, split_params
 from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.models.temporal_agent import TemporalAgent
+from tspo_jax.weights import SELECTOR, TRAINING
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
-SELECTOR, TRAINING = (
-    "selector.",
-    "multiModal_align.",
-)  # the agent's prefix in TSPO-0.4B and in training checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +85,7 @@ def _in_batches(encode, params, rows: np.ndarray, batch_size: int, width: int) -
 def load_clip(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None) -> ClipEncoder:
     """CLIP of a CLIP or TSPO folder."""
     folder = Path(folder)
-    hf_config = weights.read_config(folder)
-    if hf_config.get("model_type") != "clip":
-        raise weights.CheckpointError(f"{folder}/config.json: model_type is {hf_config.get('model_type')!r}, not clip")
-    config = ClipConfig.from_hf(hf_config)
+    config = read_clip_config(folder)
     graphdef, abstract = abstract_module(lambda rngs: Clip(config, rngs=rngs))
     params = weights.load_params(folder, abstract, weights.CLIP, dtype=dtype, sharding=sharding)
     has_processor = (folder / "preprocessor_config.json").is_file()
@@ -100,7 +95,7 @@ def load_clip(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Shar
         config,
         graphdef,
         params,
-        CLIPTokenizer.from_pretrained(folder),
+        read_tokenizer(CLIPTokenizer, folder, config.text.vocab_size),
         ImageProcessor.clip(processor, config.vision.image_size),
         weights.checkpoint_identity(folder),
     )
@@ -114,9 +109,11 @@ def load_agent(folder: str | Path, *, window: int = 12, num_heads: int = 8, seed
     """
     prefix = agent_prefix(folder)
     if prefix is None:
-        width = ClipConfig.from_hf(weights.read_config(folder)).projection_dim
+        width = read_clip_config(folder).projection_dim
         return split_params(TemporalAgent(width, num_heads=num_heads, window=window, rngs=nnx.Rngs(seed)))
-    width = weights.SafetensorsFolder(folder).shape(f"{prefix}mlp.0.bias")[0]
+    files = weights.SafetensorsFolder(folder)
+    # Every tensor of the agent ends in its width. The commonest: a missing or misshapen one is named below.
+    (width,) = mode(files.shape(name)[-1:] for name in files.names() if name.startswith(prefix))
     graphdef, abstract = abstract_module(
         lambda rngs: TemporalAgent(width, num_heads=num_heads, window=window, rngs=rngs)
     )
@@ -127,6 +124,29 @@ def agent_prefix(folder: str | Path) -> str | None:
     """What the names of the agent's tensors in a folder begin with; None where it holds no agent."""
     names = weights.SafetensorsFolder(folder).names()
     return next((p for p in (SELECTOR, TRAINING) if any(n.startswith(p) for n in names)), None)
+
+
+def read_clip_config(folder: str | Path) -> ClipConfig:
+    config = weights.read_config(folder)
+    if config.get("model_type") != "clip":
+        raise weights.CheckpointError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not clip")
+    return ClipConfig.from_hf(config)
+
+
+def read_tokenizer(kind: type, folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder. Raises CheckpointError where there is none (transformers would make an empty one), it
+    is damaged, or it has more tokens than the model's `vocab_size`."""
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise weights.CheckpointError(f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)")
+    try:
+        tokenizer = kind.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise weights.CheckpointError(f"{folder}: its tokenizer cannot be read ({error})") from error
+    if len(tokenizer) > vocab_size:
+        raise weights.CheckpointError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, more than config.json's vocab_size {vocab_size}"
+        )
+    return tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +175,7 @@ class Answerer:
 def load_llava_video(folder: Path, dtype: jnp.dtype, sharding: Sharding | None) -> Answerer:
     config = LlavaVideoConfig.from_hf(weights.read_config(folder))
     graphdef, abstract = abstract_module(lambda rngs: LlavaVideo(config, rngs=rngs))
-    tokenizer = Qwen2Tokenizer.from_pretrained(folder)
+    tokenizer = read_tokenizer(Qwen2Tokenizer, folder, config.language.vocab_size)
     return Answerer(
         folder,
         config,

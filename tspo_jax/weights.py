@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 STACKED = ("layers", "blocks")  # nodes of a path whose parameters carry a leading layer axis
+SELECTOR, TRAINING = "selector.", "multiModal_align."  # the agent's prefix in TSPO-0.4B and in training checkpoints
+PROVENANCE = ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path")  # fields of config.json
 KERNEL_AXES = {2: (1, 0), 4: (2, 3, 1, 0)}  # axes of the file's tensor in our order: Linear, Conv2d
 
 
@@ -59,7 +61,7 @@ AGENT_RENAME = ((r"^mlp\.linear_1\.", "mlp.0."), (r"^mlp\.linear_2\.", "mlp.2.")
 
 
 def agent_format(prefix: str) -> Format:
-    """The agent's tensors behind `prefix`: "selector." in TSPO-0.4B, "multiModal_align." in training checkpoints."""
+    """The agent's tensors behind `prefix`, SELECTOR or TRAINING; whatever else is in the folder is not looked at."""
     rename = tuple((pattern, prefix + name) for pattern, name in AGENT_RENAME)
     return Format((*rename, (r"^", prefix)), (rf"^(?!{re.escape(prefix)})",))
 
@@ -110,7 +112,9 @@ class SafetensorsFolder:
             raise CheckpointError(f"{folder}: holds no *.safetensors file")
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():
-            named = set(json.loads(index.read_text())["weight_map"].values())
+            named = set(read_config(self.folder, index.name).get("weight_map", {}).values())
+            if not named:
+                raise CheckpointError(f"{index}: weight_map is missing or empty")
             if lost := sorted(named - {p.name for p in paths}):
                 raise CheckpointError(f"{index}: names files that are not there: {', '.join(lost)}")
             paths = [p for p in paths if p.name in named]
@@ -195,7 +199,7 @@ def file_tensors(params: dict, fmt: Format, dtype: np.dtype | None = None) -> di
         array = array.astype(dtype or array.dtype)
         names = fmt.file_names(path, leaf.shape)
         for name, tensor in zip(names, array if is_stacked(path) else [array], strict=True):
-            tensors[name] = np.ascontiguousarray(tensor.transpose(back))
+            tensors[name] = np.array(tensor.transpose(back), order="C")
     return tensors
 
 
@@ -211,23 +215,28 @@ def read_config(folder: str | Path, name: str = "config.json") -> dict:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_text())
+    except ValueError as error:
         raise CheckpointError(f"{path}: not valid json ({error})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds a {type(config).__name__}, not an object")
+    return config
 
 
 def checkpoint_identity(folder: str | Path) -> str:
     """A short hash of a checkpoint's configuration and weights: what cached features are tied to.
 
-    Of tensors only names, shapes and the first and last 64 KiB of every file are read, so that it is fast at any size.
+    The first and last row of every tensor are read, so that it is fast at any size. An agent that travels with CLIP,
+    the split into files and who wrote the folder make no difference.
     """
-    folder = Path(folder)
-    digest = hashlib.sha256(json.dumps(read_config(folder), sort_keys=True).encode())
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as f:
-            digest.update(f.read(1 << 16))
-            f.seek(max(0, path.stat().st_size - (1 << 16)))
-            digest.update(f.read())
+    files, config = SafetensorsFolder(folder), read_config(folder)
+    kept = {key: value for key, value in config.items() if key not in PROVENANCE}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    for name in sorted(name for name in files.names() if not name.startswith((SELECTOR, TRAINING))):
+        shape = files.shape(name)
+        digest.update(f"{name} {shape}".encode())
+        for row in (slice(0, 1), slice(-1 % shape[0], None)) if shape else ():
+            digest.update(files.read(name, (row, *(slice(None) for _ in shape[1:]))).tobytes())
     return digest.hexdigest()[:16]
 
 
