@@ -73,7 +73,7 @@ def test_summary(summary):
 def test_table_marks_what_is_inside_the_noise(summary):
     console = Console(width=200, file=io.StringIO())
     console.print(table(summary))
-    everything = next(line for line in console.file.getvalue().splitlines() if "│ all" in line)
+    everything = next(line for line in console.file.getvalue().splitlines() if "  topk" in line)
     assert "75.0 [" in everything and "+50.0 [" in everything and "~ +2.5 [" in everything
 
 

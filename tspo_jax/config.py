@@ -113,6 +113,20 @@ class Distributed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Held-out questions, answered from the frames of several selection methods side by side (evaluate.py)."""
+
+    benchmark: str = ""  # longvideobench, mlvu, videomme or lvbench; "" = a question file like that of training
+    questions: str = ""  # annotation file of the benchmark, or jsonl file
+    store: str = ""  # frame store of the videos; "" = that of training
+    methods: tuple[str, ...] = ("uniform", "clip-topk", "topk")
+    budgets: tuple[int, ...] = (64,)  # frames that the answerer sees
+    batch_size: int = 8  # prompts that are answered at a time
+    protocol: str = "strict"  # how a benchmark's answers are read: strict, or published with its slips
+    allow_missing: bool = False  # leave out questions whose video is not in the store
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 42
     batch_size: int = 16  # questions per step, over all devices
@@ -122,6 +136,7 @@ class Config:
     data: Data = group(Data)
     policy: Policy = group(Policy)
     optimizer: Optimizer = group(Optimizer)
+    evaluation: Evaluation = group(Evaluation)
     mesh: Mesh = group(Mesh)
     distributed: Distributed = group(Distributed)
     log_every: int = 1  # steps between two lines on the terminal; metrics.jsonl and TensorBoard get every step
@@ -130,7 +145,7 @@ class Config:
 
 
 # What may change between two starts of one run: where it runs and what it prints, not what it computes.
-MAY_DIFFER = ("mesh", "distributed", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers")
+MAY_DIFFER = ("evaluation", "mesh", "distributed", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers")
 MAY_DIFFER += ("data.decode_threads",)
 
 

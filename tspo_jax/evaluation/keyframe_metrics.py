@@ -12,7 +12,6 @@ same video. A selection that follows the question beats the second one.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -335,12 +334,3 @@ def _summary(rows: Sequence[tuple[str, dict[str, float]]], tolerances: Sequence[
 
 def _percent(share: float | None) -> float | None:
     return None if share is None else round(100 * float(share), 1)
-
-
-def write_report(report: dict, output: str | Path | None) -> None:
-    """The JSON object to a file, or to stdout without one."""
-    text = json.dumps(report, indent=1, ensure_ascii=False)
-    if output:
-        Path(output).write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)

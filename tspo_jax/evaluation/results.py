@@ -15,9 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from tspo_jax.evaluation import statistics
+from tspo_jax.selection import METHODS
 
 RESAMPLES = 2000
 BASELINES = ("uniform", "clip-topk")
@@ -96,6 +98,19 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0) ->
                 numbers |= {"high": difference.high, "p_value": difference.p_value}
                 numbers |= {"mcnemar_p": statistics.mcnemar(a, b), "inside_noise": difference.inside_noise}
                 differences.append({"method": method, "baseline": baseline, "k": k} | where | numbers)
+    order = list(METHODS)
+    for table_rows in (accuracy, differences):  # the order of the file's rows, in which they were answered, is no use
+        table_rows.sort(
+            key=lambda row: (
+                row["grouping"] != ALL,
+                row["grouping"],
+                row["label"],
+                row["k"],
+                row["method"] in trained,
+                order.index(row["method"]),
+                row.get("baseline", ""),
+            )  # fmt: skip
+        )
     everything = [row for own in answers.values() for row in own.values()]
     return {
         "num_questions": len({row["id"] for row in everything}),
@@ -120,29 +135,27 @@ def _correct(answers: Mapping[str, Mapping], ids: Sequence[str]) -> tuple[np.nda
 
 
 def table(summary: Mapping) -> Table:
-    """The summary for the terminal: one line per group of questions; differences inside the noise are marked `~`."""
-    columns = list(dict.fromkeys((row["method"], row["k"]) for row in summary["accuracy"]))
-    gains = list(dict.fromkeys((row["method"], row["baseline"], row["k"]) for row in summary["differences"]))
+    """The summary for the terminal; differences inside the noise are marked `~`."""
     out = Table(
-        title=f"{summary['num_questions']} questions about {summary['num_videos']} videos; 95 % intervals over videos",
-        caption="accuracy in %; differences in points, ~ = inside the noise",
+        title=f"{summary['num_questions']} questions about {summary['num_videos']} videos",
+        caption="accuracy in %, differences in points, [95 % interval over videos], ~ inside the noise",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     out.add_column("questions")
-    out.add_column("n", justify="right")
-    for method, k in columns:
-        out.add_column(f"{method}\nK={k}", justify="right")
-    for method, baseline, k in gains:
-        out.add_column(f"{method}\n- {baseline}\nK={k}", justify="right")
-    cells: dict[tuple[str, str], dict] = {}
+    for heading in ("K", "method", "accuracy", *(f"- {baseline}" for baseline in BASELINES)):
+        out.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    gains = {(r["label"], r["grouping"], r["method"], r["baseline"], r["k"]): r for r in summary["differences"]}
+    last = None
     for row in summary["accuracy"]:
-        of_group = cells.setdefault((row["grouping"], row["label"]), {})
-        of_group[row["method"], row["k"]] = accuracy_text(row)
-        of_group["n"] = str(row["n"])
-    for row in summary["differences"]:
-        cells[row["grouping"], row["label"]][row["method"], row["baseline"], row["k"]] = difference_text(row)
-    for (grouping, label), of_group in cells.items():
-        name = label if grouping == ALL else f"{grouping} {label}"
-        out.add_row(name, of_group["n"], *(of_group.get(column, "-") for column in (*columns, *gains)))
+        group = row["label"], row["grouping"]
+        if last not in (None, group):
+            out.add_section()
+        found = [gains.get((*group, row["method"], baseline, row["k"])) for baseline in BASELINES]
+        name = "" if group == last else f"{row['label']} ({row['n']})"
+        differences = [difference_text(gain) if gain else "" for gain in found]
+        out.add_row(name, str(row["k"]), row["method"], accuracy_text(row), *differences)
+        last = group
     return out
 
 
@@ -155,4 +168,4 @@ def difference_text(row: Mapping) -> str:
 
 
 def _interval(row: Mapping) -> str:
-    return "" if row["low"] is None else f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return "" if row["low"] is None else f" [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"

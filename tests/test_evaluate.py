@@ -1,0 +1,248 @@
+"""select -> answer -> score on two tiny videos with the golden checkpoints, and what a stop or bad input does to it."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_store
+from tiny_store import LONG, SHORT
+
+from tspo_jax import config as cfg
+from tspo_jax import evaluate, prompts, selection
+from tspo_jax.checkpoints import load_answerer, load_clip
+from tspo_jax.config import ConfigError
+from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.rollout import Rollout
+from tspo_jax.run_folder import RunFolderError
+from tspo_jax.scoring import load_scorer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, golden):
+    folder = tmp_path_factory.mktemp("evaluate")
+    tiny_store.make_store(folder, golden)
+    tiny_store.write_questions(folder / "questions.jsonl")
+    return folder
+
+
+@pytest.fixture
+def config(golden, folder):
+    return tiny_store.make_config(golden, folder / "store", folder / "questions.jsonl")
+
+
+@pytest.fixture(scope="module")
+def run(golden, folder):
+    """A whole evaluation: summary and rows by (id, method, k)."""
+    config = tiny_store.make_config(golden, folder / "store", folder / "questions.jsonl")
+    summary = evaluate.evaluate(cfg.read(config), folder / "run", golden / "tspo_agent")
+    rows = [json.loads(line) for line in (folder / "run" / "evaluation" / "rows.jsonl").read_text().splitlines()]
+    return summary, {(row["id"], row["method"], row["k"]): row for row in rows}, rows
+
+
+@pytest.fixture
+def fake_answers(monkeypatch):
+    """Answers that are a function of question and frames, without a model: a letter, by hash."""
+    answered = []
+
+    def answer(batches, *_):
+        for batch in batches:
+            answered.extend((s.item.id, s.picks) for s in batch)
+            hashes = [hashlib.sha256(f"{s.item.id} {s.picks}".encode()).digest()[0] for s in batch]
+            yield batch, [f"{'ABCD'[h % 4]}. something" for h in hashes]
+
+    monkeypatch.setattr(evaluate, "answer", answer)
+    monkeypatch.setattr(evaluate, "_load_answerer", lambda *_: None)
+    return answered
+
+
+def test_every_question_method_and_budget_has_one_row(run):
+    _, rows, all_rows = run
+    assert len(all_rows) == len(rows) == 12 * 3 * 2
+    assert {row["groups"]["family"][0] for row in all_rows} == {"lookup", "position", "relation"}
+
+
+def test_picks_are_those_of_select_frames(run, golden, folder):
+    """From the features of the store, as if the video were decoded and encoded again."""
+    clip = load_clip(golden / "tspo_agent")
+    store, scorer = FrameStore(folder / "store", clip.identity), load_scorer(golden / "tspo_agent")
+    clip_scores, scores = scorer.ask(store.features(LONG), "Which number is shown at moment 4?")
+    for method in ("uniform", "clip-topk", "topk"):
+        row = run[1]["4", method, 6]
+        assert row["candidate_idx"] == selection.select(method, scores, clip_scores, 6).tolist()
+        assert row["frame_idx"] == [25 * i for i in row["candidate_idx"]]
+        assert row["timestamps"] == pytest.approx(row["candidate_idx"])
+
+
+def test_fewer_candidates_than_k_gives_all_of_them(run):
+    """The short video has five."""
+    for method in ("uniform", "clip-topk", "topk"):
+        row = run[1]["1", method, 6]
+        assert row["video"] == SHORT and row["candidate_idx"] == [0, 1, 2, 3, 4]
+    assert len({run[1]["1", method, 6]["answer"] for method in ("uniform", "clip-topk", "topk")}) == 1
+
+
+def test_answers_are_those_of_the_answerer(run, golden, folder):
+    """Alone, without padding of batch and prompt, on one device."""
+    answerer = load_answerer(golden / "llava_video_grid")
+    row = run[1]["2", "topk", 6]
+    frames = FrameStore(folder / "store").frames(LONG, row["candidate_idx"])
+    pixels = np.stack([answerer.processor.crop(frame) for frame in frames])[None]
+    question = "Which number is shown at moment 2?\nA. one\nB. two\nC. three\nD. four"
+    ids, lengths = prompts.pad([prompts.tokenize(prompts.render(question), answerer.tokenizer)], 0)
+    program = Rollout.of(answerer, max_new_tokens=2)
+    answers = program(answerer.params, pixels, np.arange(6)[None, None], ids, lengths)
+    ((text,),) = prompts.decode(np.asarray(answers.tokens), np.asarray(answers.lengths), answerer.tokenizer)
+    assert row["answer"] == text
+
+
+def test_summary_is_written_and_complete(run, folder):
+    summary, _, _ = run
+    assert json.loads((folder / "run" / "evaluation" / "summary.json").read_text()) == summary
+    assert (summary["num_questions"], summary["num_videos"], summary["missing_videos"]) == (12, 2, [])
+    groups = {(r["method"], r["k"], r["label"]) for r in summary["accuracy"]}
+    labels = ("all", "lookup", "position", "relation")
+    assert groups == {(m, k, f) for m in ("uniform", "clip-topk", "topk") for k in (4, 6) for f in labels}
+    assert {r["baseline"] for r in summary["differences"]} == {"uniform", "clip-topk"}
+
+
+def test_going_on_needs_no_answerer(run, golden, folder, config, monkeypatch):
+    def never(*_):
+        raise AssertionError("all questions are answered")
+
+    monkeypatch.setattr(evaluate, "_load_answerer", never)
+    assert evaluate.evaluate(cfg.read(config), folder / "run", golden / "tspo_agent") == run[0]
+
+
+def test_a_stopped_evaluation_goes_on(golden, config, tmp_path, fake_answers, monkeypatch):
+    """Stopped after each batch, the last line cut in the middle: the same rows, none answered twice."""
+    whole = evaluate.evaluate(cfg.read(config), tmp_path / "whole", golden / "tspo_agent")
+    assert any(r["accuracy"] > 0 for r in whole["accuracy"])
+    expected = sorted((tmp_path / "whole" / "evaluation" / "rows.jsonl").read_text().splitlines())
+    first_pass = sorted(fake_answers)
+    fake_answers.clear()
+
+    config.evaluation.batch_size = 4
+    config.mesh.axes = (("data", 4), ("model", 2))
+    stop_after = evaluate.ResultFile.append
+    path = tmp_path / "stopped" / "evaluation" / "rows.jsonl"
+
+    def append_and_stop(self, rows):
+        stop_after(self, rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate.ResultFile, "append", append_and_stop)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.evaluate(cfg.read(config), tmp_path / "stopped", golden / "tspo_agent")
+    monkeypatch.setattr(evaluate.ResultFile, "append", stop_after)
+    with path.open("a") as file:
+        file.write('{"id": "3", "vi')
+    stopped = evaluate.evaluate(cfg.read(config), tmp_path / "stopped", golden / "tspo_agent")
+    assert stopped == whole
+    assert sorted(path.read_text().splitlines()) == expected
+    assert sorted(fake_answers) == first_pass
+
+
+def test_methods_and_budgets_may_be_added_later(golden, config, tmp_path, fake_answers):
+    config.evaluation.methods = ("uniform",)
+    evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    before = len(fake_answers)
+    config.evaluation.methods = ("uniform", "bin-max", "aks")
+    config.evaluation.budgets = (4, 6, 8)
+    summary = evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    assert {(r["method"], r["k"]) for r in summary["accuracy"]} == {
+        (m, k) for m in ("uniform", "bin-max", "aks") for k in (4, 6, 8)
+    }
+    assert len(set(fake_answers[before:])) == len(fake_answers[before:])
+
+
+def test_features_of_a_video_are_read_once(golden, folder, config, tmp_path, fake_answers, monkeypatch):
+    read = []
+    features = FrameStore.features
+    monkeypatch.setattr(FrameStore, "features", lambda self, name: read.append(name) or features(self, name))
+    evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    assert sorted(read) == sorted([LONG, SHORT])
+
+
+def test_equal_frame_sets_are_answered_once(golden, config, tmp_path, fake_answers):
+    """Six questions about the short video: all methods agree at K = 6."""
+    config.evaluation.budgets = (6,)
+    evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    assert sum(picks == (0, 1, 2, 3, 4) for _, picks in fake_answers) == 6
+
+
+def test_another_agent_needs_another_folder(golden, config, tmp_path, fake_answers):
+    evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    config.answerer.template = "chatml_direct"
+    with pytest.raises(RunFolderError, match="answerer.template: qwen_1_5 there, chatml_direct here"):
+        evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+
+
+def test_missing_videos_are_listed_or_left_out(golden, folder, config, tmp_path, fake_answers):
+    rows = (folder / "questions.jsonl").read_text().replace(SHORT, "lost.mp4")
+    config.evaluation.questions = str(tmp_path / "questions.jsonl")
+    (tmp_path / "questions.jsonl").write_text(rows)
+    with pytest.raises(ValueError, match=r"lacks 1 videos of .*: lost.mp4; run python -m tspo_jax.predecode"):
+        evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+    config.evaluation.allow_missing = True
+    summary = evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+    assert summary["num_questions"] == 6 and summary["missing_videos"] == ["lost.mp4"]
+
+
+def test_a_benchmarks_questions_prompts_and_letters(golden, config, tmp_path, fake_answers):
+    """The annotation file of MLVU, read by the published protocol."""
+    question = {"question": "What?\n(A) x\n(B) y\n", "candidates": ["x", "y"], "answer": "B", "duration": 40.0}
+    rows = [
+        question | {"video_name": LONG, "task_type": t, "question_id": f"Q{i}"} for i, t in enumerate(["ego", "count"])
+    ]
+    (tmp_path / "mlvu.json").write_text(json.dumps(rows))
+    config.evaluation.benchmark = "mlvu"
+    config.evaluation.questions = str(tmp_path / "mlvu.json")
+    config.evaluation.protocol = "published"
+    (item, _) = evaluate.read_items(cfg.read(config))
+    assert item.prompt == "\nWhat?\n(A) x\n(B) y\n\nOnly give the best option.\n\nBest option: ("
+    summary = evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+    assert {r["label"] for r in summary["accuracy"]} == {"all", "ego", "count"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("questions", "", "config.evaluation.questions is empty"),
+        ("methods", ("topk", "best"), "config.evaluation.methods has 'best', which is not one of topk"),
+        ("budgets", (0,), "at least one budget|one budget"),
+        ("protocol", "loose", "config.evaluation.protocol is 'loose', not published or strict"),
+        ("batch_size", 3, "batch_size is 3: it must be a multiple of mesh axis data"),
+        ("questions", "nowhere.jsonl", "nowhere.jsonl"),
+    ],
+)
+def test_bad_fields_are_named(golden, config, tmp_path, field, value, message):
+    config.evaluation[field] = value
+    with pytest.raises((ValueError, OSError), match=message):
+        evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+
+
+def test_a_field_that_does_not_exist():
+    with pytest.raises(ConfigError, match="config.evaluation.budget does not exist; did you mean budgets"):
+        cfg.check_overrides(["evaluate", "--config.evaluation.budget=8"])
+
+
+def test_keyframes_by_the_command_line(tmp_path):
+    """No config, no video, no model: one JSON object in the output file, nothing on stdout."""
+    row = {
+        "video_path": "v.mp4", "question": "What?", "candidates": ["x", "y"], "correct_choice": 0, "position": [240],
+        "topic_category": "t", "question_category": "q", "level": "L1", "id": "v_0", "duration_group": 15,
+        "duration": 15.0, "frame_idx": [0, 275],
+    }  # fmt: skip
+    (tmp_path / "idx.json").write_text(json.dumps([row | {"fps": 25}]))
+    command = [sys.executable, "-m", "tspo_jax.evaluate", "--keyframes", "--benchmark=longvideobench"]
+    files = [f"--annotations={tmp_path / 'idx.json'}", f"--frame_idx={tmp_path / 'idx.json'}"]
+    done = subprocess.run([*command, *files, f"--output={tmp_path / 'out.json'}"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    table = json.loads((tmp_path / "out.json").read_text())["selections"]["frame_idx"]["all"]
+    assert table["any"] == {"1": 100.0, "2": 100.0, "5": 100.0} and table["mean_distance_s"] == 1.0
+    failed = subprocess.run([*command, "--annotations=lost.json"], capture_output=True, text=True)
+    assert failed.returncode == 1 and failed.stderr.startswith("error: ") and "lost.json" in failed.stderr

@@ -1,0 +1,64 @@
+"""A frame store of two tiny videos, questions about them, and a config that evaluates golden checkpoints on them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from video_files import write_video
+
+from tspo_jax import config as cfg
+from tspo_jax.checkpoints import load_clip
+from tspo_jax.data import frame_store
+from tspo_jax.data.decode import Video
+
+LONG, SHORT = "tspo_agent.mp4", "short.mp4"  # 40 and 5 seconds
+
+
+def make_store(folder: Path, golden: Path) -> Path:
+    short = write_video(folder / SHORT, num_frames=125)
+    clip = load_clip(golden / "tspo_agent")
+    frame_store.open_settings(folder / "store", frame_store.StoreSettings())
+    for name, path in ((LONG, golden / LONG), (SHORT, short)):
+        video = Video(path)
+        idx = video.candidates()
+        frames = list(video.frames(idx))
+        entry = frame_store.VideoEntry(
+            name, video.fps, video.num_frames, video.timestamps[idx], np.asarray(idx), frames[0].shape[1],
+            frames[0].shape[0], video.decoder, 0, "", np.zeros(0, np.uint32),
+        )  # fmt: skip
+        entry = frame_store.write_frames(folder / "store", entry, (frame_store.encode_jpeg(f, 95) for f in frames))
+        features = clip.image_features(frames)
+        frame_store.write_features(folder / "store", entry, clip.identity, [features], clip.width)
+    return folder / "store"
+
+
+def write_questions(path: Path, num: int = 12) -> Path:
+    """Questions of three families, alternately about the long and the short video; every answer is B."""
+    rows = [
+        {
+            "video": (LONG, SHORT)[i % 2],
+            "original_question": f"<image>\nWhich number is shown at moment {i}?\nA. one\nB. two\nC. three\nD. four",
+            "solution": "<answer>b</answer>",
+            "type": "general",
+            "family": ("lookup", "position", "relation")[i % 3],
+            "evidence": [[i, i + 2.0]],
+        }
+        for i in range(num)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make_config(golden: Path, store: Path, questions: Path):
+    config = cfg.default()
+    config.agent.clip = str(golden / "tspo_agent")
+    config.answerer.folder = str(golden / "llava_video_grid")
+    config.answerer.dtype = "float32"
+    config.answerer.max_new_tokens = 2
+    config.data.store = str(store)
+    config.data.questions = str(questions)
+    config.mesh.axes = (("data", -1), ("model", 2))
+    config.evaluation.questions = str(questions)
+    config.evaluation.methods = ("uniform", "clip-topk", "topk")
+    config.evaluation.budgets = (4, 6)
+    return config

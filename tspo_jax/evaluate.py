@@ -1,0 +1,340 @@
+"""Answers held-out questions from the frames of several selection methods, side by side.
+
+    python -m tspo_jax.evaluate --config=configs/toy.py --run_dir=runs/toy [--agent=DIR] [--output=F]
+
+    select   scoring.py     CLIP features of a video, read once for all its questions -> scores -> picks
+    answer   rollout.py     the frozen MLLM answers; frame sets that methods or budgets share are answered once
+    score    benchmarks.py  answer -> letter -> right or wrong, one line each in RUN_DIR/evaluation/rows.jsonl
+    sum up   results.py     accuracies and differences with intervals, in RUN_DIR/evaluation/summary.json
+
+The agent is the newest checkpoint of RUN_DIR, or that of --agent: a run folder, a checkpoint, a TSPO folder, or a plain
+CLIP folder (then it is untrained). Running the same command again goes on where it was stopped; no question is answered
+twice from the same frames.
+
+    python -m tspo_jax.evaluate --keyframes --benchmark=longvideobench --annotations=FILE --frame_idx=FILE --output=FILE
+
+compares chosen frames with annotated moments instead (evaluation/keyframe_metrics.py): no video, no model.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tspo_jax import config as config_module
+from tspo_jax import entry_point, prompts, rewards, rollout, run_folder, selection, sharding, weights
+from tspo_jax.checkpoints import Answerer, ClipEncoder, load_agent, load_answerer, load_clip
+from tspo_jax.config import Config
+from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.questions import read_questions
+from tspo_jax.evaluation import benchmarks, keyframe_metrics, results
+from tspo_jax.evaluation.benchmarks import Item
+from tspo_jax.evaluation.results import ResultFile
+from tspo_jax.scoring import AGENT_METHODS, Scorer, pick
+
+FOLDER = "evaluation"  # in the run folder
+PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of it
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameSet:
+    """Frames to answer a question from.
+
+    Attributes:
+      item: the question.
+      picks: candidate indices, ascending.
+      choices: the (method, K) that chose them.
+    """
+
+    item: Item
+    picks: tuple[int, ...]
+    choices: tuple[tuple[str, int], ...]
+
+
+def evaluate(config: Config, run_dir: str | Path, agent_folder: str | Path | None = None) -> dict:
+    """Evaluates the agent as `config.evaluation` says; returns the summary of results.summarize and writes it.
+
+    Raises ValueError for a config, question file, store or earlier evaluation in `run_dir` that does not fit.
+    """
+    console = Console(stderr=True, highlight=False)
+    asked = config.evaluation
+    check(asked)
+    items = read_items(config)
+    clip = load_clip(config.agent.clip)
+    store = FrameStore(asked.store or config.data.store, clip.identity)
+    if absent := sorted({item.video for item in items if item.video not in store}):
+        listed = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+        if not asked.allow_missing:
+            raise ValueError(
+                f"{store.folder} lacks {len(absent)} videos of {asked.questions}: {listed}; run python -m "
+                "tspo_jax.predecode, or score the rest with --config.evaluation.allow_missing=True"
+            )
+        console.print(f"{len(absent)} videos are not in {store.folder}, their questions are left out: {listed}")
+        items = [item for item in items if item.video in store]
+    agent = read_agent(config, agent_folder or run_dir)
+    mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
+    sharding.check_batch_size(mesh, asked.batch_size)
+
+    folder = Path(run_dir) / FOLDER
+    depends_on = settings(config, clip, agent)
+    run_folder.check_run(folder, depends_on)
+    run_folder.write_run_config(folder, depends_on)
+    wanted = {(item.id, method, k) for item in items for method in asked.methods for k in asked.budgets}
+    with ResultFile(folder / "rows.jsonl") as file, _progress(console) as progress:
+        todo = wanted - file.keys()
+        task = progress.add_task("evaluating", total=len(wanted), completed=len(wanted) - len(todo))
+        if todo:
+            answerer = _load_answerer(config, mesh)
+            sets = choose(items, store, Scorer(clip, agent), todo)
+            for batch, texts in answer(batches(sets, asked.batch_size), items, store, answerer, config, mesh):
+                rows = [row for s, text in zip(batch, texts, strict=True) for row in to_rows(s, text, store, config)]
+                file.append(rows)
+                progress.advance(task, len(rows))
+        rows = [row for row in file.rows if (row["id"], row["method"], row["k"]) in wanted]
+    summary = results.summarize(rows, AGENT_METHODS, config.seed)
+    summary["missing_videos"] = absent
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    console.print(results.table(summary))
+    return summary
+
+
+# ---- what is evaluated -----------------------------------------------------------------------------------
+
+
+def check(asked: config_module.Evaluation) -> None:
+    """Raises ValueError for fields of config.evaluation that make no sense."""
+    if not asked.questions:
+        raise ValueError("config.evaluation.questions is empty: name a jsonl file of questions or annotation file")
+    if unknown := set(asked.methods) - set(selection.METHODS):
+        known = ", ".join(selection.METHODS)
+        raise ValueError(f"config.evaluation.methods has {sorted(unknown)[0]!r}, which is not one of {known}")
+    if not asked.methods or not asked.budgets or any(type(k) is not int or k < 1 for k in asked.budgets):
+        raise ValueError("config.evaluation: at least one method and one budget (frames, at least 1) are needed")
+    if asked.protocol not in benchmarks.PROTOCOLS:
+        raise ValueError(f"config.evaluation.protocol is {asked.protocol!r}, not {' or '.join(benchmarks.PROTOCOLS)}")
+
+
+def read_items(config: Config) -> list[Item]:
+    """The questions: of a benchmark's annotation file, or of a jsonl file like that of training."""
+    asked = config.evaluation
+    if asked.benchmark:
+        return benchmarks.read_items(asked.benchmark, asked.questions)
+    return [
+        Item(
+            id=str(q.index),
+            video=q.video,
+            query=q.query,
+            prompt=f"{q.question}\n{prompts.LETTER_SUFFIX}",
+            options=q.options,
+            answer=q.answer,
+            groups={"family": (q.family,)} if q.family else {},
+            moments=q.evidence,
+        )
+        for q in read_questions(asked.questions)[0]
+    ]
+
+
+def read_agent(config: Config, folder: str | Path) -> tuple:
+    """(graphdef, params) of a run folder, a checkpoint in it, or a TSPO or CLIP folder."""
+    shape = {"window": config.agent.window, "num_heads": config.agent.num_heads}
+    if any(Path(folder).glob("*.safetensors")):
+        return load_agent(folder, **shape)
+    graphdef, _ = load_agent(config.agent.clip, **shape)
+    return graphdef, run_folder.read_agent(folder)
+
+
+def settings(config: Config, clip: ClipEncoder, agent: tuple) -> dict:
+    """What the rows of an evaluation depend on; methods and budgets may be added later, the rest may not change."""
+    asked = config.evaluation
+    digest = hashlib.sha256()
+    for _, leaf in sorted(weights.flatten(agent[1]).items()):
+        digest.update(np.asarray(leaf, np.float32).tobytes())
+    return {
+        "benchmark": asked.benchmark,
+        "questions": asked.questions,
+        "questions_sha256": hashlib.sha256(Path(asked.questions).read_bytes()).hexdigest()[:16],
+        "store": asked.store or config.data.store,
+        "clip": {"folder": config.agent.clip, "identity": clip.identity},
+        "agent": {"parameters_sha256": digest.hexdigest()[:16], "window": config.agent.window},
+        "answerer": dataclasses.asdict(config.answerer)
+        | {"identity": weights.checkpoint_identity(config.answerer.folder)},
+        "protocol": asked.protocol,
+        "seed": config.seed,
+    }
+
+
+# ---- select ----------------------------------------------------------------------------------------------
+
+
+def choose(
+    items: Sequence[Item], store: FrameStore, scorer: Scorer, todo: Set[tuple[str, str, int]]
+) -> Iterator[FrameSet]:
+    """The frame sets of the (id, method, k) in `todo`, video by video."""
+    choices: dict[str, list[tuple[str, int]]] = {}
+    for item_id, method, k in sorted(todo):
+        choices.setdefault(item_id, []).append((method, k))
+    asked_about: dict[str, list[Item]] = {}
+    for item in items:
+        if item.id in choices:
+            asked_about.setdefault(item.video, []).append(item)
+    for video, asked in asked_about.items():
+        features = store.features(video)
+        texts = scorer.clip.text_features([item.query for item in asked])
+        for item, text in zip(asked, texts, strict=True):
+            clip_scores, scores = scorer(features, text)
+            agreeing: dict[tuple[int, ...], list[tuple[str, int]]] = {}
+            for method, k in choices[item.id]:
+                agreeing.setdefault(tuple(pick(method, clip_scores, scores, k).tolist()), []).append((method, k))
+            for picks, chosen_by in agreeing.items():
+                yield FrameSet(item, picks, tuple(chosen_by))
+
+
+def batches(sets: Iterable[FrameSet], size: int) -> Iterator[list[FrameSet]]:
+    """At most `size` sets of equally many frames each: the number of frames is a static shape."""
+    waiting: dict[int, list[FrameSet]] = {}
+    for frame_set in sets:
+        same = waiting.setdefault(len(frame_set.picks), [])
+        same.append(frame_set)
+        if len(same) == size:
+            yield waiting.pop(len(frame_set.picks))
+    yield from waiting.values()
+
+
+# ---- answer and score ------------------------------------------------------------------------------------
+
+
+def answer(
+    batches: Iterable[list[FrameSet]],
+    items: Sequence[Item],
+    store: FrameStore,
+    answerer: Answerer,
+    config: Config,
+    mesh: jax.sharding.Mesh,
+) -> Iterator[tuple[list[FrameSet], list[str]]]:
+    """Frame sets and the answers to them. The frames of a batch are read while the one before is being answered."""
+    program = rollout.Rollout.of(answerer, max_new_tokens=config.answerer.max_new_tokens)
+    tokens = {
+        item.id: prompts.tokenize(prompts.render(item.prompt, config.answerer.template, ""), answerer.tokenizer)
+        for item in items
+    }
+    length = -(-max(map(len, tokens.values())) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    pad_token = answerer.generation.pad_token_id
+
+    def read(frame_set: FrameSet) -> np.ndarray:
+        frames = store.frames(frame_set.item.video, frame_set.picks)
+        return np.stack([answerer.processor.crop(frame) for frame in frames])
+
+    def start(batch: list[FrameSet], pool: ThreadPoolExecutor) -> rollout.Answers:
+        # The last batch is filled up with its last set, so that it has the shape of the others.
+        full = batch + batch[-1:] * (config.evaluation.batch_size - len(batch))
+        frames = list(pool.map(read, batch))
+        frames = np.stack(frames + frames[-1:] * (len(full) - len(batch)))
+        index = np.broadcast_to(np.arange(frames.shape[1], dtype=np.int32), (len(full), 1, frames.shape[1]))
+        ids, lengths = prompts.pad([tokens[s.item.id] for s in full], pad_token, length)
+        return program(answerer.params, *sharding.put_batch(mesh, (frames, index, ids, lengths)))
+
+    def finish(batch: list[FrameSet], answers: rollout.Answers) -> tuple[list[FrameSet], list[str]]:
+        texts = prompts.decode(np.asarray(answers.tokens), np.asarray(answers.lengths), answerer.tokenizer)
+        return batch, [group[0] for group in texts[: len(batch)]]
+
+    running = None
+    with ThreadPoolExecutor(config.data.decode_threads) as pool:
+        for batch in batches:
+            started = batch, start(batch, pool)
+            if running:
+                yield finish(*running)
+            running = started
+    if running:
+        yield finish(*running)
+
+
+def to_rows(frame_set: FrameSet, text: str, store: FrameStore, config: Config) -> list[dict]:
+    """The lines of rows.jsonl for an answered frame set, one for each method and budget that chose it."""
+    item, asked = frame_set.item, config.evaluation
+    if asked.benchmark:
+        letter = benchmarks.answer_letter(asked.benchmark, item, text, asked.protocol, config.seed)
+    else:
+        letter = rewards.option_letter(text)
+    video = store.video(item.video)
+    picks = list(frame_set.picks)
+    row = {
+        "id": item.id,
+        "video": item.video,
+        "candidate_idx": picks,
+        "frame_idx": video.frame_idx[picks].tolist(),
+        "timestamps": [round(t, 3) for t in video.timestamps[picks].tolist()],
+        "answer": text,
+        "letter": letter,
+        "solution": item.answer,
+        "correct": letter == item.answer,
+        "groups": {name: list(labels) for name, labels in item.groups.items()},
+    }
+    return [row | {"method": method, "k": k} for method, k in frame_set.choices]
+
+
+def _load_answerer(config: Config, mesh: jax.sharding.Mesh) -> Answerer:
+    if not config.answerer.folder:
+        raise ValueError("config.answerer.folder is empty: name the folder of a Video-MLLM")
+    split = sharding.answerer_sharding(
+        mesh, weights.read_config(config.answerer.folder), split_over_data=config.mesh.split_over_data
+    )
+    return load_answerer(config.answerer.folder, jnp.dtype(config.answerer.dtype), split)
+
+
+def _progress(console: Console) -> Progress:
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    return Progress(TextColumn("{task.description}"), *columns, console=console)
+
+
+# ---- command line ----------------------------------------------------------------------------------------
+
+
+def keyframes(args: flags.FlagValues) -> Mapping:
+    """--keyframes: the report of keyframe_metrics.evaluate."""
+    if not args.benchmark or not args.annotations:
+        raise ValueError("--keyframes needs --benchmark and --annotations (and --frame_idx, else only uniform frames)")
+    num_frames, tolerances = map(int, args.num_frames), map(float, args.tolerances)
+    return keyframe_metrics.evaluate(
+        args.benchmark, args.annotations, args.frame_idx, tuple(num_frames), tuple(tolerances), args.time_base
+    )
+
+
+def define_flags() -> None:
+    config_module.define_flag()
+    flags.DEFINE_string("run_dir", None, "Run folder: its agent is evaluated, and the results go there.")
+    flags.DEFINE_string("agent", None, "Folder of another agent: run folder, checkpoint, TSPO or CLIP folder.")
+    flags.DEFINE_bool("keyframes", False, "Compare chosen frames with annotated moments; no video, no model.")
+    flags.DEFINE_enum("benchmark", None, list(benchmarks.BENCHMARKS), "With --keyframes: the benchmark.")
+    flags.DEFINE_string("annotations", None, "With --keyframes: its annotation file.")
+    flags.DEFINE_string("frame_idx", None, "With --keyframes: its rows, each with `frame_idx`.")
+    flags.DEFINE_list("num_frames", [], "With --keyframes: numbers of evenly spaced frames to compare with.")
+    flags.DEFINE_list("tolerances", [], "With --keyframes: seconds around a moment; by default the benchmark's.")
+    flags.DEFINE_enum(
+        "time_base", "capped", keyframe_metrics.TIME_BASES, "With --keyframes: how frame rates are recovered."
+    )
+    flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
+
+
+def main() -> None:
+    args = flags.FLAGS
+    if args.keyframes:
+        result = keyframes(args)
+    elif args.run_dir:
+        result = evaluate(config_module.from_flags(), args.run_dir, args.agent)
+    else:
+        raise ValueError("--run_dir is needed: the run folder whose agent is evaluated")
+    entry_point.write_result(result, args.output)
+
+
+if __name__ == "__main__":
+    define_flags()
+    entry_point.run(main, check=config_module.check_overrides)
