@@ -143,6 +143,21 @@ def test_memory_is_linear_in_frames():
     assert large < 2.2 * small and large < 8192**2
 
 
+def test_100_000_frames_fit_into_3_gb():
+    """The compiled program's own account at width 768: inputs, scratch and output."""
+    graphdef, params = abstract_module(lambda rngs: TemporalAgent(768, rngs=rngs))
+
+    def memory(frames):
+        shapes = [(1, frames, 768), (1, 768), (1, frames), (1, frames)]
+        dtypes = [jnp.float32] * 3 + [bool]
+        inputs = [jax.ShapeDtypeStruct(*x) for x in zip(shapes, dtypes, strict=True)]
+        run = jax.jit(lambda params, *inputs: merge_params(graphdef, params)(*inputs))
+        usage = run.lower(params, *inputs).compile().memory_analysis()
+        return usage.temp_size_in_bytes + usage.argument_size_in_bytes + usage.output_size_in_bytes
+
+    assert memory(100_000) < min(2e9, 2.1 * memory(50_000))
+
+
 def test_published_size():
     _, params = abstract_module(lambda rngs: TemporalAgent(768, rngs=rngs))
     leaves = jax.tree.leaves(params)
