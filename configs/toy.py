@@ -21,5 +21,8 @@ def get_config():
     config.data.specific.k = 8
     config.data.buckets = (256, 832)
     config.data.decode_threads = 4
+    config.evaluation.questions = "toy_data/eval.jsonl"
+    config.evaluation.budgets = (8,)
+    config.evaluation.batch_size = 32
     config.log_every = 5
     return config

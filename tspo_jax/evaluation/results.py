@@ -44,7 +44,7 @@ class ResultFile:
                 self.rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not valid json ({error}); remove the line") from None
-        self._file = path.open("ab", buffering=0)
+        self._file = path.open("ab")
         self._file.truncate(len(whole))
 
     def keys(self) -> set[tuple[str, str, int]]:
@@ -53,6 +53,7 @@ class ResultFile:
 
     def append(self, rows: Sequence[Mapping]) -> None:
         self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        self._file.flush()
         os.fsync(self._file.fileno())
         self.rows += rows
 
