@@ -1,5 +1,6 @@
 """A frame store of two tiny videos, questions about them, and a config that evaluates golden checkpoints on them."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -62,3 +63,12 @@ def make_config(golden: Path, store: Path, questions: Path):
     config.evaluation.methods = ("uniform", "clip-topk", "topk")
     config.evaluation.budgets = (4, 6)
     return config
+
+
+def fake_answers(batches, answered=None):
+    """Instead of evaluate.answer: a letter by hash of question and frames; (id, picks) of each goes to `answered`."""
+    for batch in batches:
+        if answered is not None:
+            answered.extend((s.item.id, s.picks) for s in batch)
+        hashes = [hashlib.sha256(f"{s.item.id} {s.picks}".encode()).digest()[0] for s in batch]
+        yield batch, [f"{'ABCD'[h % 4]}. something" for h in hashes]

@@ -85,9 +85,12 @@ def evaluate(config: Config, run_dir: str | Path, agent_folder: str | Path | Non
     sharding.check_batch_size(mesh, asked.batch_size)
 
     folder = Path(run_dir) / FOLDER
-    depends_on = settings(config, clip, agent)
-    run_folder.check_run(folder, depends_on)
-    run_folder.write_run_config(folder, depends_on)
+    record = settings(config, clip, agent) | {
+        "agent_folder": str(agent_folder or ""),
+        "config": dataclasses.asdict(config),
+    }
+    run_folder.check_run(folder, record, may_differ=("agent_folder", "config"))
+    run_folder.write_run_config(folder, record)
     wanted = {(item.id, method, k) for item in items for method in asked.methods for k in asked.budgets}
     with ResultFile(folder / "rows.jsonl") as file, _progress(console) as progress:
         todo = wanted - file.keys()

@@ -1,0 +1,176 @@
+"""One self-contained HTML page about a run: what was run, how training went, what it gained, and what it looks like.
+
+    python -m tspo_jax.report RUN_DIR        writes RUN_DIR/report.html
+
+Needs the run's evaluation (python -m tspo_jax.evaluate); the training curves are left out where nothing was trained.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tspo_jax import config as config_module
+from tspo_jax import evaluate, report_page, run_folder
+from tspo_jax.checkpoints import load_agent, load_clip
+from tspo_jax.config import Config
+from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.evaluation.benchmarks import Item
+from tspo_jax.evaluation.results import ALL, ResultFile
+from tspo_jax.metrics import read_rows
+from tspo_jax.report_page import Choice, Curve, Example
+from tspo_jax.scoring import Scorer
+
+NAMES = {
+    "uniform": ("uniform", "uniform"),
+    "clip-topk": ("CLIP top-k, untrained", "clip"),
+    "topk": ("trained agent, top-k", "trained"),
+    "bin-max": ("trained agent, bin-max", "other"),
+    "aks": ("trained agent, AKS", "other"),
+}  # method -> name for the reader, colour
+SHOWN = ("uniform", "clip-topk", "topk")
+NUM_EXAMPLES = 6
+CURVES = {
+    "Accuracy reward": {"accuracy/general": "general", "accuracy/specific": "needle"},
+    "Temporal location reward": {"location/specific": "needle"},
+    "Entropy of the scores (nats)": {"score_entropy": ""},
+    "Dead groups (share)": {"dead_groups": ""},
+    "Gradient norm, before clipping": {"grad_norm": ""},
+}  # chart -> metric -> its name in the legend
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Writes RUN_DIR/report.html and returns its path.
+
+    Raises ValueError or OSError naming what is missing.
+    """
+    run_dir = Path(run_dir)
+    folder = run_dir / evaluate.FOLDER
+    if not (folder / "summary.json").is_file():
+        raise ValueError(f"{folder} holds no evaluation; run python -m tspo_jax.evaluate --run_dir={run_dir} first")
+    evaluated = run_folder.read_run_config(folder)
+    config = config_module.read(evaluated["config"])
+    summary = json.loads((folder / "summary.json").read_text())
+    with ResultFile(folder / "rows.jsonl") as file:
+        rows = {(row["id"], row["method"], row["k"]): row for row in file.rows}
+    metrics = read_rows(run_dir / "metrics.jsonl") if (run_dir / "metrics.jsonl").is_file() else []
+    html = report_page.page(
+        title=f"Run {run_dir.resolve().name}",
+        facts=facts(config, metrics),
+        curves=curves(metrics),
+        summary=summary,
+        names={method: name for method, (name, _) in NAMES.items()},
+        examples=examples(config, evaluated["agent_folder"] or run_dir, rows),
+    )
+    path = run_dir / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def facts(config: Config, metrics: Sequence[dict]) -> dict[str, str]:
+    """What was run, for the head of the page."""
+    found = {
+        "Agent trained on": Path(config.data.questions).name,
+        "Evaluated on": Path(config.evaluation.questions).name,
+        "Answering model (frozen)": Path(config.answerer.folder).name,
+        "CLIP (frozen)": Path(config.agent.clip).name,
+        "Steps": f"{metrics[-1]['step'] if metrics else 0} of {config.num_steps}",
+        "Questions per step": str(config.batch_size),
+        "Group": f"{config.policy.group_size} frame sets of {config.data.general.k} (needle: {config.data.specific.k})",
+        "Learning rate": f"{config.optimizer.learning_rate:g} → 0",
+        "Temperature": f"{config.policy.tau_start:g} → {config.policy.tau_end:g}",
+        "Attention window": f"{config.agent.window} frames",
+        "Seed": str(config.seed),
+    }
+    seconds = sum(value for row in metrics for name, value in row.items() if name.startswith("seconds/") and value)
+    return found | ({"Training time": f"{seconds / 60:.1f} min"} if seconds else {})
+
+
+def curves(metrics: Sequence[dict]) -> dict[str, list[Curve]]:
+    """The charts of metrics.jsonl; a metric that no step has, or that is always the same, is left out."""
+    charts = {}
+    for title, wanted in CURVES.items():
+        lines = []
+        for (metric, name), colour in zip(wanted.items(), ("trained", "second"), strict=False):
+            points = [(row["step"], row[metric]) for row in metrics if _is_number(row.get(metric))]
+            if points:
+                lines.append(Curve(name or title, colour, *zip(*points, strict=True)))
+        if lines:
+            charts[title] = lines
+    return charts
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def examples(config: Config, agent_folder: str | Path, rows: dict[tuple[str, str, int], dict]) -> list[Example]:
+    """Held-out questions with the scores of the agent before and after training, at the smallest budget."""
+    k = min(config.evaluation.budgets)
+    methods = [method for method in SHOWN if method in config.evaluation.methods]
+    items = [item for item in evaluate.read_items(config) if all((item.id, m, k) in rows for m in methods)]
+    clip = load_clip(config.agent.clip)
+    store = FrameStore(config.evaluation.store or config.data.store, clip.identity)
+    shape = {"window": config.agent.window, "num_heads": config.agent.num_heads}
+    untrained = Scorer(clip, load_agent(config.agent.init or config.agent.clip, seed=config.seed, **shape))
+    trained = Scorer(clip, evaluate.read_agent(config, agent_folder))
+    found = []
+    for family, item in spread_out(items, NUM_EXAMPLES):
+        video, features = store.video(item.video), store.features(item.video)
+        text = clip.text_features([item.query], batch_size=1)[0]
+        choices = []
+        for method in methods:
+            row = rows[item.id, method, k]
+            frames = list(store.frames(item.video, row["candidate_idx"]))
+            choices.append(Choice(*NAMES[method], row["timestamps"], frames, row["answer"], row["correct"]))
+        found.append(
+            Example(
+                family,
+                item.query,
+                item.options,
+                item.answer,
+                item.video,
+                video.num_video_frames / video.fps,
+                item.moments,
+                video.timestamps,
+                untrained(features, text)[1],
+                trained(features, text)[1],
+                choices,
+            )
+        )
+    return found
+
+
+def spread_out(items: Sequence[Item], num: int) -> list[tuple[str, Item]]:
+    """About `num` questions as (family, question): equally many of each label of the first grouping, evenly spaced in
+    the file."""
+    families: dict[str, list[Item]] = {}
+    for item in items:
+        label = next((labels[0] for labels in item.groups.values()), ALL)
+        families.setdefault(label, []).append(item)
+    chosen = []
+    for family, members in sorted(families.items())[:num]:
+        each = min(len(members), max(1, num // len(families)))
+        places = np.linspace(0, len(members), each, endpoint=False, dtype=int)
+        chosen += [(family, members[place]) for place in places]
+    return chosen
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) != 2 or (argv[1].startswith("-") and not argv[1].startswith("--run_dir=")):
+        print(__doc__, file=sys.stderr)
+        return 1
+    try:
+        path = write_report(argv[1].removeprefix("--run_dir="))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"report: {path}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
