@@ -32,8 +32,7 @@ IDS = np.array(
 )
 
 
-@pytest.mark.parametrize("eos_token_id", [2, 7])
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize(("eos_token_id", "activation"), [(2, "quick_gelu"), (7, "gelu")])
 def test_hugging_face(tmp_path, eos_token_id, activation):
     torch = pytest.importorskip("torch")
     from transformers import CLIPConfig, CLIPModel

@@ -132,9 +132,9 @@ def test_half_precision_stays_half(x):
 
     graphdef, params = split_params(layer(nnx.Rngs(0)))
     half = merge_params(graphdef, jax.tree.map(lambda p: p.astype(jnp.bfloat16), params))
-    out = half(jnp.asarray(x, jnp.bfloat16))
+    out = jax.jit(half)(jnp.asarray(x, jnp.bfloat16))
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(np.float32), merge_params(graphdef, params)(x), atol=0.1)
+    np.testing.assert_allclose(out.astype(np.float32), jax.jit(merge_params(graphdef, params))(x), atol=0.1)
 
 
 def test_abstract_module_has_the_shapes_of_the_real_one():

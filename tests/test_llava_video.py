@@ -54,24 +54,24 @@ def golden_model(request, golden):
     def decode(params, *args):
         return merge_params(graphdef, params).decode(*args)
 
-    def run(params):
+    def run(params, num_tokens):
         pixels = [data[f"{case}/pixel_values"].transpose(0, 2, 3, 1) for case in cases]
         encoded = [encode(params, p) for p in pixels]
         embeddings, logits, cache = prefill(params, jnp.stack([frames for *_, frames in encoded]), padded)
         generated, position, next_logits = [], lengths, logits
-        for _ in range(STEPS):
+        for _ in range(num_tokens):
             token = jnp.argmax(next_logits, axis=-1)
             generated.append(token)
             next_logits, cache = decode(params, token, position, cache)
             position = position + 1
-        return encoded, embeddings, logits, np.stack(generated, axis=1), cache
+        return encoded, embeddings, logits, cache, np.array(generated).T
 
     return data, cases, lengths, params, run
 
 
 def test_golden(golden_model):
     data, cases, lengths, params, run = golden_model
-    encoded, embeddings, logits, generated, _ = run(params)
+    encoded, embeddings, logits, _, generated = run(params, STEPS)
     for i, case in enumerate(cases):
         np.testing.assert_allclose(encoded[i][0], data[f"{case}/vision_features"], atol=1e-4)
         np.testing.assert_allclose(encoded[i][1], data[f"{case}/projected"], atol=1e-4)
@@ -80,10 +80,12 @@ def test_golden(golden_model):
         np.testing.assert_array_equal(generated[i], data[f"{case}/generated"])
 
 
+@pytest.mark.parametrize("golden_model", ["llava_video_one_token"], indirect=True)
 def test_half_precision(golden_model):
     """bfloat16 parameters give bfloat16 activations, float32 logits, and logits near the float32 ones."""
     data, cases, _, params, run = golden_model
-    encoded, embeddings, logits, _, cache = run(jax.tree.map(lambda p: p.astype(jnp.bfloat16), params))
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    encoded, embeddings, logits, cache, _ = run(half, 0)
     assert {x.dtype for x in (*encoded[0], embeddings, *cache)} == {jnp.dtype(jnp.bfloat16)}
     assert logits.dtype == jnp.float32
     for i, case in enumerate(cases):
