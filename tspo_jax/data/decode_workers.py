@@ -115,7 +115,7 @@ def run_jobs(
                         workers[i] = _Worker(work)
                     if kind == "done":
                         yield Outcome(job, num_frames=value)
-                        continue
+                        break
                     partial_path(frames_path(job.store, job.name)).unlink(missing_ok=True)
                     if value not in reasons[job.name]:
                         reasons[job.name].append(value)
@@ -123,6 +123,7 @@ def run_jobs(
                         queue.appendleft(dataclasses.replace(job, decoders=job.decoders[1:]))
                     else:
                         yield Outcome(job, reason="; ".join(reasons[job.name]))
+                    break
     finally:
         for worker in workers:
             worker.kill()
