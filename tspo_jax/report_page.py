@@ -17,7 +17,6 @@ from PIL import Image
 from tspo_jax.contact_sheet import clock
 from tspo_jax.evaluation.results import difference_text
 
-SMOOTHING = 0.92  # of the moving average, as in the original's plots
 THUMBNAIL = 144  # pixels, width
 
 
@@ -176,21 +175,23 @@ def _interval(row: Mapping) -> str:
 # ---- charts ----------------------------------------------------------------------------------------------
 
 
-def smooth(values: Sequence[float], weight: float = SMOOTHING) -> np.ndarray:
-    """Exponential moving average [n], without the pull of its start towards zero."""
-    total, norm, out = 0.0, 0.0, []
-    for value in values:
-        total, norm = weight * total + (1 - weight) * value, weight * norm + 1 - weight
-        out.append(total / norm)
-    return np.array(out)
+def smooth(values: Sequence[float]) -> np.ndarray:
+    """Moving average [n] over a twelfth of the curve (at least 5 values), centred, so that it does not lag."""
+    values = np.asarray(values, float)
+    half = max(2, len(values) // 24)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    place = np.arange(len(values))
+    start, stop = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    return (total[stop] - total[start]) / (stop - start)
 
 
 def line_chart(title: str, curves: Sequence[Curve], width: int = 420, height: int = 210) -> str:
-    """Curves over steps: raw and smoothed, with a legend where there are several."""
+    """Curves over steps, raw and smoothed; where there are several with a legend. What stays in [0, 1] has that axis."""
     left, right, top, bottom = 44, 10, 10, 24
     steps = np.concatenate([np.asarray(c.steps, float) for c in curves])
     values = np.concatenate([np.asarray(c.values, float) for c in curves])
-    ticks = _ticks(float(values.min()), float(values.max()))
+    is_share = values.min() >= 0 and values.max() <= 1
+    ticks = [0, 0.25, 0.5, 0.75, 1] if is_share else _ticks(float(values.min()), float(values.max()))
     x = _Scale(steps.min(), max(steps.max(), steps.min() + 1), left, width - right)
     y = _Scale(ticks[0], ticks[-1], height - bottom, top)
     parts = [
