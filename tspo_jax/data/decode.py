@@ -6,6 +6,7 @@ counts other frames than the file has, or is known to return wrong ones.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -163,9 +164,9 @@ def probe(path: str | Path) -> VideoInfo:
     if Path(path).stat().st_size == 0:
         raise VideoError(path, "is empty (0 bytes)")
     try:
-        with av.open(path) as container:
+        with _open(path) as container:
             return _probe(path, container)
-    except (av.error.FFmpegError, OSError, UnicodeDecodeError) as error:
+    except (av.error.FFmpegError, OSError, IndexError) as error:  # IndexError: a stream that appears in mid-file
         raise VideoError(path, f"is not a video, truncated or damaged ({_reason(error)})") from error
 
 
@@ -238,7 +239,7 @@ def _read_decord(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], thr
 
 def _read_pyav(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threads: int) -> Iterator[np.ndarray]:
     try:
-        with av.open(info.path) as container:
+        with _open(info.path) as container:
             stream = _picture_stream(container)
             stream.codec_context.thread_count = threads
             stream.codec_context.thread_type = "AUTO"
@@ -276,6 +277,10 @@ def _as_rgb(picture: av.VideoFrame, rotation: int, size: tuple[int, int]) -> np.
     return np.ascontiguousarray(np.rot90(rgb, rotation)) if rotation else rgb
 
 
+def _open(path: str) -> av.container.InputContainer:
+    return av.open(path, metadata_errors="replace")  # titles in another encoding are no reason to refuse a video
+
+
 def _picture_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream | None:
     """The first picture stream that is no cover image."""
     cover = av.stream.Disposition.attached_pic
@@ -283,7 +288,7 @@ def _picture_stream(container: av.container.InputContainer) -> av.video.stream.V
 
 
 def _reason(error: Exception) -> str:
-    """The telling part of a decoder's message: its last line, without times, source lines and stack."""
-    text = getattr(error, "strerror", None) or str(error).split("Stack trace")[0]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].split("Check failed: ")[-1] if lines else type(error).__name__
+    """The telling part of a decoder's message: one line, the same at every run (decord's has the time in it)."""
+    text = getattr(error, "strerror", None) or str(error)
+    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", line).removeprefix("Check failed: ")
