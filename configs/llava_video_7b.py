@@ -14,6 +14,5 @@ def get_config():
     config.answerer.max_new_tokens = 16  # the answer is a letter; the original waits for up to 256 tokens
     config.data.store = "data/tspo_10k/frames"
     config.data.questions = "data/tspo_10k/tspo_10k.jsonl"
-    config.data.video_folder = "data/LLaVA-Video-178K"
     config.mesh.axes = (("data", -1), ("model", 4))  # 7B has 4 key and value heads
     return config

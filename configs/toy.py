@@ -15,9 +15,8 @@ def get_config():
     config.answerer.max_new_tokens = 2
     config.data.store = "toy_data/frames"
     config.data.questions = "toy_data/train.jsonl"
-    config.data.video_folder = "toy_data"
-    config.data.general.min_frames = 8  # toy videos are used whole: 60 to 240 frames
-    config.data.general.max_frames = 256
+    config.data.min_frames = 0  # toy videos are used whole: 60 to 240 frames
+    config.data.max_frames = 256
     config.data.specific.k = 8
     config.data.buckets = (256, 832)
     config.data.decode_threads = 4

@@ -16,9 +16,9 @@ def test_config_is_complete(name, monkeypatch):
     config = cfg.read(importlib.import_module(f"configs.{name}").get_config())
     for field in (config.agent.clip, config.answerer.folder, config.data.store, config.data.questions):
         assert field, "a config names its folders"
-    assert max(config.data.buckets) >= config.data.general.max_frames
+    assert max(config.data.buckets) >= config.data.max_frames
     specific = config.data.specific
-    longest_needle = specific.group_frames * (specific.max_true_groups + specific.distractor_groups)
+    longest_needle = specific.group_frames * (specific.max_true_groups + specific.max_distractor_groups)
     assert max(config.data.buckets) >= longest_needle
 
 

@@ -28,7 +28,7 @@ def group(cls):
 @dataclasses.dataclass(frozen=True)
 class Agent:
     clip: str = ""  # folder of the frozen CLIP: encodes the questions, and made the features of the frame store
-    init: str = ""  # folder to start the agent from (TSPO or original training checkpoint); "" = fresh, of CLIP's width
+    init: str = ""  # folder of the agent to start from; "" = that of `clip`, a fresh one where it holds CLIP alone
     window: int = 12  # frames that a frame attends to
     num_heads: int = 8
 
@@ -46,8 +46,6 @@ class General:
     """Samples that need the whole video: the paper's comprehensive understanding."""
 
     k: int = 8  # frames to pick
-    min_frames: int = 50  # a video with fewer candidates, or more than max_frames, gets max_frames evenly spaced ones
-    max_frames: int = 128
     accuracy: float = 1.0  # weight of this reward
 
 
@@ -57,8 +55,10 @@ class Specific:
 
     k: int = 16
     group_frames: int = 50
-    max_true_groups: int = 4  # 1 to this many
+    min_true_groups: int = 1
+    max_true_groups: int = 4
     distractor_groups: int = 12
+    max_distractor_groups: int = 12  # the paper's 10-60 minutes are 11 to 68
     accuracy: float = 1.0
     location: float = 1.0
 
@@ -67,7 +67,8 @@ class Specific:
 class Data:
     store: str = ""  # folder of the frame store made by predecode
     questions: str = ""  # jsonl file
-    video_folder: str = ""  # that the questions' paths are relative to
+    min_frames: int = 50  # a video with fewer candidates, or more than max_frames, gets max_frames evenly spaced ones
+    max_frames: int = 128
     buckets: tuple[int, ...] = (128, 832)  # candidate frames T are padded to the smallest bucket that holds them
     workers: int = 0  # processes that load batches ahead; 0 = threads of this one
     decode_threads: int = 16  # threads that read and decode the picked frames

@@ -1,0 +1,182 @@
+"""Training on a tiny store: what it writes, exact resuming, no recompilation, the same on every mesh, clear errors."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from tiny_store import LONG, SHORT, make_store
+
+from tspo_jax import config as cfg
+from tspo_jax import train as training
+from tspo_jax.checkpoints import load_agent
+from tspo_jax.metrics import read_rows
+from tspo_jax.run_folder import RunFolderError, read_agent
+
+NUM_STEPS = 6
+TIMES = ("seconds/", "compilations")
+
+
+@pytest.fixture(scope="module")
+def config(golden, tmp_path_factory):
+    """6 steps of 8 questions, half of them needle samples, on two videos of 40 and 5 seconds."""
+    folder = tmp_path_factory.mktemp("world")
+    questions = folder / "questions.jsonl"
+    rows = [
+        {
+            "video": (LONG, SHORT)[i % 2],
+            "original_question": f"<image>\nWhich number is shown at moment {i}?\nA. one\nB. two\nC. three\nD. four",
+            "solution": "<answer>b</answer>",
+            "type": ("general", "specific")[i // 2 % 2],
+        }
+        for i in range(32)
+    ]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = cfg.default()
+    config.batch_size = 8
+    config.num_steps = NUM_STEPS
+    config.agent.clip = str(golden / "tspo_agent")
+    config.answerer.folder = str(golden / "llava_video_grid")
+    config.answerer.dtype = "float32"
+    config.answerer.max_new_tokens = 2
+    config.data.store = str(make_store(folder, golden))
+    config.data.questions = str(questions)
+    config.data.min_frames, config.data.max_frames = 0, 40
+    config.data.buckets = (40,)
+    config.data.general.k = 2
+    config.data.specific.update(k=3, group_frames=5, max_true_groups=3, distractor_groups=4, max_distractor_groups=4)
+    config.policy.group_size = 4
+    config.policy.tau_start, config.policy.tau_end = 0.5, 0.2  # unlike tau 0.025, draws differ on these features
+    config.checkpoint_every = 3
+    return cfg.read(config)
+
+
+def run(config, folder, num_devices=1, monkeypatch=None):
+    training.train(config, folder, jax.devices()[:num_devices])
+    return read_rows(folder / "metrics.jsonl"), read_agent(folder)
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, *run(config, folder)
+
+
+def test_what_a_run_measures(config, undisturbed):
+    folder, rows, _ = undisturbed
+    assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
+    kinds = {name.split("/")[1] for row in rows for name in row if name.startswith("reward/")}
+    assert kinds == {"general", "specific"}
+    for step, row in enumerate(rows):
+        kind = "specific" if "reward/specific" in row else "general"
+        assert row[f"accuracy/{kind}"] <= 1
+        assert row["loss"] == pytest.approx(0, abs=1e-6)
+        assert row["tau"] == pytest.approx(0.5 - 0.05 * step)
+        assert row["learning_rate"] == pytest.approx(5e-4 * (1 - step / NUM_STEPS))
+        assert {f"seconds/{part}" for part in ("data", "sample", "fetch", "answer", "update")} <= row.keys()
+        assert {"advantage_std", "dead_groups", "unparsed", "grad_norm", "score_entropy", "unique_frames"} <= row.keys()
+        if kind == "specific":
+            assert row["reward/specific"] == pytest.approx(row["accuracy/specific"] + row["location/specific"])
+            assert row["grad_norm"] > 0 and row["dead_groups"] < 1
+            assert row["unique_frames"] <= 12
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_no_compilation_after_the_first_step_of_each_kind(undisturbed):
+    counts, seen = {}, set()
+    for before, row in zip([None, *undisturbed[1]], undisturbed[1], strict=False):
+        kind = "specific" if "reward/specific" in row else "general"
+        if kind in seen and before:
+            assert row["compilations"] == before["compilations"], f"step {row['step']} compiled again"
+        seen.add(kind)
+        counts[kind] = counts.get(kind, 0) + 1
+    assert min(counts.values()) >= 2, "each kind came more than once"
+
+
+def test_the_agent_moved(golden, undisturbed):
+    before, after = load_agent(golden / "tspo_agent")[1], undisturbed[2]
+    change = np.abs(np.asarray(before["mlp"]["linear_1"]["kernel"]) - after["mlp"]["linear_1"]["kernel"]).max()
+    assert 1e-4 < change < 1e-2
+
+
+def test_resuming_is_exact(config, undisturbed, tmp_path, monkeypatch):
+    """Stopped after step 5, started again: continues from the checkpoint of step 3 as if nothing had happened."""
+    picked = []
+
+    def recording(picks, original=training.unique_frames):
+        picked.append(picks)
+        return original(picks)
+
+    def stop_after_5(self, step, *args, original=training.Reporter.start_row):
+        original(self, step, *args)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "unique_frames", recording)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Reporter, "start_row", stop_after_5)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path)
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 4
+    rows, agent = run(config, tmp_path)
+    assert without_times(rows) == without_times(undisturbed[1])
+    jax.tree.map(np.testing.assert_array_equal, agent, undisturbed[2])
+    assert len(picked) == 8, "steps 4 and 5 were done twice"
+    np.testing.assert_array_equal(picked[3], picked[5])
+    np.testing.assert_array_equal(picked[4], picked[6])
+
+
+def test_a_finished_run_says_so(config, undisturbed, capsys):
+    rows, agent = run(config, undisturbed[0])
+    assert "all 6 steps are done" in capsys.readouterr().err
+    assert rows == undisturbed[1]
+
+
+def test_a_run_of_another_config_is_refused(config, undisturbed):
+    other = dataclasses.replace(config, seed=1, optimizer=dataclasses.replace(config.optimizer, learning_rate=1.0))
+    with pytest.raises(RunFolderError, match=r"(?s)seed: 42 there, 1 here.*optimizer.learning_rate: 0.0005 there, 1.0"):
+        run(other, undisturbed[0])
+
+
+@pytest.mark.parametrize("axes", [(("data", 8), ("model", 1)), (("data", 2), ("model", 4))])
+def test_same_on_every_mesh(config, undisturbed, tmp_path, axes, monkeypatch):
+    mesh = dataclasses.replace(config.mesh, axes=axes, split_over_data=axes[1][1] > 1)
+    rows, agent = run(dataclasses.replace(config, mesh=mesh), tmp_path, num_devices=8)
+    for row, expected in zip(without_times(rows), without_times(undisturbed[1]), strict=True):
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), agent, undisturbed[2])
+
+
+def test_bad_input_is_named(config, tmp_path):
+    def change(field, **values):
+        return dataclasses.replace(config, **{field: dataclasses.replace(getattr(config, field), **values)})
+
+    for bad, message in (
+        (dataclasses.replace(config, batch_size=3), "batch_size is 3: it must be a multiple of mesh axis data"),
+        (change("mesh", axes=(("data", 3), ("model", 1))), "does not make 2 devices"),
+        (change("data", buckets=(8,)), "more than the largest of"),
+        (change("agent", clip=str(tmp_path)), "config.json: no such file"),
+        (change("answerer", template="x"), "template is 'x', not one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.train(bad, tmp_path / "run", jax.devices()[:2])
+    assert not (tmp_path / "run").exists(), "a run that never started leaves nothing"
+
+
+def test_command_line_errors_are_one_line(tmp_path):
+    command = [sys.executable, "-m", "tspo_jax.train", f"--run_dir={tmp_path}"]
+    result = subprocess.run(
+        [*command, "--config=configs/toy.py", "--config.optimizer.learnin_rate=1"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.strip() == ("error: config.optimizer.learnin_rate does not exist; did you mean learning_rate?")

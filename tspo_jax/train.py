@@ -1,0 +1,263 @@
+"""Trains the temporal agent by TSPO with a frozen Video-MLLM.
+
+    python -m tspo_jax.train --config=configs/toy.py [--config.optimizer.learning_rate=1e-4 ...] [--run_dir=runs/toy]
+
+A step, with B questions, T candidate frames, G draws of K frames each:
+
+    batch    data/loader.py   question rows -> features [B,T,D], mask, text feature [B,D], prompt, answer, needle mask
+    sample   programs.py      agent scores every frame; G draws of K frames without replacement -> [B,G,K]
+    fetch    data/            only the drawn frames are read and decoded, each once -> uint8 [B,U,S,S,3]
+    answer   rollout.py       the frozen MLLM answers all B*G prompts as one batch -> tokens [B,G,new]
+    reward   rewards.py       answers and draws -> [B,G]
+    update   programs.py      rewards relative to their group's mean -> one optimiser step on the agent
+
+sample, answer and update are compiled programs, once per kind of sample and bucket of T; nothing else runs on the
+device. The next batch is loaded meanwhile, and metrics are read from the device one step late.
+
+Running the same command again resumes from the newest checkpoint, exactly: randomness is a function of (seed, step,
+question index), and the place of the data iterator is part of the checkpoint. Metrics, per step:
+reward/KIND, accuracy/KIND, location/KIND (means; KIND is general or specific), unparsed (share of answers without an
+option letter), advantage_std, dead_groups (share of groups whose rewards are all equal: they teach nothing), grad_norm
+(before clipping), score_entropy (nats), tau, learning_rate, loss (zero by construction), unique_frames (share of drawn
+frames that had to be encoded), seconds/{data,sample,fetch,answer,update}, compilations (so far).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags, logging
+from ml_collections import config_flags
+
+from tspo_jax import config as config_module
+from tspo_jax import entry_point, programs, prompts, sharding, weights
+from tspo_jax.checkpoints import load_agent, load_answerer, load_clip
+from tspo_jax.config import MAY_DIFFER, Config
+from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.loader import Loader, LoaderConfig, fetch_frames
+from tspo_jax.data.needle import NeedleConfig
+from tspo_jax.data.questions import read_questions
+from tspo_jax.metrics import CompilationCounter, MetricsLog, Stopwatch, Terminal
+from tspo_jax.rewards import group_rewards, option_letter
+from tspo_jax.rollout import Rollout, unique_frames
+from tspo_jax.run_folder import Checkpoints, TrainState, check_run, write_run_config
+
+COLUMNS = {  # of the table on the terminal: metric -> heading
+    "step": "step",
+    "reward/general": "general",
+    "reward/specific": "specific",
+    "location/specific": "location",
+    "dead_groups": "dead",
+    "unparsed": "unparsed",
+    "score_entropy": "entropy",
+    "grad_norm": "gradient",
+    "tau": "tau",
+    **{f"seconds/{part}": f"{part}" for part in ("data", "sample", "fetch", "answer", "update")},
+    "compilations": "programs",
+}
+REWARD_NAMES = {"total": "reward", "accuracy": "accuracy", "location": "location"}  # of group_rewards -> metric
+LOSS_NOTE = (
+    "The loss is 0 by construction: rewards count relative to their group's mean, so only its gradient says something. "
+    "Watch the rewards rise; groups whose rewards are all equal (dead) teach nothing."
+)
+PROMPT_MULTIPLE = 32  # prompts are padded to the longest one, rounded up to this
+
+
+def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = None) -> None:
+    """Trains until `config.num_steps` updates are done, from the newest checkpoint of `run_dir` if it has one.
+
+    Runs on `devices`, by default on all that there are.
+    """
+    mesh = sharding.make_mesh(config.mesh.axes, devices or jax.devices())
+    sharding.check_batch_size(mesh, config.batch_size)
+    check_run(run_dir, dataclasses.asdict(config), MAY_DIFFER)
+
+    # What is frozen: the answerer, and the questions as CLIP and the answerer read them.
+    questions, _ = read_questions(config.data.questions)
+    clip = load_clip(config.agent.clip)
+    store = FrameStore(config.data.store, clip.identity)
+    where = sharding.answerer_sharding(
+        mesh, weights.read_config(config.answerer.folder), split_over_data=config.mesh.split_over_data
+    )
+    answerer = load_answerer(config.answerer.folder, jnp.dtype(config.answerer.dtype), where)
+    rollout = Rollout.of(answerer, max_new_tokens=config.answerer.max_new_tokens)
+    texts = [prompts.render(question.question, config.answerer.template) for question in questions]
+    ids = [prompts.tokenize(text, answerer.tokenizer) for text in texts]
+    prompt_ids, prompt_lengths = prompts.pad(ids, answerer.generation.pad_token_id, PROMPT_MULTIPLE)
+    text = clip.text_features([question.query for question in questions])
+
+    # What is trained.
+    graphdef, agent = load_agent(
+        config.agent.init or config.agent.clip,
+        window=config.agent.window,
+        num_heads=config.agent.num_heads,
+        seed=config.seed,
+    )
+    check_width(agent, clip.width, config.agent.init)
+    state = TrainState(agent, jax.jit(programs.make_optimizer(config).init)(agent))
+    state = sharding.put_replicated(mesh, state)
+    sample = programs.make_sample(graphdef, config, mesh)
+    update = programs.make_update(graphdef, config, mesh)
+
+    with ExitStack() as stack:
+        per_question = {"text": text, "prompt_ids": prompt_ids, "prompt_lengths": prompt_lengths}
+        loader = Loader(store, questions, loader_config(config), config.seed, per_question, *sharding.data_slice(mesh))
+        stack.enter_context(loader)
+        if jax.process_index() == 0:
+            write_run_config(run_dir, dataclasses.asdict(config))
+        checkpoints = stack.enter_context(Checkpoints(run_dir, config.keep_checkpoints))
+        start = checkpoints.latest_step() or 0
+        if start:
+            state, iterator = checkpoints.restore(start, like=state)
+            loader.set_state(iterator)
+        report = stack.enter_context(Reporter(run_dir, config, start))
+        if start >= config.num_steps:
+            report.note(f"{run_dir}: all {config.num_steps} steps are done")
+            return
+        report.note(f"{run_dir}: resuming after step {start}" if start else LOSS_NOTE)
+        pool = stack.enter_context(ThreadPoolExecutor(config.data.decode_threads))
+
+        for step in range(start, config.num_steps):
+            watch = Stopwatch()
+            with watch("data"):
+                rows = next(loader)
+                kind = rows["kind"]
+                batch = sharding.put_batch(mesh, {name: rows[name] for name in ("index", "features", "text", "mask")})
+            report.finish_row()  # of the last step, whose update has had the time of loading to run
+            with watch("sample"):
+                draws = sample(state.agent, batch, np.int32(step), k=rows["k"])
+                picks = np.sort(sharding.local_rows(draws), axis=-1)
+            with watch("fetch"):
+                candidates, index = unique_frames(picks)
+                video, frame = (np.take_along_axis(rows[name], candidates, axis=1) for name in ("video", "frame"))
+                frames = fetch_frames(store, loader.names, video, frame, answerer.processor.crop, pool)
+            with watch("answer"):
+                shown = sharding.put_batch(mesh, (frames, index, rows["prompt_ids"], rows["prompt_lengths"]))
+                answers = rollout(answerer.params, *shown)
+                answers = jax.device_put((answers.tokens, answers.lengths), sharding.over_questions(mesh))
+                completions = prompts.decode(*map(sharding.local_rows, answers), answerer.tokenizer)
+            with watch("update"):
+                solutions = [questions[i].answer for i in rows["index"]]
+                rewards = group_rewards(
+                    kind, completions, solutions, picks, rows["needle_mask"], reward_weights(config)
+                )
+                unparsed = [[option_letter(answer) is None for answer in group] for group in completions]
+                measured = sharding.put_batch(mesh, {**rewards, "unparsed": np.array(unparsed, np.float32)})
+                state, metrics = update(state, batch, draws, measured, np.int32(step))
+            report.start_row(step + 1, kind, metrics, {"unique_frames": (index.max(axis=(1, 2)) + 1).mean()}, watch)
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.num_steps:
+                report.finish_row()
+                checkpoints.save(step + 1, state, loader.get_state())
+
+
+def start_distributed(config: Config) -> None:
+    """Joins the other processes, where the config says that there are any; before any other use of jax."""
+    d = config.distributed
+    if d.enabled:
+        count, index = (n if n >= 0 else None for n in (d.num_processes, d.process_id))
+        jax.distributed.initialize(d.coordinator or None, count, index)
+
+
+def loader_config(config: Config) -> LoaderConfig:
+    data, specific = config.data, config.data.specific
+    return LoaderConfig(
+        batch_size=config.batch_size,
+        picks={"general": data.general.k, "specific": specific.k},
+        buckets=data.buckets,
+        min_frames=data.min_frames,
+        max_frames=data.max_frames,
+        needle=NeedleConfig(
+            group_frames=specific.group_frames,
+            min_true_groups=specific.min_true_groups,
+            max_true_groups=specific.max_true_groups,
+            distractor_groups=specific.distractor_groups,
+            max_distractor_groups=specific.max_distractor_groups,
+        ),
+        num_workers=data.workers,
+    )
+
+
+def reward_weights(config: Config) -> dict[str, dict[str, float]]:
+    """Kind -> reward -> weight, as rewards.py wants it."""
+    general, specific = config.data.general, config.data.specific
+    return {
+        "general": {"accuracy": general.accuracy},
+        "specific": {"accuracy": specific.accuracy, "location": specific.location},
+    }
+
+
+def check_width(agent: dict, width: int, folder: str) -> None:
+    found = agent["mlp"]["linear_1"]["bias"].shape[0]
+    if found != width:
+        raise ValueError(
+            f"agent.init={folder}: an agent of width {found}, but agent.clip gives features of width {width}"
+        )
+
+
+class Reporter(ExitStack):
+    """Writes a row of metrics per step (see the module's text), in the first process only.
+
+    The values of an update are waited for one step late, after the next batch was loaded, so that the host does not
+    stand still while the device works.
+    """
+
+    def __init__(self, run_dir: Path, config: Config, start: int):
+        super().__init__()
+        is_first = jax.process_index() == 0
+        self._log_every = config.log_every
+        self._log = self.enter_context(MetricsLog(run_dir, start)) if is_first else None
+        self._terminal = self.enter_context(Terminal(config.num_steps, start, COLUMNS, quiet=not is_first))
+        self._compilations = self.enter_context(CompilationCounter())
+        self._pending = None
+        self._recent: list[dict] = []  # rows since the last line on the terminal
+        self.note = self._terminal.note
+
+    def start_row(self, step: int, kind: str, on_device: dict, on_host: dict, watch: Stopwatch) -> None:
+        self._pending = step, kind, on_device, on_host, watch
+
+    def finish_row(self) -> None:
+        """Writes the row that was started, if there is one."""
+        if self._pending is None:
+            return
+        step, kind, on_device, on_host, watch = self._pending
+        self._pending = None
+        with watch("update"):
+            measured = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        row = {"step": step}
+        row |= {f"{REWARD_NAMES[name]}/{kind}": measured.pop(name) for name in REWARD_NAMES if name in measured}
+        row |= measured | {name: float(value) for name, value in on_host.items()}
+        row |= {f"seconds/{part}": seconds for part, seconds in watch.seconds.items()}
+        row |= {"compilations": self._compilations.count}
+        if self._log:
+            self._log.write(row)
+        self._recent.append(row)
+        if step % self._log_every == 0:
+            names = dict.fromkeys(name for row in self._recent for name in row)
+            values = {name: [row[name] for row in self._recent if name in row] for name in names}
+            means = {name: float(np.mean(v)) if isinstance(v[0], float) else v[-1] for name, v in values.items()}
+            self._terminal.row(means)
+            self._recent = []
+        self._terminal.advance(step)
+
+
+def define_flags() -> None:
+    config_module.define_flag()
+    flags.DEFINE_string("run_dir", "", "Folder of the run; default: runs/<name of the config file>.")
+
+
+def main() -> None:
+    logging.set_verbosity(logging.ERROR)  # Orbax and Grain tell much at lower levels
+    config = config_module.from_flags()
+    start_distributed(config)
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    train(config, Path(flags.FLAGS.run_dir or f"runs/{name}"))
+
+
+if __name__ == "__main__":
+    define_flags()
+    entry_point.run(main, check=config_module.check_overrides)
