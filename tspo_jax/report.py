@@ -77,7 +77,7 @@ def facts(config: Config, metrics: Sequence[dict]) -> dict[str, str]:
         "Evaluated on": Path(config.evaluation.questions).name,
         "Answering model (frozen)": Path(config.answerer.folder).name,
         "CLIP (frozen)": Path(config.agent.clip).name,
-        "Steps": f"{metrics[-1]['step'] if metrics else 0} of {config.num_steps}",
+        "Steps": f"{metrics[-1]['step']} of {config.num_steps}" if metrics else "not trained here",
         "Questions per step": str(config.batch_size),
         "Group": f"{config.policy.group_size} frame sets of {config.data.general.k} (needle: {config.data.specific.k})",
         "Learning rate": f"{config.optimizer.learning_rate:g} → 0",

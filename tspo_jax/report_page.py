@@ -186,7 +186,7 @@ def smooth(values: Sequence[float]) -> np.ndarray:
 
 
 def line_chart(title: str, curves: Sequence[Curve], width: int = 420, height: int = 210) -> str:
-    """Curves over steps, raw and smoothed; where there are several with a legend. What stays in [0, 1] has that axis."""
+    """Curves over steps, raw and smoothed, several with a legend; the axis of what stays in [0, 1] goes from 0 to 1."""
     left, right, top, bottom = 44, 10, 10, 24
     steps = np.concatenate([np.asarray(c.steps, float) for c in curves])
     values = np.concatenate([np.asarray(c.values, float) for c in curves])
@@ -356,7 +356,7 @@ section { margin: 18px 0; } svg { display: block; width: 100%; } .charts figcapt
 polyline { fill: none; stroke: currentColor; } .raw { stroke-width: 0.8; opacity: 0.35; } .smooth { stroke-width: 2; }
 .trained, .after { color: var(--trained); } .clip { color: var(--clip); } .uniform, .before { color: var(--uniform); }
 .second { color: var(--second); } .other { color: var(--second); }
-.score { stroke-width: 1.4; } .score.after { stroke-width: 1.8; } .pick { fill: currentColor; }
+.score { stroke-width: 1.4; } .score.before { stroke-dasharray: 4 3; } .score.after { stroke-width: 1.8; } .pick { fill: currentColor; }
 .evidence { fill: var(--evidence); opacity: 0.22; }
 .key { margin-right: 14px; font-weight: 600; } .key::before { content: ''; display: inline-block; width: 12px;
   height: 3px; margin: 0 6px 4px 0; background: currentColor; } .charts .key { margin: 0 0 0 14px; font-weight: 400; }
