@@ -356,7 +356,8 @@ section { margin: 18px 0; } svg { display: block; width: 100%; } .charts figcapt
 polyline { fill: none; stroke: currentColor; } .raw { stroke-width: 0.8; opacity: 0.35; } .smooth { stroke-width: 2; }
 .trained, .after { color: var(--trained); } .clip { color: var(--clip); } .uniform, .before { color: var(--uniform); }
 .second { color: var(--second); } .other { color: var(--second); }
-.score { stroke-width: 1.4; } .score.before { stroke-dasharray: 4 3; } .score.after { stroke-width: 1.8; } .pick { fill: currentColor; }
+.score { stroke-width: 1.4; } .score.before { stroke-dasharray: 4 3; }
+.score.after { stroke-width: 1.8; } .pick { fill: currentColor; }
 .evidence { fill: var(--evidence); opacity: 0.22; }
 .key { margin-right: 14px; font-weight: 600; } .key::before { content: ''; display: inline-block; width: 12px;
   height: 3px; margin: 0 6px 4px 0; background: currentColor; } .charts .key { margin: 0 0 0 14px; font-weight: 400; }
