@@ -31,6 +31,8 @@ def test_default_round_trips():
         (lambda c: c["policy"].pop("tau_end"), "config.policy.tau_end is missing"),
         (lambda c: c.update(seed="1"), "config.seed is '1', which is not of type int"),
         (lambda c: c.update(batch_size=True), "config.batch_size is True, which is not of type int"),
+        (lambda c: c["policy"].update(group_size=1), "config.policy.group_size is 1, it must be at least 2"),
+        (lambda c: c["answerer"].update(dtype="int8"), "config.answerer.dtype is 'int8', not one of bfloat16, float32"),
         (lambda c: c.update(data=3), "config.data is 3, not a group of fields"),
     ],
 )

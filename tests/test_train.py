@@ -4,21 +4,42 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from flax import nnx
 from tiny_store import LONG, SHORT, make_store
 
 from tspo_jax import config as cfg
 from tspo_jax import train as training
+from tspo_jax import weights
 from tspo_jax.checkpoints import load_agent
 from tspo_jax.metrics import read_rows
+from tspo_jax.models.layers import split_params
+from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.run_folder import RunFolderError, read_agent
 
 NUM_STEPS = 6
 TIMES = ("seconds/", "compilations")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """The runs of this file share their compiled programs."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +76,7 @@ def config(golden, tmp_path_factory):
     return cfg.read(config)
 
 
-def run(config, folder, num_devices=1, monkeypatch=None):
+def run(config, folder, num_devices=1):
     training.train(config, folder, jax.devices()[:num_devices])
     return read_rows(folder / "metrics.jsonl"), read_agent(folder)
 
@@ -146,16 +167,33 @@ def test_a_run_of_another_config_is_refused(config, undisturbed):
         run(other, undisturbed[0])
 
 
-@pytest.mark.parametrize("axes", [(("data", 8), ("model", 1)), (("data", 2), ("model", 4))])
-def test_same_on_every_mesh(config, undisturbed, tmp_path, axes, monkeypatch):
-    mesh = dataclasses.replace(config.mesh, axes=axes, split_over_data=axes[1][1] > 1)
+@pytest.fixture(scope="module")
+def needles(config, tmp_path_factory):
+    """Needle samples alone (few programs to compile on each mesh), and how they go on one device."""
+    folder = tmp_path_factory.mktemp("needles")
+    lines = Path(config.data.questions).read_text().splitlines(keepends=True)
+    (folder / "needles.jsonl").write_text("".join(line for line in lines if '"specific"' in line))
+    data = dataclasses.replace(config.data, questions=str(folder / "needles.jsonl"))
+    config = dataclasses.replace(config, data=data)
+    return config, *run(config, folder / "run")
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+def test_same_on_every_mesh(needles, tmp_path, shape):
+    config, expected_rows, expected_agent = needles
+    mesh = dataclasses.replace(
+        config.mesh, axes=(("data", shape[0]), ("model", shape[1])), split_over_data=shape[1] > 1
+    )
     rows, agent = run(dataclasses.replace(config, mesh=mesh), tmp_path, num_devices=8)
-    for row, expected in zip(without_times(rows), without_times(undisturbed[1]), strict=True):
+    for row, expected in zip(without_times(rows), without_times(expected_rows), strict=True):
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), agent, undisturbed[2])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), agent, expected_agent)
 
 
 def test_bad_input_is_named(config, tmp_path):
+    wide = split_params(TemporalAgent(32, rngs=nnx.Rngs(0)))[1]
+    weights.save_params(tmp_path / "wide", wide, weights.agent_format(weights.SELECTOR))
+
     def change(field, **values):
         return dataclasses.replace(config, **{field: dataclasses.replace(getattr(config, field), **values)})
 
@@ -165,6 +203,10 @@ def test_bad_input_is_named(config, tmp_path):
         (change("data", buckets=(8,)), "more than the largest of"),
         (change("agent", clip=str(tmp_path)), "config.json: no such file"),
         (change("answerer", template="x"), "template is 'x', not one of"),
+        (
+            change("agent", init=str(tmp_path / "wide")),
+            "an agent of width 32, but agent.clip gives features of width 64",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             training.train(bad, tmp_path / "run", jax.devices()[:2])

@@ -145,6 +145,22 @@ class Config:
     keep_checkpoints: int = 3
 
 
+# The least that a field may be; everything else with a limit is checked where it is used.
+AT_LEAST = {
+    "batch_size": 1,
+    "num_steps": 1,
+    "log_every": 1,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "answerer.max_new_tokens": 1,
+    "data.workers": 0,
+    "data.decode_threads": 1,
+    "data.general.k": 1,
+    "data.specific.k": 1,
+    "policy.group_size": 2,  # rewards are compared within a group
+}
+ONE_OF = {"answerer.dtype": ("bfloat16", "float32")}
+
 # What may change between two starts of one run: where it runs and what it prints, not what it computes.
 MAY_DIFFER = ("evaluation", "mesh", "distributed", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers")
 MAY_DIFFER += ("data.decode_threads",)
@@ -174,12 +190,16 @@ def _read(cls, values: Mapping[str, Any], prefix: str):
     for name, kind in fields.items():
         if name not in values:
             raise ConfigError(f"config.{prefix}{name} is missing; start from default() in tspo_jax/config.py")
-        value = values[name]
+        value, path = values[name], prefix + name
+        if path in ONE_OF and value not in ONE_OF[path]:
+            raise ConfigError(f"config.{path} is {value!r}, not one of {', '.join(ONE_OF[path])}")
         if dataclasses.is_dataclass(kind):
-            kwargs[name] = _read(kind, value, f"{prefix}{name}.")
+            kwargs[name] = _read(kind, value, f"{path}.")
         elif kind in (int, float, bool, str):
             if not isinstance(value, (int, float) if kind is float else kind) or (kind is not bool and value is True):
-                raise ConfigError(f"config.{prefix}{name} is {value!r}, which is not of type {kind.__name__}")
+                raise ConfigError(f"config.{path} is {value!r}, which is not of type {kind.__name__}")
+            if value < AT_LEAST.get(path, value):
+                raise ConfigError(f"config.{path} is {value}, it must be at least {AT_LEAST[path]}")
             kwargs[name] = kind(value)
         else:
             kwargs[name] = _as_tuple(value)

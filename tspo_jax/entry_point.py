@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 def run(main: Callable[[], int | None], check: Callable[[Sequence[str]], None] | None = None) -> None:
@@ -24,7 +24,11 @@ def run(main: Callable[[], int | None], check: Callable[[Sequence[str]], None] |
         if positional:
             _fail(f"unexpected argument {positional[0]!r}; flags are --name=value")
 
-    app.run(lambda _: _explained(main), flags_parser=parse)
+    def call(_):
+        logging.set_verbosity(logging.ERROR)  # Orbax and Grain have much to say at lower levels
+        return _explained(main)
+
+    app.run(call, flags_parser=parse)
 
 
 def write_result(result: dict, output: str) -> None:

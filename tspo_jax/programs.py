@@ -22,8 +22,9 @@ from tspo_jax.run_folder import TrainState
 
 def score(graphdef: nnx.GraphDef, agent: dict, batch: dict, tau: jax.Array) -> jax.Array:
     """Logits float32 [B,T] of a batch's candidate frames at temperature tau; -inf on padding."""
-    clip_scores = cosine_similarity(batch["text"], batch["features"])
-    return merge_params(graphdef, agent)(batch["features"], batch["text"], clip_scores, batch["mask"], tau)
+    with jax.default_matmul_precision("highest"):  # float32 is bfloat16 passes on a TPU otherwise
+        clip_scores = cosine_similarity(batch["text"], batch["features"])
+        return merge_params(graphdef, agent)(batch["features"], batch["text"], clip_scores, batch["mask"], tau)
 
 
 def temperature(config: Config, step) -> jax.Array:

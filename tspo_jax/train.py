@@ -31,7 +31,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from tspo_jax import config as config_module
@@ -251,7 +251,6 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax and Grain tell much at lower levels
     config = config_module.from_flags()
     start_distributed(config)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
