@@ -20,7 +20,7 @@ def test_vocabulary():
 @pytest.mark.parametrize("frame", [48, 32])
 def test_things_stay_distinct_in_small_frames(frame):
     size = 56 * frame // 96
-    pictures = [_on_grey(thing_sprite(thing, 56, 0, False), size) for thing in THINGS]
+    pictures = [_on_grey(thing_sprite(thing, 56), size) for thing in THINGS]
     distances = {
         (THINGS[i], THINGS[j]): np.abs(pictures[i] - pictures[j]).mean()
         for i, j in itertools.combinations(range(len(THINGS)), 2)
@@ -29,11 +29,11 @@ def test_things_stay_distinct_in_small_frames(frame):
 
 
 def test_sprites_are_premultiplied_and_cached():
-    sprite = thing_sprite("tree", 44, 10, True)
+    sprite = thing_sprite("tree", 44)
     assert sprite.shape == (44, 44, 4) and sprite.dtype == np.float32
     assert (sprite[..., :3] <= 255 * sprite[..., 3:] + 1e-3).all()
     assert sprite[0, 0, 3] == 0 and sprite[22, 22, 3] == 1
-    assert thing_sprite("tree", 44, 10, True) is sprite
+    assert thing_sprite("tree", 44) is sprite
 
 
 @pytest.mark.parametrize("color", BALLS)

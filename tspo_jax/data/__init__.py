@@ -1,0 +1,1 @@
+"""From video files and question files to batches."""

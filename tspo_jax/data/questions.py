@@ -74,7 +74,7 @@ def read_questions(
         source = f"{path}:{number}"
         try:
             row = _json_object(line)
-            question = _question(row, len(questions), source, video_folder)
+            question = question_of_row(row, len(questions), source, video_folder)
             if "id" in row and number != (first := first_line_of_id.setdefault(str(row["id"]), number)):
                 raise QuestionError(f"id: {row['id']!r} is also the id of line {first}")
             questions.append(question)
@@ -131,7 +131,7 @@ def without_tags(text: str) -> str:
     return text
 
 
-def _question(row: dict, index: int, source: str, video_folder: str | Path | None) -> Question:
+def question_of_row(row: dict, index: int, source: str, video_folder: str | Path | None) -> Question:
     texts = {field: _text(row, field) for field in ("video", "original_question", "solution", "type")}
     for field in ("original_answer", "problem", "complete_answer", "family"):
         if row.get(field) is not None:

@@ -110,7 +110,10 @@ class LlavaVideo(nnx.Module):
 
     def encode_frames(self, pixels: jax.Array) -> jax.Array:
         """Preprocessed frames float [F, S, S, 3] -> pooled tokens [F, s, s, hidden]."""
-        tokens = self.mm_projector(self.vision_tower(pixels))
+        return self.pool(self.mm_projector(self.vision_tower(pixels)))
+
+    def pool(self, tokens: jax.Array) -> jax.Array:
+        """Projected tokens of frames [F, side * side, hidden] -> [F, s, s, hidden]."""
         side = self.cfg.vision.side
         return pool_2x2(tokens.reshape(-1, side, side, tokens.shape[-1]), self.cfg.pool_mode)
 

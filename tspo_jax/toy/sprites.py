@@ -361,15 +361,14 @@ def _sticker(image: Image.Image, size: int) -> np.ndarray:
 
 
 @functools.cache
-def thing_sprite(thing: str, size: int, angle: int, mirrored: bool) -> np.ndarray:
-    """The cut-out of a thing, turned by angle degrees: float32 RGBA [size, size, 4].
+def thing_sprite(thing: str, size: int) -> np.ndarray:
+    """The cut-out of a thing: float32 RGBA [size, size, 4].
 
     RGB is 0..255 and premultiplied by alpha, alpha is 0..1.
     """
     pen = Pen()
     _DRAW_THING[thing](pen)
-    image = pen.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else pen.image
-    return _sticker(image.rotate(angle, Image.Resampling.BILINEAR), size)
+    return _sticker(pen.image, size)
 
 
 @functools.cache

@@ -1,0 +1,328 @@
+"""Supervised training of the tiny LLaVA-Video: its image tower on what a frame shows, then projector and language model
+on questions about sets of frames."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from transformers import PreTrainedTokenizerBase
+
+from tspo_jax import prompts
+from tspo_jax.models.layers import merge_params
+from tspo_jax.models.llava_video import LlavaVideoConfig
+from tspo_jax.models.preprocessing import ImageProcessor
+from tspo_jax.models.qwen2 import Qwen2Config
+from tspo_jax.models.siglip import SiglipConfig
+from tspo_jax.toy.fitting import fit
+from tspo_jax.toy.frame_bank import BALL_NAMES, NOTHING, SETTING_NAMES, THING_NAMES, FrameBank
+from tspo_jax.toy.settings import SETTINGS
+
+IMAGE_SIZE = 48
+IGNORED = -100  # label of a token that is not trained on
+WORD_SUFFIX = "Please answer with one word."
+LIST_QUESTION = "What is shown in every frame?"
+
+
+def llava_config(vocab_size: int) -> LlavaVideoConfig:
+    """Bilinear pooling and grid newlines, as in LLaVA-Video 7B: 4 x 4 patches become 2 x 2 tokens and 2 newlines."""
+    return LlavaVideoConfig(
+        Qwen2Config(vocab_size, 128, 256, 4, 4, 2, rope_theta=10000.0),
+        SiglipConfig(96, 192, 2, 4, IMAGE_SIZE, 12),
+    )
+
+
+# ---------------------------------------------------------------------------------------- tower and projector
+
+
+def train_projection(
+    graphdef: nnx.GraphDef,
+    params: dict,
+    bank: FrameBank,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    num_steps: int,
+    report: Callable[[int, float], None],
+) -> dict:
+    """`params` of a LlavaVideo with its tower, projector and embeddings trained to agree.
+
+    Every visual token must be closest to the embeddings of the words for its frame's thing, ball and setting. The
+    language model then meets pictures in the language it reads, as after LLaVA's first stage.
+    """
+    processor = ImageProcessor.siglip(IMAGE_SIZE)
+    nothing = [tokenizer.pad_token_id]
+    classes = [word_ids(tokenizer, THING_NAMES) + nothing, word_ids(tokenizer, BALL_NAMES) + nothing]
+    classes = [np.array(ids) for ids in (*classes, word_ids(tokenizer, SETTING_NAMES))]
+    labels = np.stack([bank.thing % len(classes[0]), bank.ball % len(classes[1]), bank.setting], axis=1)
+    language = params["language_model"]
+    frozen = {name: language[name] for name in language if name != "embed_tokens"}
+
+    def loss(params, pixels, labels):
+        language = frozen | {"embed_tokens": params["embed_tokens"]}
+        model = merge_params(graphdef, {**params["visual"], "language_model": language})
+        tokens = model.encode_frames(processor.normalize(pixels))
+        words = params["embed_tokens"]["embedding"]
+        each = [
+            optax.softmax_cross_entropy_with_integer_labels(
+                tokens @ words[ids].T / jnp.sqrt(words.shape[1]),
+                jnp.broadcast_to(label[:, None, None], tokens.shape[:3]),
+            ).mean()
+            for ids, label in zip(classes, labels.T, strict=True)
+        ]
+        return sum(each)
+
+    def batches(rng: np.random.Generator):
+        while True:
+            rows = rng.choice(len(labels), 128, replace=False)
+            yield bank.pixels[rows], labels[rows]
+
+    visual = {name: params[name] for name in params if name != "language_model"}
+    trained = {"visual": visual, "embed_tokens": language["embed_tokens"]}
+    trained = fit(loss, trained, batches(np.random.default_rng(seed)), num_steps, 4e-3, report)
+    return {**trained["visual"], "language_model": frozen | {"embed_tokens": trained["embed_tokens"]}}
+
+
+def word_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
+    """The tokens of words within a sentence. Raises ValueError where a word is more than one token."""
+    ids = [tokenizer(f" {word}")["input_ids"] for word in words]
+    if long := [word for word, tokens in zip(words, ids, strict=True) if len(tokens) > 1]:
+        raise ValueError(f"the tokenizer splits {', '.join(long)}: train it on more text")
+    return [tokens[0] for tokens in ids]
+
+
+# ------------------------------------------------------------------------------------------------ conversations
+
+
+class Shot(NamedTuple):
+    """A scene as a set of picked frames shows it, by indices into the name tables (thing and ball may be NOTHING)."""
+
+    setting: int
+    thing: int
+    ball: int
+    num_frames: int
+
+
+class Turn(NamedTuple):
+    question: str  # with its options, if it has any
+    suffix: str
+    answer: str
+
+
+class Conversation(NamedTuple):
+    """frames: K rows of the bank; turns: questions about them, each with its answer."""
+
+    frames: list[int]
+    turns: list[Turn]
+
+
+class ConversationWriter:
+    """Draws sets of K frames as a policy may pick them, and conversations about them (as LLaVA-Video is trained on).
+
+    All questions can be answered from the frames; they are those of toy/questions.py, asked with options or for a word,
+    and "what is shown in every frame", which teaches to read.
+    """
+
+    def __init__(self, bank: FrameBank):
+        self._rows: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+        for i, contents in enumerate(zip(bank.setting.tolist(), bank.thing.tolist(), bank.ball.tolist(), strict=True)):
+            self._rows[contents].append(i)
+
+    def __call__(self, rng: np.random.Generator, num_frames: int, num_turns: int) -> Conversation:
+        shots = self._shots(rng, num_frames)
+        frames = []
+        for shot in shots:
+            rows = self._rows[shot[:3]]
+            frames += [rows[i] for i in rng.integers(len(rows), size=shot.num_frames)]
+        return Conversation(frames, [_turn(rng, shots) for _ in range(num_turns)])
+
+    def _shots(self, rng: np.random.Generator, num_frames: int) -> list[Shot]:
+        """Shots in their order, together num_frames frames: events (thing and ball), decoys of them, and fillers."""
+        # A needle sample splices videos: then settings mix, and a thing may have a ball in several of them.
+        settings = rng.choice(len(SETTING_NAMES), 1 if rng.random() < 0.7 else 4, replace=False)
+        things = rng.permutation(len(THING_NAMES))[: rng.integers(max(3, num_frames // 2), num_frames + 2)]
+        shots: list[Shot] = []
+        events: set[tuple[int, int]] = set()
+        left = num_frames
+        while left:
+            setting, thing = int(rng.choice(settings)), int(rng.choice(things))
+            ball, kind = int(rng.integers(len(BALL_NAMES))), rng.random()
+            if kind < 0.6 and (setting, thing) not in events:
+                events.add((setting, thing))
+            elif kind < 0.8:
+                ball = NOTHING
+            else:
+                thing, ball = NOTHING, ball if rng.random() < 0.5 else NOTHING
+            if self._rows.get((setting, thing, ball)) and (not shots or shots[-1][:3] != (setting, thing, ball)):
+                count = min(left, int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])))
+                shots.append(Shot(setting, thing, ball, count))
+                left -= count
+        return shots
+
+
+def _turn(rng: np.random.Generator, shots: list[Shot]) -> Turn:
+    """One question that the shots answer."""
+    shown = [shot.thing for shot in shots if shot.thing != NOTHING]
+    lookups = [shot for shot in shots if shot.thing != NOTHING and shot.ball != NOTHING]
+    ends = [(m, shots[i].thing) for m, i in (("beginning", 0), ("end", -1)) if shots[i].thing != NOTHING]
+    relations = [
+        (a.thing, b.thing)
+        for a, b in itertools.pairwise(shots)
+        if shown.count(a.thing) == 1 and b.thing not in (a.thing, NOTHING)
+    ]
+    kind = rng.random()
+    if lookups and kind < 0.45:
+        shot = lookups[rng.integers(len(lookups))]
+        stem = f"hat colour is the ball shown with the {THING_NAMES[shot.thing]}?"
+        unique = sum(other.thing == shot.thing for other in lookups) == 1
+        if unique and rng.random() < 0.6:
+            stem = f"W{stem}"
+        else:
+            stem = f"{SETTINGS[SETTING_NAMES[shot.setting]].capitalize()}, w{stem}"
+        return _asked(rng, stem, BALL_NAMES[shot.ball], list(BALL_NAMES))
+    if ends and kind < 0.6:
+        moment, thing = ends[rng.integers(len(ends))]
+        return _asked(rng, f"What is shown at the {moment} of the video?", THING_NAMES[thing], _mixed(rng, shown))
+    if relations and kind < 0.85:
+        first, second = relations[rng.integers(len(relations))]
+        others = [thing for thing in shown if thing != first]
+        return _asked(
+            rng, f"What is shown right after the {THING_NAMES[first]}?", THING_NAMES[second], _mixed(rng, others)
+        )
+    words = []
+    for shot in shots:
+        parts = [name for name in (_name(THING_NAMES, shot.thing), _name(BALL_NAMES, shot.ball)) if name]
+        words += [" ".join(parts) or "nothing"] * shot.num_frames
+    return Turn(LIST_QUESTION, "", ", ".join(words))
+
+
+def _asked(rng: np.random.Generator, stem: str, answer: str, vocabulary: list[str]) -> Turn:
+    """The question with four options, or one time in four for a word."""
+    if rng.random() < 0.25:
+        return Turn(stem, WORD_SUFFIX, answer)
+    wrong = [word for word in dict.fromkeys(vocabulary) if word != answer]
+    options = rng.permutation([answer, *rng.choice(wrong[:7], 3, replace=False)]).tolist()
+    lines = [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
+    return Turn("\n".join([stem, *lines]), prompts.LETTER_SUFFIX, "ABCD"[options.index(answer)])
+
+
+def _mixed(rng: np.random.Generator, shown: list[int]) -> list[str]:
+    """Options' vocabulary: things of the frames first, then others."""
+    return [THING_NAMES[i] for i in [*rng.permutation(shown)[:4], *rng.permutation(len(THING_NAMES))]]
+
+
+def _name(names: tuple[str, ...], index: int) -> str | None:
+    return None if index == NOTHING else names[index]
+
+
+# ------------------------------------------------------------------------------------------------ language model
+
+
+def render_conversation(turns: list[Turn]) -> list[str]:
+    """Texts that alternate between what is given and what is to be said, in the template qwen_1_5."""
+    first, *others = turns
+    texts = [prompts.render(first.question, suffix=first.suffix), f"{first.answer}<|im_end|>"]
+    for turn in others:
+        user = f"{turn.question}\n{turn.suffix}" if turn.suffix else turn.question
+        texts += [f"\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n", f"{turn.answer}<|im_end|>"]
+    return texts
+
+
+def training_texts(writer: ConversationWriter, rng: np.random.Generator, count: int) -> list[str]:
+    """Conversations as text, to train a tokenizer on."""
+    return ["".join(render_conversation(writer(rng, 8, 3).turns)) for _ in range(count)]
+
+
+class Batch(NamedTuple):
+    """frames int [B, K] rows of the bank; ids and labels int32 [B, N]; labels are IGNORED but on answers."""
+
+    frames: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+
+
+def draw_batch(
+    rng: np.random.Generator,
+    writer: ConversationWriter,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_frames: int,
+    num_turns: int,
+    batch_size: int,
+    length: int,
+) -> Batch:
+    """A batch of conversations, cut to `length` tokens on the right."""
+    frames = []
+    ids = np.full((batch_size, length), tokenizer.pad_token_id, np.int32)
+    labels = np.full((batch_size, length), IGNORED, np.int32)
+    for row in range(batch_size):
+        conversation = writer(rng, num_frames, num_turns)
+        frames.append(conversation.frames)
+        position = 0
+        for i, text in enumerate(render_conversation(conversation.turns)):
+            tokens = prompts.tokenize(text, tokenizer) if i == 0 else tokenizer(text)["input_ids"]
+            tokens = tokens[: length - position]
+            ids[row, position : position + len(tokens)] = tokens
+            if i % 2:
+                labels[row, position : position + len(tokens)] = tokens
+            position += len(tokens)
+    return Batch(np.array(frames), ids, labels)
+
+
+def train_language(
+    graphdef: nnx.GraphDef,
+    params: dict,
+    bank: FrameBank,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    num_steps: int,
+    report: Callable[[int, float], None],
+    num_turns: int = 3,
+    batch_size: int = 32,
+) -> dict:
+    """`params` with projector and language model trained on conversations about 8 (one batch in five: 16) frames.
+
+    The tower stays as it is, so that its tokens are computed once.
+    """
+    processor = ImageProcessor.siglip(IMAGE_SIZE)
+    tower = params["vision_tower"]
+    trained = {name: params[name] for name in params if name != "vision_tower"}
+    see = jax.jit(lambda pixels: merge_params(graphdef, params).vision_tower(processor.normalize(pixels)))
+    tokens = np.concatenate([see(rows) for rows in np.array_split(bank.pixels, len(bank.pixels) // 500)])
+
+    def loss(trained, tokens, ids, labels):
+        model = merge_params(graphdef, {**trained, "vision_tower": tower})
+        B, K = tokens.shape[:2]
+        frames = model.pool(model.mm_projector(tokens.reshape(B * K, *tokens.shape[2:])))
+        embeddings = model.embed_prompt(frames.reshape(B, K, *frames.shape[1:]), ids)
+        positions = jnp.broadcast_to(jnp.arange(embeddings.shape[1]), embeddings.shape[:2])
+        hidden, _ = model.language_model(embeddings, positions)
+        # The visual tokens take the place of one id: the text behind them is what is predicted.
+        logits = model.language_model.logits(hidden[:, embeddings.shape[1] - ids.shape[1] : -1])
+        labels = labels[:, 1:]
+        said = labels != IGNORED
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(said, labels, 0))
+        return jnp.sum(losses * said) / jnp.sum(said)
+
+    def batches(rng: np.random.Generator):
+        writer = ConversationWriter(bank)
+        for i in itertools.count():
+            num_frames, length = (16, 216) if i % 5 == 4 else (8, 200)
+            batch = draw_batch(
+                rng,
+                writer,
+                tokenizer,
+                num_frames=num_frames,
+                num_turns=num_turns,
+                batch_size=batch_size,
+                length=length,
+            )
+            yield tokens[batch.frames], batch.ids, batch.labels
+
+    return {**fit(loss, trained, batches(np.random.default_rng(seed)), num_steps, 2e-3, report), "vision_tower": tower}
