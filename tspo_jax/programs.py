@@ -50,15 +50,15 @@ def make_sample(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
 
 
 def make_update(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
-    """The program (state, batch, draws, rewards, step) -> (new state, metrics).
+    """The program (state, batch, draws, measured, step) -> (new state, metrics).
 
-    `state` is donated. `rewards` is a dict of float [B,G]: `total` is what is optimised, and the mean of each is among
-    the metrics, so that they are means over all processes.
+    `state` is donated. `measured` is a dict of float arrays over `data`: `total` [B,G] is the reward that is optimised;
+    the mean of each is among the metrics, taken here so that it is one over all processes.
     """
     objective = policy.Objective(config.policy.advantage, config.policy.log_prob)
     optimizer = make_optimizer(config)
 
-    def update(state, batch, draws, rewards, step):
+    def update(state, batch, draws, measured, step):
         tau = temperature(config, step)
         agent, opt_state, metrics = policy.update(
             lambda agent: score(graphdef, agent, batch, tau),
@@ -66,10 +66,10 @@ def make_update(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
             state.agent,
             state.optimizer,
             draws,
-            rewards["total"],
+            measured["total"],
             objective,
         )
-        metrics |= {name: reward.mean() for name, reward in rewards.items()}
+        metrics |= {name: values.mean() for name, values in measured.items()}
         metrics |= {
             "tau": tau,
             "learning_rate": policy.learning_rate(step, config.num_steps, config.optimizer.learning_rate),

@@ -107,7 +107,8 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, iterator: Mapping[str, Any]) -> None:
-        """Starts to save; returns as soon as the arrays are copied from the devices."""
+        """Starts to save a replicated state; returns as soon as it is copied from the devices."""
+        state = jax.tree.map(np.asarray, state)  # given device arrays, Orbax compiles programs to cut them up
         self._manager.save(
             step,
             args=ocp.args.Composite(

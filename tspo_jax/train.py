@@ -18,8 +18,8 @@ Running the same command again resumes from the newest checkpoint, exactly: rand
 question index), and the place of the data iterator is part of the checkpoint. Metrics, per step:
 reward/KIND, accuracy/KIND, location/KIND (means; KIND is general or specific), unparsed (share of answers without an
 option letter), advantage_std, dead_groups (share of groups whose rewards are all equal: they teach nothing), grad_norm
-(before clipping), score_entropy (nats), tau, learning_rate, loss (zero by construction), unique_frames (share of drawn
-frames that had to be encoded), seconds/{data,sample,fetch,answer,update}, compilations (so far).
+(before clipping), score_entropy (nats), tau, learning_rate, loss (zero by construction), unique_frames (of the G * K
+drawn ones of a question), seconds/{data,sample,fetch,answer,update}, compilations (so far).
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from tspo_jax import entry_point, programs, prompts, sharding, weights
 from tspo_jax.checkpoints import load_agent, load_answerer, load_clip
 from tspo_jax.config import MAY_DIFFER, Config
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.data.loader import Loader, LoaderConfig, fetch_frames
+from tspo_jax.data.loader import Batch, Loader, LoaderConfig, fetch_frames
 from tspo_jax.data.needle import NeedleConfig
 from tspo_jax.data.questions import read_questions
 from tspo_jax.metrics import CompilationCounter, MetricsLog, Stopwatch, Terminal
@@ -126,7 +126,6 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
             watch = Stopwatch()
             with watch("data"):
                 rows = next(loader)
-                kind = rows["kind"]
                 batch = sharding.put_batch(mesh, {name: rows[name] for name in ("index", "features", "text", "mask")})
             report.finish_row()  # of the last step, whose update has had the time of loading to run
             with watch("sample"):
@@ -143,13 +142,9 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
                 completions = prompts.decode(*map(sharding.local_rows, answers), answerer.tokenizer)
             with watch("update"):
                 solutions = [questions[i].answer for i in rows["index"]]
-                rewards = group_rewards(
-                    kind, completions, solutions, picks, rows["needle_mask"], reward_weights(config)
-                )
-                unparsed = [[option_letter(answer) is None for answer in group] for group in completions]
-                measured = sharding.put_batch(mesh, {**rewards, "unparsed": np.array(unparsed, np.float32)})
-                state, metrics = update(state, batch, draws, measured, np.int32(step))
-            report.start_row(step + 1, kind, metrics, {"unique_frames": (index.max(axis=(1, 2)) + 1).mean()}, watch)
+                measured = measure(config, rows, picks, index, completions, solutions)
+                state, metrics = update(state, batch, draws, sharding.put_batch(mesh, measured), np.int32(step))
+            report.start_row(step + 1, rows["kind"], metrics, watch)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.num_steps:
                 report.finish_row()
                 checkpoints.save(step + 1, state, loader.get_state())
@@ -182,13 +177,27 @@ def loader_config(config: Config) -> LoaderConfig:
     )
 
 
-def reward_weights(config: Config) -> dict[str, dict[str, float]]:
-    """Kind -> reward -> weight, as rewards.py wants it."""
+def measure(
+    config: Config,
+    rows: Batch,
+    picks: np.ndarray,
+    index: np.ndarray,
+    completions: Sequence[Sequence[str]],
+    solutions: Sequence[str],
+) -> dict[str, np.ndarray]:
+    """What the host learns from a step: rewards (by name, and `total`) and `unparsed` [B,G], `unique_frames` [B].
+
+    picks are int [B,G,K], index is theirs from `unique_frames`, completions are [B][G], solutions [B].
+    """
     general, specific = config.data.general, config.data.specific
-    return {
+    weights_of_kind = {
         "general": {"accuracy": general.accuracy},
         "specific": {"accuracy": specific.accuracy, "location": specific.location},
     }
+    rewards = group_rewards(rows["kind"], completions, solutions, picks, rows["needle_mask"], weights_of_kind)
+    unparsed = [[option_letter(completion) is None for completion in group] for group in completions]
+    encoded = 1 + index.max(axis=(1, 2))
+    return {**rewards, "unparsed": np.array(unparsed, np.float32), "unique_frames": encoded.astype(np.float32)}
 
 
 def check_width(agent: dict, width: int, folder: str) -> None:
@@ -217,21 +226,20 @@ class Reporter(ExitStack):
         self._recent: list[dict] = []  # rows since the last line on the terminal
         self.note = self._terminal.note
 
-    def start_row(self, step: int, kind: str, on_device: dict, on_host: dict, watch: Stopwatch) -> None:
-        self._pending = step, kind, on_device, on_host, watch
+    def start_row(self, step: int, kind: str, metrics: dict[str, jax.Array], watch: Stopwatch) -> None:
+        self._pending = step, kind, metrics, watch
 
     def finish_row(self) -> None:
         """Writes the row that was started, if there is one."""
         if self._pending is None:
             return
-        step, kind, on_device, on_host, watch = self._pending
+        step, kind, metrics, watch = self._pending
         self._pending = None
         with watch("update"):
-            measured = {name: float(value) for name, value in jax.device_get(on_device).items()}
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         row = {"step": step}
-        row |= {f"{REWARD_NAMES[name]}/{kind}": measured.pop(name) for name in REWARD_NAMES if name in measured}
-        row |= measured | {name: float(value) for name, value in on_host.items()}
-        row |= {f"seconds/{part}": seconds for part, seconds in watch.seconds.items()}
+        row |= {f"{REWARD_NAMES[name]}/{kind}": values.pop(name) for name in REWARD_NAMES if name in values}
+        row |= values | {f"seconds/{part}": seconds for part, seconds in watch.seconds.items()}
         row |= {"compilations": self._compilations.count}
         if self._log:
             self._log.write(row)
