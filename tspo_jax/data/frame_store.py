@@ -6,7 +6,9 @@
 
 VIDEO is the video's path below the video folder, CLIP the identity of the checkpoint that made the features. One file
 per video: it appears complete under its name or not at all, a video can be added or replaced without touching others,
-and any number of processes may read. benchmarks/frame_store.py holds the measurements behind this layout.
+and any number of processes may read. Measured (benchmarks/data_pipeline.py): opening the files and reading 128 random
+frames of 24,000 takes 12 ms, against 9 ms from one large file and 31 ms with 16 frames per chunk; decoding these
+pictures takes 150 ms.
 """
 
 import dataclasses
@@ -281,7 +283,8 @@ class FrameStore:
         num_blocks = self._reader(path)[0].num_records() - 1
         blocks = np.arange(num_blocks) if idx is None else np.unique(np.asarray(idx, np.int64) // FEATURE_ROWS)
         records = self._records(path, blocks, name)
-        rows = np.concatenate([np.frombuffer(r, "<f4").reshape(-1, header["width"]) for r in records])
+        parts = [np.frombuffer(record, "<f4").reshape(-1, header["width"]) for record in records]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if idx is None:
             return rows
         # Every block but the last has FEATURE_ROWS rows: where a frame's block starts among those that were read.
@@ -354,7 +357,7 @@ class FrameStore:
 
 def decode_jpeg(data: bytes) -> np.ndarray:
     """uint8 [H, W, 3]."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(data)))
 
 
 def _names(root: Path) -> list[str]:

@@ -213,7 +213,7 @@ class _Sample:
             "kind": self.kind,
             "k": samples.config.picks[self.kind],
             "index": np.int32(question.index),
-            "features": np.pad(self._features(refs), (padding, (0, 0))),
+            "features": self._features(refs),
             "mask": np.arange(self.bucket) < len(refs.video),
             "needle_mask": np.pad(refs.mask, padding),
             "video": np.pad(refs.video, padding, constant_values=-1),
@@ -222,12 +222,12 @@ class _Sample:
         }
 
     def _features(self, refs: Composition) -> np.ndarray:
-        """float32 [T,D]; every video is read once."""
-        parts = {video: np.flatnonzero(refs.video == video) for video in np.unique(refs.video)}
+        """float32 [bucket, D]; every video is read once."""
         features = None
-        for video, places in parts.items():
+        for video in np.unique(refs.video):
+            places = np.flatnonzero(refs.video == video)
             rows = self.samples.store.features(self.samples.names[video], refs.frame[places])
-            features = np.empty((len(refs.video), rows.shape[1]), np.float32) if features is None else features
+            features = np.zeros((self.bucket, rows.shape[1]), np.float32) if features is None else features
             features[places] = rows
         return features
 
@@ -264,6 +264,21 @@ def fetch_frames(
     """
     if video.min() < 0:
         raise ValueError("a padded frame was picked")
-    pairs, place = np.unique(np.stack([video, frame], axis=-1).reshape(-1, 2), axis=0, return_inverse=True)
-    pictures = list(pool.map(lambda pair: resize(decode_jpeg(store.jpegs(names[pair[0]], pair[1:])[0])), pairs))
-    return np.stack(pictures)[place.reshape(video.shape)]
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, pair in enumerate(zip(video.ravel().tolist(), frame.ravel().tolist(), strict=True)):
+        places.setdefault(pair, []).append(place)
+
+    def read(pair: tuple[int, int]) -> np.ndarray:
+        return resize(decode_jpeg(store.jpegs(names[pair[0]], pair[1:])[0]))
+
+    first, *others = places
+    picture = read(first)
+    frames = np.empty((video.size, *picture.shape), np.uint8)
+    frames[places[first]] = picture
+
+    def read_into_place(pair: tuple[int, int]) -> None:
+        frames[places[pair]] = read(pair)
+
+    for _ in pool.map(read_into_place, others):  # raises what a thread raised
+        pass
+    return frames.reshape(*video.shape, *picture.shape)

@@ -1,0 +1,176 @@
+"""Speed of pre-decoding, of fetching picked frames, of the store's layouts and of the loader, on the CPU.
+
+    python -m benchmarks.data_pipeline [decode fetch layout loader]
+
+decode   720p H.264 by predecode's workers against the plain decoder on one core, in source frames per second
+         (to reach: 90 % with one worker, nearly twice that with two).
+fetch    128 frames of 384 px of a 10-minute and of a 10-hour video, against the JPEG decoder alone (to reach: 110 %).
+layout   why the store is what it is: one file per video or for all, records per chunk, compression.
+loader   batches of 4 needle samples, T = 800, D = 768 (to reach: 20 times what training takes. A step of 16 questions
+         with 8 sets of 16 frames makes a 7B answerer prefill 128 prompts of 3,600 tokens, 7e15 operations: at 40 % of
+         its peak a v5p-32 needs 2.4 s. Each of its 4 hosts then loads 4 questions per step: 8 batches per second).
+"""
+
+import concurrent.futures
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from PIL import Image
+
+from tspo_jax.data import frame_store
+from tspo_jax.data.decode_workers import Job, run_jobs
+from tspo_jax.data.loader import Loader, LoaderConfig, fetch_frames
+from tspo_jax.data.questions import Question
+
+REPEATS = 5
+LOADER_BATCHES = 10_000
+
+
+def noisy_picture(height: int, width: int, seed: int) -> np.ndarray:
+    """A picture with the detail of a photograph: JPEG at quality 95 takes about 100 kB for 384 x 682."""
+    rng = np.random.default_rng(seed)
+    coarse = [rng.integers(0, 255, (height // s + 1, width // s + 1, 3), np.uint8) for s in (80, 16, 6)]
+    large = [np.asarray(Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC), float) for c in coarse]
+    return (0.6 * large[0] + 0.3 * large[1] + 0.1 * large[2]).astype(np.uint8)
+
+
+def best(*runs: Callable[[], object], clock=time.perf_counter) -> list[float]:
+    """Fastest of a few repeats of each, in turns."""
+    times = [[] for _ in runs]
+    for _ in range(REPEATS):
+        for run, taken in zip(runs, times, strict=True):
+            start = clock()
+            run()
+            taken.append(clock() - start)
+    return [min(taken) for taken in times]
+
+
+def decode(folder: Path) -> dict:
+    picture, num_frames = noisy_picture(900, 1600, 0), 1800
+    path = folder / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast", "crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        for i in range(num_frames):
+            x, y = i // 2 % 300, i // 3 % 150
+            shown = np.ascontiguousarray(picture[y : y + 720, x : x + 1280])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shown)))
+        container.mux(stream.encode())
+
+    def plain():
+        with av.open(str(path)) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            assert sum(1 for _ in container.decode(video=0)) == num_frames
+
+    settings, rates = frame_store.StoreSettings(), {}
+    rates["plain decoder"] = num_frames / best(plain)[0]
+    for workers in (1, 2):
+        jobs = [Job(str(path), f"{i}", 1, str(folder / "s"), settings, ("decord",)) for i in range(4 * workers)]
+        outcomes = run_jobs(jobs, workers, 600, 600)
+        for _ in range(workers):  # the processes start
+            next(outcomes)
+        start = time.perf_counter()
+        done = list(outcomes)
+        rates[f"{workers} worker(s)"] = len(done) * num_frames / (time.perf_counter() - start)
+    return {name: f"{rate:.0f} frames/s" for name, rate in rates.items()}
+
+
+def fetch(folder: Path) -> dict:
+    jpegs = [frame_store.encode_jpeg(noisy_picture(384, 682, i), 95) for i in range(64)]
+    frame_store.open_settings(folder, frame_store.StoreSettings())
+    result = {"kB per frame": round(np.mean([len(j) for j in jpegs]) / 1e3)}
+    for name, num_frames in (("10 minutes", 600), ("10 hours", 36_000)):
+        result[name] = fetch_from(folder, name, num_frames, jpegs)
+    return result
+
+
+def fetch_from(folder: Path, name: str, num_frames: int, jpegs: list[bytes]) -> str:
+    times = np.arange(num_frames, dtype=float)
+    entry = frame_store.VideoEntry(name, 30.0, 30 * num_frames, times, times.astype(int) * 30, 682, 384, "", 1, "")
+    frame_store.write_frames(folder, entry, (jpegs[i % 64] for i in range(num_frames)))
+    picks = np.sort(np.random.default_rng(0).choice(num_frames, 128, replace=False))
+    store, video = frame_store.FrameStore(folder), np.zeros((1, 128), int)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        alone, whole = best(
+            lambda: list(pool.map(lambda i: frame_store.decode_jpeg(jpegs[i % 64]), picks)),
+            lambda: fetch_frames(store, [name], video, picks[None], lambda frame: frame, pool),
+            clock=time.process_time,  # not disturbed by other programs
+        )
+    return f"{whole * 1e3:.0f} ms, JPEG decoder alone {alone * 1e3:.0f} ms: {whole / alone:.0%}"
+
+
+def layout(folder: Path) -> dict:
+    options = ("group_size:1,uncompressed", "group_size:1", "group_size:16,uncompressed")
+    jpegs = [frame_store.encode_jpeg(noisy_picture(384, 682, i), 95) for i in range(16)]
+    result = {}
+    for option in options:
+        for name, per_file in (("a file per video", 120), ("one file", 24_000)):
+            files = folder / f"{option} {per_file}"
+            files.mkdir()
+            seconds = read_anywhere(files, option, per_file, jpegs)
+            result[f"{option}, {name}"] = f"{seconds * 1e3:.1f} ms to open the files and read 128 frames"
+    return result
+
+
+def read_anywhere(folder: Path, option: str, per_file: int, jpegs: list[bytes]) -> float:
+    """Seconds for 128 random frames out of 24,000."""
+    for i in range(24_000 // per_file):
+        writer = ArrayRecordWriter(str(folder / str(i)), option)
+        for j in range(per_file):
+            writer.write(jpegs[j % 16])
+        writer.close()
+    picks = np.random.default_rng(0).choice(24_000, 128, replace=False).tolist()
+
+    def read():
+        readers = {}
+        for pick in picks:
+            path = str(folder / str(pick // per_file))
+            if path not in readers:
+                readers[path] = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+            readers[path].read([pick % per_file])
+
+    return best(read)[0]
+
+
+def loader(folder: Path) -> dict:
+    frame_store.open_settings(folder, frame_store.StoreSettings())
+    clip, rng, questions = "0" * 16, np.random.default_rng(0), []
+    for i in range(64):
+        entry = frame_store.VideoEntry(f"{i}", 1.0, 150, np.arange(150.0), np.arange(150), 8, 8, "", 1, "")
+        entry = frame_store.write_frames(folder, entry, [b"jpeg"] * 150)
+        frame_store.write_features(folder, entry, clip, [rng.standard_normal((150, 768), np.float32)], 768)
+        questions.append(Question(i, f"{i}", "q", "q", ("x", "y"), "A", "specific", f"q:{i}"))
+    config = LoaderConfig(batch_size=4, picks={"specific": 16}, buckets=(800,))
+    store = frame_store.FrameStore(folder, clip)
+    with Loader(store, questions, config, seed=0) as batches:
+        for _ in range(100):
+            next(batches)
+        before, start = resident_mb(), time.perf_counter()
+        for _ in range(LOADER_BATCHES):
+            next(batches)
+        rate = LOADER_BATCHES / (time.perf_counter() - start)
+        return {"batches per second": round(rate, 1), "MB before": before, "MB after": resident_mb()}
+
+
+def resident_mb() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() // 2**20
+
+
+def main(names: list[str]) -> None:
+    for benchmark in (decode, fetch, layout, loader):
+        if not names or benchmark.__name__ in names:
+            with tempfile.TemporaryDirectory() as folder:
+                print(json.dumps({benchmark.__name__: benchmark(Path(folder))}, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
