@@ -81,6 +81,8 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     questions, _ = read_questions(config.data.questions)
     clip = load_clip(config.agent.clip)
     store = FrameStore(config.data.store, clip.identity)
+    width, text = clip.width, clip.text_features([question.query for question in questions])
+    del clip  # its weights leave the device
     where = sharding.answerer_sharding(
         mesh, weights.read_config(config.answerer.folder), split_over_data=config.mesh.split_over_data
     )
@@ -89,7 +91,6 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     texts = [prompts.render(question.question, config.answerer.template) for question in questions]
     ids = [prompts.tokenize(text, answerer.tokenizer) for text in texts]
     prompt_ids, prompt_lengths = prompts.pad(ids, answerer.generation.pad_token_id, PROMPT_MULTIPLE)
-    text = clip.text_features([question.query for question in questions])
 
     # What is trained.
     graphdef, agent = load_agent(
@@ -98,7 +99,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         num_heads=config.agent.num_heads,
         seed=config.seed,
     )
-    check_width(agent, clip.width, config.agent.init)
+    check_width(agent, width, config.agent.init)
     state = TrainState(agent, jax.jit(programs.make_optimizer(config).init)(agent))
     state = sharding.put_replicated(mesh, state)
     sample = programs.make_sample(graphdef, config, mesh)
