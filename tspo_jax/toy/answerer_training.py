@@ -15,26 +15,55 @@ from transformers import PreTrainedTokenizerBase
 
 from tspo_jax import prompts
 from tspo_jax.models.layers import merge_params
-from tspo_jax.models.llava_video import LlavaVideoConfig
+from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.models.qwen2 import Qwen2Config
 from tspo_jax.models.siglip import SiglipConfig
-from tspo_jax.toy.fitting import fit
+from tspo_jax.toy.fitting import fit, fresh_params
 from tspo_jax.toy.frame_bank import BALL_NAMES, NOTHING, SETTING_NAMES, THING_NAMES, FrameBank
 from tspo_jax.toy.settings import SETTINGS
 
 IMAGE_SIZE = 48
-IGNORED = -100  # label of a token that is not trained on
+BRANCH = 0.35  # initial scale of what a layer adds: frames must not blur into one another
 WORD_SUFFIX = "Please answer with one word."
+# Exercises beside the toy world's questions: what is shown frame by frame, and pairs in random order, whose second
+# word is found by the first.
 LIST_QUESTION = "What is shown in every frame?"
+BALLS_QUESTION = "Which ball is shown with which thing?"
+ORDER_QUESTION = "What is shown after what?"
 
 
 def llava_config(vocab_size: int) -> LlavaVideoConfig:
     """Bilinear pooling and grid newlines, as in LLaVA-Video 7B: 4 x 4 patches become 2 x 2 tokens and 2 newlines."""
     return LlavaVideoConfig(
-        Qwen2Config(vocab_size, 128, 256, 4, 4, 2, rope_theta=10000.0),
+        Qwen2Config(vocab_size, 96, 192, 4, 4, 2, rope_theta=1e6),
         SiglipConfig(96, 192, 2, 4, IMAGE_SIZE, 12),
     )
+
+
+def initial_params(config: LlavaVideoConfig, seed: int) -> tuple[nnx.GraphDef, dict]:
+    """A fresh LLaVA-Video whose attention starts out looking for tokens like its own and copying them.
+
+    Query and key kernels agree, the output kernel undoes the value kernel, and the head reads the embeddings (mimetic
+    initialisation, Trockman & Kolter 2023). Finding the frame that shows what a question names is then a matter
+    of hundreds of steps; from independent kernels it takes tens of thousands.
+    """
+    graphdef, params = fresh_params(lambda rngs: LlavaVideo(config, rngs=rngs), seed)
+    language, cfg = params["language_model"], config.language
+    attention = language["layers"]["self_attn"]
+    L, D, d = cfg.num_hidden_layers, cfg.hidden_size, cfg.head_dim
+    groups = cfg.num_attention_heads // cfg.num_key_value_heads
+
+    def of_query_heads(kernel):
+        """[L, D, key/value heads * d] -> [L, D, query heads * d], each head repeated for its group."""
+        return jnp.repeat(kernel.reshape(L, D, -1, d), groups, axis=2).reshape(L, D, -1)
+
+    attention["q_proj"]["kernel"] = (attention["q_proj"]["kernel"] + of_query_heads(attention["k_proj"]["kernel"])) / 2
+    undone = of_query_heads(attention["v_proj"]["kernel"]).swapaxes(1, 2)
+    attention["o_proj"]["kernel"] = (attention["o_proj"]["kernel"] + undone) / 2 * BRANCH
+    language["layers"]["mlp"]["down_proj"]["kernel"] *= BRANCH
+    language["lm_head"]["kernel"] = language["embed_tokens"]["embedding"].T / jnp.sqrt(D)
+    return graphdef, params
 
 
 # ---------------------------------------------------------------------------------------- tower and projector
@@ -133,13 +162,16 @@ class ConversationWriter:
         for i, contents in enumerate(zip(bank.setting.tolist(), bank.thing.tolist(), bank.ball.tolist(), strict=True)):
             self._rows[contents].append(i)
 
-    def __call__(self, rng: np.random.Generator, num_frames: int, num_turns: int) -> Conversation:
+    def __call__(
+        self, rng: np.random.Generator, num_frames: int, num_turns: int, word_share: float = 0.4
+    ) -> Conversation:
+        """`word_share` of the questions ask for a word instead of giving options."""
         shots = self._shots(rng, num_frames)
         frames = []
         for shot in shots:
             rows = self._rows[shot[:3]]
             frames += [rows[i] for i in rng.integers(len(rows), size=shot.num_frames)]
-        return Conversation(frames, [_turn(rng, shots) for _ in range(num_turns)])
+        return Conversation(frames, _turns(rng, shots, num_turns, word_share))
 
     def _shots(self, rng: np.random.Generator, num_frames: int) -> list[Shot]:
         """Shots in their order, together num_frames frames: events (thing and ball), decoys of them, and fillers."""
@@ -165,53 +197,67 @@ class ConversationWriter:
         return shots
 
 
-def _turn(rng: np.random.Generator, shots: list[Shot]) -> Turn:
-    """One question that the shots answer."""
+def _turns(rng: np.random.Generator, shots: list[Shot], num_turns: int, word_share: float) -> list[Turn]:
+    """Up to num_turns different questions that the shots answer. (A question asked twice would teach to look up the
+    earlier answer in the text.)"""
     shown = [shot.thing for shot in shots if shot.thing != NOTHING]
     lookups = [shot for shot in shots if shot.thing != NOTHING and shot.ball != NOTHING]
-    ends = [(m, shots[i].thing) for m, i in (("beginning", 0), ("end", -1)) if shots[i].thing != NOTHING]
-    relations = [
-        (a.thing, b.thing)
-        for a, b in itertools.pairwise(shots)
-        if shown.count(a.thing) == 1 and b.thing not in (a.thing, NOTHING)
-    ]
-    kind = rng.random()
-    if lookups and kind < 0.45:
-        shot = lookups[rng.integers(len(lookups))]
+    questions = []  # (weight, stem, answer, vocabulary)
+    for shot in lookups:
         stem = f"hat colour is the ball shown with the {THING_NAMES[shot.thing]}?"
         unique = sum(other.thing == shot.thing for other in lookups) == 1
-        if unique and rng.random() < 0.6:
-            stem = f"W{stem}"
-        else:
-            stem = f"{SETTINGS[SETTING_NAMES[shot.setting]].capitalize()}, w{stem}"
-        return _asked(rng, stem, BALL_NAMES[shot.ball], list(BALL_NAMES))
-    if ends and kind < 0.6:
-        moment, thing = ends[rng.integers(len(ends))]
-        return _asked(rng, f"What is shown at the {moment} of the video?", THING_NAMES[thing], _mixed(rng, shown))
-    if relations and kind < 0.85:
-        first, second = relations[rng.integers(len(relations))]
-        others = [thing for thing in shown if thing != first]
-        return _asked(
-            rng, f"What is shown right after the {THING_NAMES[first]}?", THING_NAMES[second], _mixed(rng, others)
-        )
+        place = SETTINGS[SETTING_NAMES[shot.setting]].capitalize()
+        stem = f"W{stem}" if unique and rng.random() < 0.6 else f"{place}, w{stem}"
+        questions.append((0.5 / len(lookups), stem, BALL_NAMES[shot.ball], list(BALL_NAMES)))
+    for moment, shot in (("beginning", shots[0]), ("end", shots[-1])):
+        if shot.thing != NOTHING:
+            stem = f"What is shown at the {moment} of the video?"
+            questions.append((0.2, stem, THING_NAMES[shot.thing], _things_first(rng, shown)))
+    for first, second in itertools.pairwise(shots):
+        if shown.count(first.thing) == 1 and second.thing not in (first.thing, NOTHING):
+            stem = f"What is shown right after the {THING_NAMES[first.thing]}?"
+            others = [thing for thing in shown if thing != first.thing]
+            questions.append((0.2, stem, THING_NAMES[second.thing], _things_first(rng, others)))
+    turns = [(weight, _asked(rng, *question, word_share)) for weight, *question in questions]
+    turns.append((0.1, _everything(shots)))
+    balls = [(shot.thing, BALL_NAMES[shot.ball]) for shot in lookups]
+    followers = [
+        (first.thing, THING_NAMES[second.thing])
+        for first, second in itertools.pairwise(shots)
+        if second.thing not in (first.thing, NOTHING)
+    ]
+    for question, pairs in ((BALLS_QUESTION, balls), (ORDER_QUESTION, followers)):
+        named = [thing for thing, _ in pairs]
+        pairs = [(thing, word) for thing, word in pairs if named.count(thing) == 1 and thing != NOTHING]
+        if pairs:
+            said = [f"{THING_NAMES[pairs[i][0]]} {pairs[i][1]}" for i in rng.permutation(len(pairs))]
+            turns.append((0.2, Turn(question, "", " " + ", ".join(said))))
+    weights = np.array([weight for weight, _ in turns])
+    order = rng.choice(len(turns), min(num_turns, len(turns)), replace=False, p=weights / weights.sum())
+    return [turns[i][1] for i in order]
+
+
+def _everything(shots: list[Shot]) -> Turn:
+    """What every frame shows, in order."""
     words = []
     for shot in shots:
         parts = [name for name in (_name(THING_NAMES, shot.thing), _name(BALL_NAMES, shot.ball)) if name]
         words += [" ".join(parts) or "nothing"] * shot.num_frames
-    return Turn(LIST_QUESTION, "", ", ".join(words))
+    return Turn(LIST_QUESTION, "", " " + ", ".join(words))
 
 
-def _asked(rng: np.random.Generator, stem: str, answer: str, vocabulary: list[str]) -> Turn:
-    """The question with four options, or one time in four for a word."""
-    if rng.random() < 0.25:
-        return Turn(stem, WORD_SUFFIX, answer)
+def _asked(rng: np.random.Generator, stem: str, answer: str, vocabulary: list[str], word_share: float) -> Turn:
+    """The question with four options, or for a word."""
+    if rng.random() < word_share:
+        return Turn(stem, WORD_SUFFIX, f" {answer}")
     wrong = [word for word in dict.fromkeys(vocabulary) if word != answer]
     options = rng.permutation([answer, *rng.choice(wrong[:7], 3, replace=False)]).tolist()
     lines = [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
-    return Turn("\n".join([stem, *lines]), prompts.LETTER_SUFFIX, "ABCD"[options.index(answer)])
+    # The word before its letter: finding the frame and then the option are two short steps instead of one long one.
+    return Turn("\n".join([stem, *lines]), prompts.LETTER_SUFFIX, f" {answer} {'ABCD'[options.index(answer)]}")
 
 
-def _mixed(rng: np.random.Generator, shown: list[int]) -> list[str]:
+def _things_first(rng: np.random.Generator, shown: list[int]) -> list[str]:
     """Options' vocabulary: things of the frames first, then others."""
     return [THING_NAMES[i] for i in [*rng.permutation(shown)[:4], *rng.permutation(len(THING_NAMES))]]
 
@@ -239,11 +285,12 @@ def training_texts(writer: ConversationWriter, rng: np.random.Generator, count: 
 
 
 class Batch(NamedTuple):
-    """frames int [B, K] rows of the bank; ids and labels int32 [B, N]; labels are IGNORED but on answers."""
+    """frames int [B, K] rows of the bank; ids int32 [B, N]; weights float32 [B, N], how much each id counts: 0
+    outside of answers, and every answer of a turn counts alike, however long it is."""
 
     frames: np.ndarray
     ids: np.ndarray
-    labels: np.ndarray
+    weights: np.ndarray
 
 
 def draw_batch(
@@ -252,16 +299,15 @@ def draw_batch(
     tokenizer: PreTrainedTokenizerBase,
     *,
     num_frames: int,
-    num_turns: int,
     batch_size: int,
-    length: int,
 ) -> Batch:
-    """A batch of conversations, cut to `length` tokens on the right."""
+    """A batch of conversations of three turns, cut on the right to one length."""
+    length = 168 + 4 * num_frames
     frames = []
     ids = np.full((batch_size, length), tokenizer.pad_token_id, np.int32)
-    labels = np.full((batch_size, length), IGNORED, np.int32)
+    weights = np.zeros((batch_size, length), np.float32)
     for row in range(batch_size):
-        conversation = writer(rng, num_frames, num_turns)
+        conversation = writer(rng, num_frames, num_turns=3)
         frames.append(conversation.frames)
         position = 0
         for i, text in enumerate(render_conversation(conversation.turns)):
@@ -269,9 +315,9 @@ def draw_batch(
             tokens = tokens[: length - position]
             ids[row, position : position + len(tokens)] = tokens
             if i % 2:
-                labels[row, position : position + len(tokens)] = tokens
+                weights[row, position : position + len(tokens)] = 1 / max(len(tokens), 1)
             position += len(tokens)
-    return Batch(np.array(frames), ids, labels)
+    return Batch(np.array(frames), ids, weights)
 
 
 def train_language(
@@ -296,7 +342,7 @@ def train_language(
     see = jax.jit(lambda pixels: merge_params(graphdef, params).vision_tower(processor.normalize(pixels)))
     tokens = np.concatenate([see(rows) for rows in np.array_split(bank.pixels, len(bank.pixels) // 500)])
 
-    def loss(trained, tokens, ids, labels):
+    def loss(trained, tokens, ids, weights):
         model = merge_params(graphdef, {**trained, "vision_tower": tower})
         B, K = tokens.shape[:2]
         frames = model.pool(model.mm_projector(tokens.reshape(B * K, *tokens.shape[2:])))
@@ -305,10 +351,8 @@ def train_language(
         hidden, _ = model.language_model(embeddings, positions)
         # The visual tokens take the place of one id: the text behind them is what is predicted.
         logits = model.language_model.logits(hidden[:, embeddings.shape[1] - ids.shape[1] : -1])
-        labels = labels[:, 1:]
-        said = labels != IGNORED
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(said, labels, 0))
-        return jnp.sum(losses * said) / jnp.sum(said)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(ids[:, 1:], 0))
+        return jnp.sum(losses * weights[:, 1:]) / jnp.sum(weights)
 
     def batches(rng: np.random.Generator):
         writer = ConversationWriter(bank)
@@ -323,6 +367,6 @@ def train_language(
                 batch_size=batch_size,
                 length=length,
             )
-            yield tokens[batch.frames], batch.ids, batch.labels
+            yield tokens[batch.frames], batch.ids, batch.weights
 
     return {**fit(loss, trained, batches(np.random.default_rng(seed)), num_steps, 2e-3, report), "vision_tower": tower}

@@ -36,8 +36,8 @@ def clip_processor() -> ImageProcessor:
 def sentence(rng: np.random.Generator, setting: str, thing: str | None, ball: str | None) -> str:
     """Something that is said of a frame: its caption, its setting, or a question that names its thing.
 
-    Questions go with a thing alone more often than with a thing beside a ball. As in real CLIP, a picture of nothing but
-    the thing then matches them best, although it does not hold the answer: untrained top-k makes that mistake.
+    Questions go with a thing alone more often than with a thing beside a ball. As in real CLIP, a picture of nothing
+    but the thing then matches them best, although it does not hold the answer: untrained top-k makes that mistake.
     """
     place, kind = SETTINGS[setting], rng.random()
     if kind < 0.2:

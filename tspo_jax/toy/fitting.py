@@ -13,8 +13,8 @@ from tspo_jax.weights import flatten, unflatten
 def fresh_params(make_module: Callable[[nnx.Rngs], nnx.Module], seed: int) -> tuple[nnx.GraphDef, dict]:
     """A module's parameters with kernels at a scale of 1 / sqrt(fan-in) and token embeddings at 1.
 
-    The 0.02 of the published models is for widths in the thousands: at width 100 signals vanish in the layers, and words
-    drown in what attention adds to them.
+    The 0.02 of the published models is for widths in the thousands: at width 100 signals vanish in the layers, and
+    words drown in what attention adds to them.
     """
     graphdef, params = split_params(make_module(nnx.Rngs(seed)))
 
@@ -40,7 +40,7 @@ def fit(
 
     `report` is called with every step and, one step late so that the device is not waited for, its loss.
     """
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, 50, num_steps)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(50, num_steps // 10), num_steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-3))
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""How good the tiny checkpoints are on videos that nothing was trained on: what makes the toy world's reward mean something."""
+"""How good the tiny checkpoints are on videos that nothing was trained on: what the toy world's reward rests on."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -46,7 +46,9 @@ def measure(clip: ClipEncoder, answerer: Answerer, seeds: Sequence[int], world: 
             inside = np.any([(times >= start) & (times < end) for start, end in question.evidence], axis=0)
             evidence, others = np.flatnonzero(inside), np.flatnonzero(~inside)
             # Both scenes of a relation: the frames on either side of their border.
-            some = evidence[np.unique(np.linspace(0, len(evidence) - 1, min(len(evidence), num_frames // 2)).astype(int))]
+            some = evidence[
+                np.unique(np.linspace(0, len(evidence) - 1, min(len(evidence), num_frames // 2)).astype(int))
+            ]
             with_it = np.concatenate([some, rng.choice(others, num_frames - len(some), replace=False)])
             without = rng.choice(others, num_frames, replace=False)
             scores = np.asarray(cosine_similarity(text, features))

@@ -1,11 +1,11 @@
-"""Makes the tiny checkpoints of the toy world: CLIP and LLaVA-Video, from a fixed seed, in the big ones' folder formats.
+"""Makes the toy world's tiny checkpoints: CLIP and LLaVA-Video, from a fixed seed, in the big ones' folder formats.
 
     python -m tspo_jax.toy.train_models --output=tspo_jax/toy/checkpoints [--seed=0]
 
-CLIP learns from pairs of frames and sentences. LLaVA-Video first learns to see (tower, projector and embeddings agree on
-what a frame shows), then to converse about sets of frames. Both see single rendered frames of random contents, no video
-of the agent's training or evaluation. At the end both are measured on videos that nothing is trained on (printed as
-JSON, and kept as OUTPUT/quality.json).
+CLIP learns from pairs of frames and sentences. LLaVA-Video first learns to see (tower, projector and embeddings agree
+on what a frame shows), then to converse about sets of frames. Both see single rendered frames of random contents, no
+video of the agent's training or evaluation. At the end both are measured on videos that nothing is trained on (printed
+as JSON, and kept as OUTPUT/quality.json).
 """
 
 import dataclasses
@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from absl import flags
@@ -25,7 +23,6 @@ from rich.progress import Progress
 from tspo_jax import entry_point, weights
 from tspo_jax.checkpoints import load_answerer, load_clip
 from tspo_jax.models.clip import ClipConfig
-from tspo_jax.models.layers import merge_params
 from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.toy import answerer_training, clip_training, tokenizers
