@@ -12,7 +12,7 @@ def get_config():
     config.agent.clip = f"{CHECKPOINTS}/clip"
     config.answerer.folder = f"{CHECKPOINTS}/llava_video"
     config.answerer.dtype = "float32"
-    config.answerer.max_new_tokens = 2
+    config.answerer.max_new_tokens = 5
     config.data.store = "toy_data/frames"
     config.data.questions = "toy_data/train.jsonl"
     config.data.min_frames = 0  # toy videos are used whole: 60 to 240 frames

@@ -31,6 +31,7 @@ WORD_SUFFIX = "Please answer with one word."
 LIST_QUESTION = "What is shown in every frame?"
 BALLS_QUESTION = "Which ball is shown with which thing?"
 ORDER_QUESTION = "What is shown after what?"
+LETTER_QUESTION = "Which option has which letter?"
 
 
 def llava_config(vocab_size: int) -> LlavaVideoConfig:
@@ -62,8 +63,13 @@ def initial_params(config: LlavaVideoConfig, seed: int) -> tuple[nnx.GraphDef, d
     undone = of_query_heads(attention["v_proj"]["kernel"]).swapaxes(1, 2)
     attention["o_proj"]["kernel"] = (attention["o_proj"]["kernel"] + undone) / 2 * BRANCH
     language["layers"]["mlp"]["down_proj"]["kernel"] *= BRANCH
-    language["lm_head"]["kernel"] = language["embed_tokens"]["embedding"].T / jnp.sqrt(D)
+    language["lm_head"]["kernel"] = reading_head(language["embed_tokens"]["embedding"])
     return graphdef, params
+
+
+def reading_head(embeddings: jax.Array) -> jax.Array:
+    """The head's kernel [hidden, V] that reads off which word's embedding a state is."""
+    return embeddings.T / jnp.sqrt(embeddings.shape[1])
 
 
 # ---------------------------------------------------------------------------------------- tower and projector
@@ -114,7 +120,9 @@ def train_projection(
     visual = {name: params[name] for name in params if name != "language_model"}
     trained = {"visual": visual, "embed_tokens": language["embed_tokens"]}
     trained = fit(loss, trained, batches(np.random.default_rng(seed)), num_steps, 4e-3, report)
-    return {**trained["visual"], "language_model": frozen | {"embed_tokens": trained["embed_tokens"]}}
+    words = trained["embed_tokens"]["embedding"]
+    language = frozen | {"embed_tokens": trained["embed_tokens"], "lm_head": {"kernel": reading_head(words)}}
+    return {**trained["visual"], "language_model": language}
 
 
 def word_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
@@ -232,6 +240,7 @@ def _turns(rng: np.random.Generator, shots: list[Shot], num_turns: int, word_sha
         if pairs:
             said = [f"{THING_NAMES[pairs[i][0]]} {pairs[i][1]}" for i in rng.permutation(len(pairs))]
             turns.append((0.2, Turn(question, "", " " + ", ".join(said))))
+    turns.append((0.2, _letters(rng)))
     weights = np.array([weight for weight, _ in turns])
     order = rng.choice(len(turns), min(num_turns, len(turns)), replace=False, p=weights / weights.sum())
     return [turns[i][1] for i in order]
@@ -246,15 +255,27 @@ def _everything(shots: list[Shot]) -> Turn:
     return Turn(LIST_QUESTION, "", " " + ", ".join(words))
 
 
+def _letters(rng: np.random.Generator) -> Turn:
+    """Options of no question, and the letters of all of them."""
+    options = rng.choice([BALL_NAMES, THING_NAMES][rng.integers(2)], 4, replace=False).tolist()
+    said = [f"{options[i]} {'ABCD'[i]}" for i in rng.permutation(4)]
+    return Turn("\n".join([LETTER_QUESTION, *_lettered(options)]), "", " " + ", ".join(said))
+
+
+def _lettered(options: list[str]) -> list[str]:
+    return [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
+
+
 def _asked(rng: np.random.Generator, stem: str, answer: str, vocabulary: list[str], word_share: float) -> Turn:
     """The question with four options, or for a word."""
     if rng.random() < word_share:
         return Turn(stem, WORD_SUFFIX, f" {answer}")
     wrong = [word for word in dict.fromkeys(vocabulary) if word != answer]
     options = rng.permutation([answer, *rng.choice(wrong[:7], 3, replace=False)]).tolist()
-    lines = [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
     # The word before its letter: finding the frame and then the option are two short steps instead of one long one.
-    return Turn("\n".join([stem, *lines]), prompts.LETTER_SUFFIX, f" {answer} {'ABCD'[options.index(answer)]}")
+    return Turn(
+        "\n".join([stem, *_lettered(options)]), prompts.LETTER_SUFFIX, f" {answer} {'ABCD'[options.index(answer)]}"
+    )
 
 
 def _things_first(rng: np.random.Generator, shown: list[int]) -> list[str]:
@@ -329,10 +350,9 @@ def train_language(
     seed: int,
     num_steps: int,
     report: Callable[[int, float], None],
-    num_turns: int = 3,
     batch_size: int = 32,
 ) -> dict:
-    """`params` with projector and language model trained on conversations about 8 (one batch in five: 16) frames.
+    """`params` with projector and language model trained on conversations about 4, then 8 and sometimes 16, frames.
 
     The tower stays as it is, so that its tokens are computed once.
     """
@@ -357,16 +377,8 @@ def train_language(
     def batches(rng: np.random.Generator):
         writer = ConversationWriter(bank)
         for i in itertools.count():
-            num_frames, length = (16, 216) if i % 5 == 4 else (8, 200)
-            batch = draw_batch(
-                rng,
-                writer,
-                tokenizer,
-                num_frames=num_frames,
-                num_turns=num_turns,
-                batch_size=batch_size,
-                length=length,
-            )
+            num_frames = 4 if i < num_steps // 8 else 16 if i % 5 == 4 else 8
+            batch = draw_batch(rng, writer, tokenizer, num_frames=num_frames, batch_size=batch_size)
             yield tokens[batch.frames], batch.ids, batch.weights
 
     return {**fit(loss, trained, batches(np.random.default_rng(seed)), num_steps, 2e-3, report), "vision_tower": tower}

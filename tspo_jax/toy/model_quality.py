@@ -15,6 +15,8 @@ from tspo_jax.selection import topk
 from tspo_jax.toy.questions import questions_for
 from tspo_jax.toy.scenes import VideoPlan, World, make_video_plan, render_frame
 
+MAX_NEW_TOKENS = 5  # the tiny answerer says the option's word and its letter
+
 
 def candidate_times(plan: VideoPlan) -> np.ndarray:
     """Seconds of the 1 fps candidates, by the original's rule: every round(fps)-th frame."""
@@ -58,7 +60,7 @@ def measure(clip: ClipEncoder, answerer: Answerer, seeds: Sequence[int], world: 
             found[question.family].append(inside[top].any())
             if question.family == "lookup":
                 spreads.append(scores.std())
-    rollout = Rollout.of(answerer, max_new_tokens=2)
+    rollout = Rollout.of(answerer, max_new_tokens=MAX_NEW_TOKENS)
     families: dict[str, dict] = {family: {"questions": len(hits)} for family, hits in found.items()}
     for (family, name), sets in shown.items():
         right = _answers(rollout, answerer, sets)

@@ -23,16 +23,15 @@ from rich.progress import Progress
 from tspo_jax import entry_point, weights
 from tspo_jax.checkpoints import load_answerer, load_clip
 from tspo_jax.models.clip import ClipConfig
-from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
+from tspo_jax.models.llava_video import LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.toy import answerer_training, clip_training, tokenizers
-from tspo_jax.toy.fitting import fresh_params
 from tspo_jax.toy.frame_bank import draw_frame_bank
 from tspo_jax.toy.model_quality import measure
 from tspo_jax.toy.scenes import World, video_seed
 
 CLIP_FRAMES, CLIP_STEPS = 16_000, 600
-LLAVA_FRAMES, PROJECTION_STEPS, LANGUAGE_STEPS = 24_000, 600, 1500
+LLAVA_FRAMES, PROJECTION_STEPS, LANGUAGE_STEPS = 24_000, 800, 1000
 QUALITY_VIDEOS = 24
 MAX_TEXT = 1024  # tokens of a conversation that the tiny LLaVA-Video may meet
 
@@ -75,7 +74,7 @@ def make_llava_video(folder: Path, seed: int, progress: Progress) -> None:
     writer = answerer_training.ConversationWriter(bank)
     tokenizer = tokenizers.qwen2_tokenizer(answerer_training.training_texts(writer, rng, 1000), MAX_TEXT)
     config = answerer_training.llava_config(len(tokenizer))
-    graphdef, params = fresh_params(lambda rngs: LlavaVideo(config, rngs=rngs), seed)
+    graphdef, params = answerer_training.initial_params(config, seed)
     with steps(progress, "LLaVA-Video, tower", PROJECTION_STEPS) as report:
         params = answerer_training.train_projection(
             graphdef, params, bank, tokenizer, seed=seed, num_steps=PROJECTION_STEPS, report=report
