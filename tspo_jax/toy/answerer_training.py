@@ -360,7 +360,7 @@ def train_language(
     tower = params["vision_tower"]
     trained = {name: params[name] for name in params if name != "vision_tower"}
     see = jax.jit(lambda pixels: merge_params(graphdef, params).vision_tower(processor.normalize(pixels)))
-    tokens = np.concatenate([see(rows) for rows in np.array_split(bank.pixels, len(bank.pixels) // 500)])
+    tokens = np.concatenate([see(rows) for rows in np.array_split(bank.pixels, -(-len(bank.pixels) // 500))])
 
     def loss(trained, tokens, ids, weights):
         model = merge_params(graphdef, {**trained, "vision_tower": tower})
