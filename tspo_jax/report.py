@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from tspo_jax import config as config_module
 from tspo_jax import evaluate, report_page, run_folder
@@ -163,6 +164,7 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 2 or (argv[1].startswith("-") and not argv[1].startswith("--run_dir=")):
         print(__doc__, file=sys.stderr)
         return 1
+    logging.set_verbosity(logging.ERROR)  # Orbax has much to say at lower levels
     try:
         path = write_report(argv[1].removeprefix("--run_dir="))
     except (ValueError, OSError) as error:

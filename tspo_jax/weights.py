@@ -53,10 +53,7 @@ class Format:
         return [f"{before}.{node}.{i}.{after}"[1:] for i in range(shape[0])]
 
 
-CLIP = Format(
-    rename=((r"^logit_scale$", "logit_scale"),),
-    ignored=(r"\.position_ids$", r"^selector\.", r"^multiModal_align\."),
-)
+CLIP = Format(ignored=(r"\.position_ids$", r"^selector\.", r"^multiModal_align\."))
 AGENT_RENAME = ((r"^mlp\.linear_1\.", "mlp.0."), (r"^mlp\.linear_2\.", "mlp.2."))
 
 
