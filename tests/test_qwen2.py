@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tspo_jax.models.layers import abstract_module, merge_params, split_params
-from tspo_jax.models.qwen2 import Qwen2, Qwen2Config, rope_angles, rotate
+from tspo_jax.models.qwen2 import Qwen2, Qwen2Config, causal_attention, rope_angles, rotate
 from tspo_jax.weights import Format, load_params, read_config
 
 ALONE = Format(rename=((r"^lm_head\.", "lm_head."), (r"^", "model.")))
@@ -98,6 +98,14 @@ def test_several_tokens_at_once_extend_a_cache(model):
     _, cache = prefill(model, IDS[:, :9])
     logits, _ = decode(model, IDS[:, 9:12], np.broadcast_to(np.arange(9, 12), (3, 3)), cache)
     np.testing.assert_allclose(logits, full(model, IDS)[:, 9:12], atol=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "block"), [(12, 4), (13, 4), (3, 4)])
+def test_attention_in_blocks_is_exact(tokens, block):
+    rng = np.random.default_rng(2)
+    q, k, v = (rng.normal(size=(2, tokens, heads, 8)).astype(np.float32) for heads in (6, 2, 2))
+    expected = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    np.testing.assert_allclose(causal_attention(q, k, v, block), expected, atol=1e-6)
 
 
 def test_half_precision_keeps_float32_logits(model):

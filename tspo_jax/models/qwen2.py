@@ -68,6 +68,23 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
 
 
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, block: int = 512) -> jax.Array:
+    """Attention of each of N tokens to itself and those before, `block` queries at a time.
+
+    The scores in memory are [B, H, block, N] and never N x N, and a block does not look at the keys behind it, which
+    saves almost half of the arithmetic.
+
+    q [B, N, H, head_dim], k and v [B, N, num_key_value_heads, head_dim] -> [B, N, H, head_dim].
+    """
+
+    def attend(start):
+        stop = min(start + block, q.shape[1])
+        visible = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
+        return jax.nn.dot_product_attention(q[:, start:stop], k[:, :stop], v[:, :stop], mask=visible[None, None])
+
+    return jnp.concatenate([attend(start) for start in range(0, q.shape[1], block)], axis=1)
+
+
 class Attention(nnx.Module):
     """Grouped-query attention: query, key and value projections have a bias, the output projection has none."""
 
@@ -80,17 +97,18 @@ class Attention(nnx.Module):
         self.o_proj = Linear(q_width, cfg.hidden_size, use_bias=False, rngs=rngs)
         self.head_dim = cfg.head_dim
 
-    def __call__(self, x, angles, slots, cache):
+    def __call__(self, x, angles, slots, cache, layer):
+        """[B, N, hidden], and the keys and values of x or, given a cache, that with them in its `slots` of `layer`."""
         q, k, v = (p(x).reshape(*x.shape[:2], -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, angles), rotate(k, angles)
         if cache is None:
-            out, kv = jax.nn.dot_product_attention(q, k, v, is_causal=True), (k, v)
+            out, cache = causal_attention(q, k, v), KVCache(k, v)
         else:
             rows = jnp.arange(x.shape[0])[:, None]
-            kv = tuple(old.at[rows, slots].set(new) for old, new in zip(cache, (k, v), strict=True))
-            visible = jnp.arange(kv[0].shape[1]) <= slots[:, None, :, None]  # [B, 1, N, S]
-            out = jax.nn.dot_product_attention(q, *kv, mask=visible)
-        return self.o_proj(out.reshape(*x.shape[:2], -1)), kv
+            cache = KVCache(cache.k.at[layer, rows, slots].set(k), cache.v.at[layer, rows, slots].set(v))
+            visible = jnp.arange(cache.k.shape[2]) <= slots[:, None, :, None]  # [B, 1, N, S]
+            out = jax.nn.dot_product_attention(q, cache.k[layer], cache.v[layer], mask=visible)
+        return self.o_proj(out.reshape(*x.shape[:2], -1)), cache
 
 
 class GatedFeedForward(nnx.Module):
@@ -112,10 +130,14 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.mlp = GatedFeedForward(cfg, rngs=rngs)
 
-    def __call__(self, x, angles, slots, cache=None):
-        h, kv = self.self_attn(self.input_layernorm(x), angles, slots, cache)
+    def __call__(self, state, angles, slots, layer):
+        """`state` is x and the cache, which is carried from layer to layer so that it is updated in place. Without a
+        cache the output is the layer's keys and values."""
+        x, cache = state
+        h, kv = self.self_attn(self.input_layernorm(x), angles, slots, cache, layer)
         x = x + h
-        return x + self.mlp(self.post_attention_layernorm(x)), kv
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return ((x, None), kv) if cache is None else ((x, kv), None)
 
 
 class Qwen2(nnx.Module):
@@ -140,8 +162,9 @@ class Qwen2(nnx.Module):
           cache: from an earlier call, extended by the number of tokens to come.
         """
         angles = rope_angles(positions, self.cfg.head_dim, self.cfg.rope_theta)
-        h, kv = scan_layers(self.layers, embeddings, angles, positions, per_layer=cache)
-        return self.norm(h), KVCache(*kv)
+        index = jnp.arange(self.cfg.num_hidden_layers)
+        (h, filled), new = scan_layers(self.layers, (embeddings, cache), angles, positions, per_layer=index)
+        return self.norm(h), new if cache is None else filled
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., hidden] -> float32 [..., V]."""
