@@ -61,8 +61,9 @@ def test_tokens_of_the_original_with_padded_prompts(golden, answerers, name):
 
 def test_batch_answers_as_each_prompt_alone(group):
     answerer, frames, index, ids, lengths = group
-    # Chunks of 4 of the 6 frames; one at a time, unpadded, the frames are encoded per prompt and without chunks.
-    answers = Rollout.of(answerer, max_new_tokens=5, encode_chunk=4, return_first_logits=True)(
+    # Chunks of 4 of the 6 frames, a prompt of each question at a time; alone, unpadded, the frames are encoded per
+    # prompt and without chunks.
+    answers = Rollout.of(answerer, max_new_tokens=5, encode_chunk=4, prefill_chunk=1, return_first_logits=True)(
         answerer.params, frames, index, ids, lengths
     )
     alone = Rollout.of(answerer, max_new_tokens=5, return_first_logits=True)
@@ -215,3 +216,9 @@ def test_unique_frames_of_a_group():
 def test_impossible_limits_are_named(answerers):
     with pytest.raises(ValueError, match="max_new_tokens is 0"):
         Rollout.of(answerers["llava_video_grid"], max_new_tokens=0)
+
+
+def test_prefill_chunk_must_divide_the_group(group):
+    answerer, *arrays = group
+    with pytest.raises(ValueError, match="prefill_chunk is 2; it must divide the group size 3"):
+        Rollout.of(answerer, max_new_tokens=1, prefill_chunk=2)(answerer.params, *arrays)

@@ -1,17 +1,20 @@
 """The frozen Video-MLLM answers B questions, each from G sets of K frames, in one compiled program.
 
-Every unique frame is encoded once, its tokens are gathered into the B * G prompts, all prompts are prefilled as one
-batch, and greedy decoding runs until the last of them has ended. Nothing goes back to the host in between.
+Every unique frame is encoded once, its tokens are gathered into the B * G prompts, all prompts are prefilled in a few
+batches, and greedy decoding runs until the last of them has ended. Nothing goes back to the host in between.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
+from tspo_jax import sharding
 from tspo_jax.checkpoints import Answerer, Generation
 from tspo_jax.models.layers import merge_params
 
@@ -64,6 +67,8 @@ class Rollout:
       generation: end tokens, padding and repetition penalty.
       max_new_tokens: length at which an answer is cut.
       encode_chunk: frames of each question that are encoded at a time; bounds memory.
+      prefill_chunk: frame sets of each question that are prefilled at a time, a divisor of G; bounds memory. None = G.
+      mesh: over which the arguments are split, if they are.
       return_first_logits: also return the first token's logits.
     """
 
@@ -75,16 +80,24 @@ class Rollout:
         *,
         max_new_tokens: int,
         encode_chunk: int = 16,
+        prefill_chunk: int | None = None,
+        mesh: Mesh | None = None,
         return_first_logits: bool = False,
     ):
-        for name, value in (("max_new_tokens", max_new_tokens), ("encode_chunk", encode_chunk)):
-            if value < 1:
+        for name, value in (
+            ("max_new_tokens", max_new_tokens),
+            ("encode_chunk", encode_chunk),
+            ("prefill_chunk", prefill_chunk),
+        ):
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self.graphdef = graphdef
         self.normalize = normalize
         self.generation = generation
         self.max_new_tokens = max_new_tokens
         self.encode_chunk = encode_chunk
+        self.prefill_chunk = prefill_chunk
+        self.mesh = mesh
         self.return_first_logits = return_first_logits
         self.num_compilations = 0
         self.program = jax.jit(self._answer)
@@ -111,23 +124,67 @@ class Rollout:
         self.num_compilations += 1  # runs while tracing, which is once per set of shapes
         model = merge_params(self.graphdef, params)
         B, G, _ = index.shape
+        split = partial(sharding.split_questions, self.mesh)
 
         def encode(frames):
             """[B, u, S, S, 3] -> [B, u, ...], the tokens of each frame."""
             tokens = model.encode_frames(self.normalize(frames.reshape(-1, *frames.shape[2:])))
-            return tokens.reshape(*frames.shape[:2], *tokens.shape[1:])
+            return split(tokens.reshape(*frames.shape[:2], *tokens.shape[1:]))
 
-        tokens = _encode_used(encode, frames, index.max() + 1, self.encode_chunk)
-        tokens = jax.vmap(lambda frame_tokens, picks: frame_tokens[picks])(tokens, index)  # [B, G, K, ...]
-        embeddings = model.embed_prompt(tokens.reshape(B * G, *tokens.shape[2:]), jnp.repeat(prompt_ids, G, axis=0))
-        prompt_lengths = jnp.repeat(prompt_lengths, G) + embeddings.shape[1] - prompt_ids.shape[1]
-        first_logits, cache = model.prefill(embeddings, prompt_lengths)
-        cache = cache.extend(self.max_new_tokens)
-        tokens, lengths, steps = greedy_decode(
-            model.decode, first_logits, cache, prompt_lengths, self.generation, self.max_new_tokens
-        )
-        logits = first_logits.reshape(B, G, -1) if self.return_first_logits else None
+        def prefill(index):
+            """Frame sets [B, g, K] -> the lengths of their prompts [B, g], first logits [B, g, V], the cache."""
+            g = index.shape[1]
+            shown = jax.vmap(lambda tokens, picks: tokens[picks])(frame_tokens, index)  # [B, g, K, ...]
+            embeddings = split(model.embed_prompt(shown.reshape(B * g, *shown.shape[2:]), _repeat(prompt_ids, g)))
+            lengths = _repeat(prompt_lengths, g) + embeddings.shape[1] - prompt_ids.shape[1]
+            logits, cache = model.prefill(embeddings, lengths)
+            cache = jax.tree.map(lambda x: x.reshape(x.shape[0], B, g, *x.shape[2:]), cache.extend(self.max_new_tokens))
+            return lengths.reshape(B, g), split(logits.reshape(B, g, -1)), split(cache, axis=1)
+
+        with jax.named_scope("encode"):
+            frame_tokens = _encode_used(encode, frames, index.max() + 1, self.encode_chunk)
+        with jax.named_scope("prefill"):
+            lengths, first_logits, cache = _in_chunks(prefill, index, self.prefill_chunk or G)
+        with jax.named_scope("decode"):
+            tokens, lengths, steps = greedy_decode(
+                model.decode,
+                first_logits.reshape(B * G, -1),
+                jax.tree.map(lambda x: x.reshape(x.shape[0], B * G, *x.shape[3:]), cache),
+                lengths.reshape(-1),
+                self.generation,
+                self.max_new_tokens,
+            )
+        logits = first_logits if self.return_first_logits else None
         return Answers(tokens.reshape(B, G, -1), lengths.reshape(B, G), steps, logits)
+
+
+def _repeat(x: jax.Array, times: int) -> jax.Array:
+    return jnp.repeat(x, times, axis=0)
+
+
+def _in_chunks(prefill, index: jax.Array, chunk: int):
+    """`prefill` over frame sets [B, G, K], `chunk` of the G at a time."""
+    G = index.shape[1]
+    if chunk >= G:
+        return prefill(index)
+    if G % chunk:
+        raise ValueError(f"prefill_chunk is {chunk}; it must divide the group size {G}")
+    axes = 1, 1, 2  # where the frame sets are in the lengths, the logits and the cache
+
+    def place(i, filled):
+        part = prefill(jax.lax.dynamic_slice_in_dim(index, i * chunk, chunk, axis=1))
+        put = jax.lax.dynamic_update_slice_in_dim
+        return tuple(
+            jax.tree.map(partial(put, start_index=i * chunk, axis=axis), *pair)
+            for pair, axis in zip(zip(filled, part, strict=True), axes, strict=True)
+        )
+
+    def room(x, axis):
+        return jnp.zeros((*x.shape[:axis], G, *x.shape[axis + 1 :]), x.dtype)
+
+    one = jax.eval_shape(prefill, index[:, :chunk])
+    empty = tuple(jax.tree.map(partial(room, axis=axis), x) for x, axis in zip(one, axes, strict=True))
+    return jax.lax.fori_loop(0, G // chunk, place, empty)
 
 
 def _encode_used(encode, frames: jax.Array, num_used: jax.Array, chunk: int) -> jax.Array:

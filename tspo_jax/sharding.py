@@ -141,6 +141,23 @@ def over_questions(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def split_questions(mesh: Mesh | None, tree: Any, axis: int = 0) -> Any:
+    """Inside a compiled program: arrays whose `axis` is B, or B * something, stay split over `data` there.
+
+    The compiler chooses how their other axes lie. Without it, weights that are split over `data` as well could make it
+    gather the activations instead of the weights. Without a mesh nothing is split.
+    """
+    if mesh is None:
+        return tree
+
+    def pin(x):
+        spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
+        spec[axis] = "data"
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return jax.tree.map(pin, tree)
+
+
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
     """Raises ShardingError where `batch_size` questions cannot be dealt out evenly."""
     if batch_size < 1 or batch_size % mesh.shape["data"]:
