@@ -4,10 +4,11 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import mode
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,35 +173,54 @@ class Answerer:
     generation: Generation
 
 
-def load_llava_video(folder: Path, dtype: jnp.dtype, sharding: Sharding | None) -> Answerer:
-    config = LlavaVideoConfig.from_hf(weights.read_config(folder))
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A Video-MLLM without weights, as its config.json describes it: `abstract` are the shapes of its parameters."""
+
+    config: LlavaVideoConfig
+    graphdef: nnx.GraphDef
+    abstract: dict
+    format: weights.Format
+    tokenizer: type
+    processor: ImageProcessor
+
+
+def llava_video(config: Mapping[str, Any]) -> Architecture:
+    config = LlavaVideoConfig.from_hf(config)
     graphdef, abstract = abstract_module(lambda rngs: LlavaVideo(config, rngs=rngs))
-    tokenizer = read_tokenizer(Qwen2Tokenizer, folder, config.language.vocab_size)
-    return Answerer(
-        folder,
-        config,
-        graphdef,
-        weights.load_params(folder, abstract, weights.LLAVA_VIDEO, dtype=dtype, sharding=sharding),
-        tokenizer,
-        ImageProcessor.siglip(config.vision.image_size),
-        read_generation(folder),
-    )
+    processor = ImageProcessor.siglip(config.vision.image_size)
+    return Architecture(config, graphdef, abstract, weights.LLAVA_VIDEO, Qwen2Tokenizer, processor)
 
 
-# model_type of config.json -> loader. A further answerer is one model file and one line here.
-ANSWERERS: dict[str, Callable[[Path, jnp.dtype, Sharding | None], Answerer]] = {
-    "llava_qwen": load_llava_video,
+# model_type of config.json -> architecture. A further answerer is one model file and one line here.
+ANSWERERS: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
+    "llava_qwen": llava_video,
 }
 
 
-def load_answerer(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None) -> Answerer:
-    """The Video-MLLM of a folder, chosen by its config.json's model_type."""
-    model_type = weights.read_config(folder).get("model_type")
+def answerer_architecture(config: Mapping[str, Any], source: str | Path) -> Architecture:
+    """The Video-MLLM that a config.json describes, chosen by its model_type. `source` is where it came from."""
+    model_type = config.get("model_type")
     if model_type not in ANSWERERS:
         raise weights.CheckpointError(
-            f"{folder}/config.json: model_type {model_type!r} is not supported; supported: {', '.join(ANSWERERS)}"
+            f"{source}: model_type {model_type!r} is not supported; supported: {', '.join(ANSWERERS)}"
         )
-    return ANSWERERS[model_type](Path(folder), dtype, sharding)
+    return ANSWERERS[model_type](config)
+
+
+def load_answerer(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None) -> Answerer:
+    """The Video-MLLM of a folder."""
+    folder = Path(folder)
+    a = answerer_architecture(weights.read_config(folder), folder / "config.json")
+    return Answerer(
+        folder,
+        a.config,
+        a.graphdef,
+        weights.load_params(folder, a.abstract, a.format, dtype=dtype, sharding=sharding),
+        read_tokenizer(a.tokenizer, folder, a.config.language.vocab_size),
+        a.processor,
+        read_generation(folder),
+    )
 
 
 def read_generation(folder: Path) -> Generation:
