@@ -56,6 +56,20 @@ def test_rules_cover_every_model_and_split_the_answerer(golden):
         assert specs["language_model.norm.scale"] == PartitionSpec()
 
 
+def test_questions_and_frames_stay_split_inside_a_program():
+    mesh = make_mesh([("data", 2), ("model", 4)], DEVICES)
+    x = np.arange(48.0).reshape(8, 6)
+
+    def lies(pin):
+        return jax.jit(lambda x: pin(2 * x), in_shardings=sharding.replicated(mesh))(x).sharding.spec
+
+    assert lies(lambda x: sharding.split_questions(mesh, {"x": x})["x"])[0] == "data"
+    assert lies(lambda x: sharding.split_questions(mesh, x, axis=1))[1] == "data"
+    assert lies(lambda x: sharding.split_frames(mesh, x))[0] == ("data", "model")
+    assert lies(lambda x: sharding.split_frames(mesh, x[:6]))[0] == "data", "6 frames for 8 devices"
+    assert jax.jit(lambda x: sharding.split_frames(None, x))(x).shape == x.shape
+
+
 @pytest.mark.parametrize("shape", [(2, 4), (8, 1), (1, 4)])
 @pytest.mark.parametrize("split_over_data", [False, True])
 def test_sharded_answerer_gives_the_same_logits(golden, shape, split_over_data):
@@ -68,8 +82,7 @@ def test_sharded_answerer_gives_the_same_logits(golden, shape, split_over_data):
     @jax.jit
     def logits(params, pixels, ids):
         model = merge_params(answerer.graphdef, params)
-        embeddings = model.embed_prompt(model.encode_frames(pixels)[None], ids)
-        return model.prefill(embeddings, jnp.full(1, embeddings.shape[1]))[0]
+        return model.prefill(model.prompt(model.encode_frames(pixels)[None], ids, jnp.full(1, ids.shape[1])))[0]
 
     answerer = load_answerer(folder)
     expected = logits(answerer.params, pixels, ids)
@@ -103,8 +116,26 @@ def test_errors_name_the_parameter(golden):
     with pytest.raises(ShardingError, match=r"lm_head.kernel \[2, 4, 8\]: its sharding rule .* another number of axes"):
         where("language_model.lm_head.kernel", (2, 4, 8))
     collide = sharding.ParamSharding(mesh, {"hidden": "model", "width": "model"})
-    with pytest.raises(ShardingError, match=r"fc1.kernel .* two dimensions over one mesh axis"):
-        collide("vision_tower.vision_model.encoder.layers.mlp.fc1.kernel", (2, 8, 8))
+    with pytest.raises(ShardingError, match=r"up_proj.kernel .* two dimensions over one mesh axis"):
+        collide("language_model.layers.mlp.up_proj.kernel", (2, 8, 8))
+
+
+def test_too_little_memory_is_said_before_loading(golden, monkeypatch):
+    """Weights of 3 x 2 x 4 + 5 float32, half of the first on each of two devices that share the host's memory."""
+    mesh = make_mesh([("data", 1), ("model", 2)], DEVICES[:2])
+    where = sharding.ParamSharding(mesh, {"hidden": "model"})
+    shapes = {"language_model.layers.mlp.up_proj.kernel": (3, 2, 4), "language_model.norm.scale": (5,)}
+    need = (3 * 2 * 4 + 2 * 5) * 4
+    monkeypatch.setattr(sharding, "free_host_memory", lambda: need)
+    sharding.check_memory(shapes, np.float32, where)
+    monkeypatch.setattr(sharding, "free_host_memory", lambda: need - 1)
+    with pytest.raises(ShardingError, match="GiB are missing. Take a larger model axis"):
+        sharding.check_memory(shapes, np.float32, where)
+    sharding.check_memory(shapes, jnp.bfloat16, where)
+    with pytest.raises(ShardingError, match="of this machine"):
+        monkeypatch.setattr(sharding, "free_host_memory", lambda: 1000)
+        folder = golden / "llava_video_grid"
+        load_answerer(folder, sharding=answerer_sharding(mesh, weights.read_config(folder)))
 
 
 def test_one_process_feeds_every_question():

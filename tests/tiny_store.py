@@ -33,14 +33,14 @@ def make_store(folder: Path, golden: Path) -> Path:
     return folder / "store"
 
 
-def write_questions(path: Path, num: int = 12) -> Path:
+def write_questions(path: Path, num: int = 12, kind: str = "general") -> Path:
     """Questions of three families, alternately about the long and the short video; every answer is B."""
     rows = [
         {
             "video": (LONG, SHORT)[i % 2],
             "original_question": f"<image>\nWhich number is shown at moment {i}?\nA. one\nB. two\nC. three\nD. four",
             "solution": "<answer>b</answer>",
-            "type": "general",
+            "type": kind,
             "family": ("lookup", "position", "relation")[i % 3],
             "evidence": [[i, i + 2.0]],
         }

@@ -22,6 +22,7 @@ from tspo_jax.models.layers import abstract_module, merge_params, split_params
 from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.models.temporal_agent import TemporalAgent
+from tspo_jax.sharding import ParamSharding, check_memory
 from tspo_jax.weights import SELECTOR, TRAINING
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -209,9 +210,11 @@ def answerer_architecture(config: Mapping[str, Any], source: str | Path) -> Arch
 
 
 def load_answerer(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None) -> Answerer:
-    """The Video-MLLM of a folder."""
+    """The Video-MLLM of a folder. Raises ShardingError, before reading it, where its weights do not fit the devices."""
     folder = Path(folder)
     a = answerer_architecture(weights.read_config(folder), folder / "config.json")
+    if isinstance(sharding, ParamSharding):
+        check_memory({path: leaf.shape for path, leaf in weights.flatten(a.abstract).items()}, dtype, sharding)
     return Answerer(
         folder,
         a.config,

@@ -38,6 +38,8 @@ class Answerer:
     folder: str = ""  # of the frozen Video-MLLM
     dtype: str = "bfloat16"  # of its weights and arithmetic: bfloat16 or float32
     max_new_tokens: int = 256
+    encode_chunk: int = 16  # frames of a question that are encoded at a time; bounds memory
+    prefill_chunk: int = 0  # frame sets of a question that are prefilled at a time, a divisor of group_size; 0 = all
     template: str = "qwen_1_5"
 
 
@@ -153,6 +155,8 @@ AT_LEAST = {
     "checkpoint_every": 1,
     "keep_checkpoints": 1,
     "answerer.max_new_tokens": 1,
+    "answerer.encode_chunk": 1,
+    "answerer.prefill_chunk": 0,
     "data.workers": 0,
     "data.decode_threads": 1,
     "data.general.k": 1,
@@ -163,7 +167,7 @@ ONE_OF = {"answerer.dtype": ("bfloat16", "float32")}
 
 # What may change between two starts of one run: where it runs and what it prints, not what it computes.
 MAY_DIFFER = ("evaluation", "mesh", "distributed", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers")
-MAY_DIFFER += ("data.decode_threads",)
+MAY_DIFFER += ("data.decode_threads", "answerer.encode_chunk", "answerer.prefill_chunk")
 
 
 def default() -> ConfigDict:
@@ -233,7 +237,7 @@ def check_overrides(argv: Sequence[str]) -> None:
     """
     for argument in argv[1:]:
         if file := re.match(r"--?config[= ](.*)", argument):
-            if not Path(file[1]).is_file():
+            if not Path(file[1].partition(":")[0]).is_file():  # FILE.py:variant
                 raise ConfigError(f"--config={file[1]}: no such file; see configs/")
         elif override := re.match(r"--?config\.([\w.]+)", argument):
             cls, prefix = Config, ""

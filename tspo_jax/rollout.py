@@ -67,7 +67,7 @@ class Rollout:
       generation: end tokens, padding and repetition penalty.
       max_new_tokens: length at which an answer is cut.
       encode_chunk: frames of each question that are encoded at a time; bounds memory.
-      prefill_chunk: frame sets of each question that are prefilled at a time, a divisor of G; bounds memory. None = G.
+      prefill_chunk: frame sets of each question that are prefilled at a time, a divisor of G; bounds memory. 0 = all.
       mesh: over which the arguments are split, if they are.
       return_first_logits: also return the first token's logits.
     """
@@ -80,16 +80,12 @@ class Rollout:
         *,
         max_new_tokens: int,
         encode_chunk: int = 16,
-        prefill_chunk: int | None = None,
+        prefill_chunk: int = 0,
         mesh: Mesh | None = None,
         return_first_logits: bool = False,
     ):
-        for name, value in (
-            ("max_new_tokens", max_new_tokens),
-            ("encode_chunk", encode_chunk),
-            ("prefill_chunk", prefill_chunk),
-        ):
-            if value is not None and value < 1:
+        for name, value in (("max_new_tokens", max_new_tokens), ("encode_chunk", encode_chunk)):
+            if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self.graphdef = graphdef
         self.normalize = normalize
@@ -128,7 +124,8 @@ class Rollout:
 
         def encode(frames):
             """[B, u, S, S, 3] -> [B, u, ...], the tokens of each frame."""
-            tokens = model.encode_frames(self.normalize(frames.reshape(-1, *frames.shape[2:])))
+            flat = sharding.split_frames(self.mesh, frames.reshape(-1, *frames.shape[2:]))
+            tokens = model.encode_frames(self.normalize(flat))
             return split(tokens.reshape(*frames.shape[:2], *tokens.shape[1:]))
 
         def prefill(index):

@@ -2,13 +2,16 @@
 
 The mesh has the axes `data` (questions of a batch) and `model` (tensor parallelism of a frozen MLLM). It is built from
 an explicit list of devices, so that tests on CPU devices, compilation for an absent TPU and real runs share one path.
-The temporal agent and CLIP are replicated; a frozen MLLM is split over `model` and, if asked, over `data` too.
+The temporal agent, CLIP and image towers are replicated; a frozen language model is split over `model` and, if asked,
+a frozen MLLM over `data` too.
 """
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,22 +26,18 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Temporal agent and CLIP
     (r"temporal\.(Self_q|Self_k|Self_v|ffn_o)\.(kernel|bias)", ()),
     (r"mlp\.linear_[12]\.(kernel|bias)", ()),
+    (r"modulation\.(kernel|bias)|offset_bias|clip_weight", ()),
     (r"(text_model|vision_model)\..*", ()),
     (r"(text_projection|visual_projection)\.kernel|logit_scale", ()),
-    # SigLIP
+    # SigLIP: whole on every device, which encode different frames; split over `model` it would spend as long on sums
     (r"vision_tower\..*\.(embeddings\..*|layer_norm[12]\..*|post_layernorm\..*)", ()),
-    (r"vision_tower\..*\.[qkv]_proj\.kernel", (None, "width", "vision_heads")),
-    (r"vision_tower\..*\.[qkv]_proj\.bias", (None, "vision_heads")),
-    (r"vision_tower\..*\.out_proj\.kernel", (None, "vision_heads", "width")),
-    (r"vision_tower\..*\.fc1\.kernel", (None, "width", "hidden")),
-    (r"vision_tower\..*\.fc1\.bias", (None, "hidden")),
-    (r"vision_tower\..*\.fc2\.kernel", (None, "hidden", "width")),
-    (r"vision_tower\..*\.(out_proj|fc2)\.bias", ()),
+    (r"vision_tower\..*\.([qkv]_proj|fc1)\.kernel", (None, "width", None)),
+    (r"vision_tower\..*\.(out_proj|fc2)\.kernel", (None, None, "width")),
+    (r"vision_tower\..*\.bias", ()),
     # LLaVA-Video's projector
-    (r"mm_projector\.linear_1\.kernel", ("width", "hidden")),
-    (r"mm_projector\.linear_1\.bias", ("hidden",)),
-    (r"mm_projector\.linear_2\.kernel", ("hidden", "width")),
-    (r"mm_projector\.linear_2\.bias|image_newline", ()),
+    (r"mm_projector\.linear_1\.kernel", ("width", None)),
+    (r"mm_projector\.linear_2\.kernel", (None, "width")),
+    (r"mm_projector\.linear_[12]\.bias|image_newline", ()),
     # Qwen2
     (r"language_model\.embed_tokens\.embedding", ("vocabulary", "width")),
     (r"language_model\.lm_head\.kernel", ("width", "vocabulary")),
@@ -118,18 +117,45 @@ def answerer_sharding(mesh: Mesh, config: Mapping[str, Any], *, split_over_data:
     Raises:
       ShardingError: where `model` does not divide the attention heads.
     """
-    model = mesh.shape["model"]
-    vision_heads = (config.get("vision_config") or {}).get("num_attention_heads", 16)
-    for field, heads in (
-        ("num_attention_heads", config["num_attention_heads"]),
-        ("vision_config.num_attention_heads", vision_heads),
-    ):
-        if heads % model:
-            raise ShardingError(f"mesh axis model ({model}) does not divide {field} ({heads}) of the answerer")
-    split = ["heads", "vision_heads", "hidden", "vocabulary"]
+    model, heads = mesh.shape["model"], config["num_attention_heads"]
+    if heads % model:
+        raise ShardingError(f"mesh axis model ({model}) does not divide num_attention_heads ({heads}) of the answerer")
+    split = ["heads", "hidden", "vocabulary"]
     if config["num_key_value_heads"] % model == 0:
         split.append("kv_heads")
     return ParamSharding(mesh, {name: "model" for name in split} | ({"width": "data"} if split_over_data else {}))
+
+
+def check_memory(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, where: ParamSharding) -> None:
+    """Raises ShardingError where this process's devices have too little free memory for parameters of these shapes
+    (by path), before any is read. Devices that do not tell how much they have, CPUs, share the host's."""
+    need = (
+        sum(math.prod(where(path, shape).shard_shape(shape)) for path, shape in shapes.items())
+        * np.dtype(dtype).itemsize
+    )
+    devices = [device for device in where.mesh.devices.flat if device.process_index == jax.process_index()]
+    if stats := devices[0].memory_stats():
+        free, holder = min(_free(device.memory_stats() or stats) for device in devices), "a device"
+    else:
+        need, free, holder = need * len(devices), free_host_memory(), "this machine"
+    if need > free:
+        raise ShardingError(
+            f"the answerer's weights take {need / 2**30:.1f} GiB of {holder}, but {free / 2**30:.1f} GiB are free: "
+            f"{(need - free) / 2**30:.1f} GiB are missing. Take a larger model axis, more devices, "
+            "--config.mesh.split_over_data=True or --config.answerer.dtype=bfloat16"
+        )
+
+
+def _free(stats: Mapping[str, int]) -> int:
+    return stats["bytes_limit"] - stats["bytes_in_use"]
+
+
+def free_host_memory() -> int:
+    """Bytes that the host can still give out."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        return 1024 * int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -147,15 +173,21 @@ def split_questions(mesh: Mesh | None, tree: Any, axis: int = 0) -> Any:
     The compiler chooses how their other axes lie. Without it, weights that are split over `data` as well could make it
     gather the activations instead of the weights. Without a mesh nothing is split.
     """
+    return jax.tree.map(lambda x: _constrain(mesh, x, axis, "data"), tree)
+
+
+def split_frames(mesh: Mesh | None, frames: jax.Array) -> jax.Array:
+    """Inside a compiled program: frames [B * u, ...] are dealt out to all devices of a question, where that is even."""
+    is_even = mesh is not None and frames.shape[0] % mesh.size == 0
+    return _constrain(mesh, frames, 0, AXES) if is_even else split_questions(mesh, frames)
+
+
+def _constrain(mesh: Mesh | None, x: jax.Array, axis: int, over: str | tuple[str, ...]) -> jax.Array:
     if mesh is None:
-        return tree
-
-    def pin(x):
-        spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
-        spec[axis] = "data"
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
-
-    return jax.tree.map(pin, tree)
+        return x
+    spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[axis] = over
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:

@@ -87,7 +87,13 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         mesh, weights.read_config(config.answerer.folder), split_over_data=config.mesh.split_over_data
     )
     answerer = load_answerer(config.answerer.folder, jnp.dtype(config.answerer.dtype), where)
-    rollout = Rollout.of(answerer, max_new_tokens=config.answerer.max_new_tokens)
+    rollout = Rollout.of(
+        answerer,
+        max_new_tokens=config.answerer.max_new_tokens,
+        encode_chunk=config.answerer.encode_chunk,
+        prefill_chunk=config.answerer.prefill_chunk,
+        mesh=mesh,
+    )
     texts = [prompts.render(question.question, config.answerer.template) for question in questions]
     ids = [prompts.tokenize(text, answerer.tokenizer) for text in texts]
     prompt_ids, prompt_lengths = prompts.pad(ids, answerer.generation.pad_token_id, PROMPT_MULTIPLE)
