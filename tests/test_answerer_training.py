@@ -10,7 +10,7 @@ from toy_bank import conversation_tokenizer, full_bank
 
 from tspo_jax import prompts
 from tspo_jax.models.layers import merge_params
-from tspo_jax.models.llava_video import VIDEO_TOKEN
+from tspo_jax.models.video_prompt import VIDEO_TOKEN
 from tspo_jax.toy import answerer_training as training
 from tspo_jax.toy.answerer_training import ConversationWriter, Turn, draw_batch, render_conversation, word_ids
 from tspo_jax.toy.frame_bank import THING_NAMES

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 
 from tspo_jax.models.layers import abstract_module, merge_params
-from tspo_jax.models.llava_video import (
-    VIDEO_TOKEN,
-    LlavaVideo,
-    LlavaVideoConfig,
-    insert_newlines,
-    pool_2x2,
-)
+from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig, insert_newlines, pool_2x2
+from tspo_jax.models.video_prompt import VIDEO_TOKEN
 from tspo_jax.weights import LLAVA_VIDEO, load_params, read_config, save_tensors
 
 STEPS = 6
@@ -35,6 +30,7 @@ def golden_model(request, golden):
     padded = np.full((len(cases), max(map(len, ids))), 5)
     for row, i in zip(padded, ids, strict=True):
         row[: len(i)] = i
+    id_lengths = np.array([len(i) for i in ids])
     lengths = np.array([len(data[f"{case}/inputs_embeds"]) for case in cases])
 
     @jax.jit
@@ -46,9 +42,9 @@ def golden_model(request, golden):
     @jax.jit
     def prefill(params, frames, ids):
         model = merge_params(graphdef, params)
-        embeddings = model.embed_prompt(frames, ids)
-        logits, cache = model.prefill(embeddings, lengths)
-        return embeddings, logits, cache.extend(STEPS)
+        prompt = model.prompt(frames, ids, id_lengths)
+        logits, cache, position = model.prefill(prompt)
+        return prompt.embeddings, logits, cache.extend(STEPS), position
 
     @jax.jit
     def decode(params, *args):
@@ -57,8 +53,9 @@ def golden_model(request, golden):
     def run(params, num_tokens):
         pixels = [data[f"{case}/pixel_values"].transpose(0, 2, 3, 1) for case in cases]
         encoded = [encode(params, p) for p in pixels]
-        embeddings, logits, cache = prefill(params, jnp.stack([frames for *_, frames in encoded]), padded)
-        generated, position, next_logits = [], lengths, logits
+        embeddings, logits, cache, position = prefill(params, jnp.stack([frames for *_, frames in encoded]), padded)
+        np.testing.assert_array_equal(position, lengths)
+        generated, next_logits = [], logits
         for _ in range(num_tokens):
             token = jnp.argmax(next_logits, axis=-1)
             generated.append(token)
@@ -263,8 +260,7 @@ def test_hugging_face(tmp_path):
     def run(params, pixels, ids):
         model = merge_params(graphdef, params)
         frames = model.encode_frames(pixels)
-        embeddings = model.embed_prompt(frames[None], ids)
-        return frames, model.prefill(embeddings, jnp.array([embeddings.shape[1]]))[0]
+        return frames, model.prefill(model.prompt(frames[None], ids, jnp.array([ids.shape[1]])))[0]
 
     prompt = np.array([before + [VIDEO_TOKEN] + after])
     tokens, logits = run(params, pixels[0].transpose(0, 2, 3, 1), prompt)

@@ -7,7 +7,7 @@ import pytest
 from transformers import Qwen2Tokenizer
 
 from tspo_jax import prompts
-from tspo_jax.models.llava_video import VIDEO_TOKEN
+from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
 
 @pytest.fixture(scope="module")

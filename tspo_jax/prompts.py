@@ -6,7 +6,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tspo_jax.data.questions import IMAGE_TAG
-from tspo_jax.models.llava_video import VIDEO_TOKEN
+from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
 LETTER_SUFFIX = "Please answer with the option's letter from the given choices directly."
 

@@ -1,7 +1,8 @@
 """The frozen Video-MLLM answers B questions, each from G sets of K frames, in one compiled program.
 
-Every unique frame is encoded once, its tokens are gathered into the B * G prompts, all prompts are prefilled in a few
-batches, and greedy decoding runs until the last of them has ended. Nothing goes back to the host in between.
+Every unique frame (or pair of frames, where the model encodes pairs) is encoded once, its tokens are gathered into the
+B * G prompts, all prompts are prefilled in a few batches, and greedy decoding runs until the last of them has ended.
+Nothing goes back to the host in between.
 """
 
 from collections.abc import Callable
@@ -122,37 +123,60 @@ class Rollout:
         B, G, _ = index.shape
         split = partial(sharding.split_questions, self.mesh)
 
-        def encode(frames):
-            """[B, u, S, S, 3] -> [B, u, ...], the tokens of each frame."""
-            flat = sharding.split_frames(self.mesh, frames.reshape(-1, *frames.shape[2:]))
-            tokens = model.encode_frames(self.normalize(flat))
-            return split(tokens.reshape(*frames.shape[:2], *tokens.shape[1:]))
+        units, index = encode_units(index, frames.shape[1], model.cfg.temporal_patch_size)
+
+        def encode(units):
+            """[B, u, n] of n frames each -> [B, u, ...], the tokens of each unit."""
+            shown = jax.vmap(lambda frames, unit: frames[unit])(frames, units)
+            shown = sharding.split_frames(self.mesh, shown.reshape(-1, *shown.shape[2:]))
+            tokens = model.encode_frames(self.normalize(shown.reshape(-1, *shown.shape[2:])))
+            return split(tokens.reshape(*units.shape[:2], *tokens.shape[1:]))
 
         def prefill(index):
-            """Frame sets [B, g, K] -> the lengths of their prompts [B, g], first logits [B, g, V], the cache."""
+            """Frame sets [B, g, K] -> where their answers begin [B, g, ...], first logits [B, g, V], the cache."""
             g = index.shape[1]
-            shown = jax.vmap(lambda tokens, picks: tokens[picks])(frame_tokens, index)  # [B, g, K, ...]
-            embeddings = split(model.embed_prompt(shown.reshape(B * g, *shown.shape[2:]), _repeat(prompt_ids, g)))
-            lengths = _repeat(prompt_lengths, g) + embeddings.shape[1] - prompt_ids.shape[1]
-            logits, cache = model.prefill(embeddings, lengths)
+            shown = jax.vmap(lambda tokens, picks: tokens[picks])(unit_tokens, index)  # [B, g, K, ...]
+            shown = shown.reshape(B * g, *shown.shape[2:])
+            prompt = split(model.prompt(shown, _repeat(prompt_ids, g), _repeat(prompt_lengths, g)))
+            logits, cache, place = model.prefill(prompt)
             cache = jax.tree.map(lambda x: x.reshape(x.shape[0], B, g, *x.shape[2:]), cache.extend(self.max_new_tokens))
-            return lengths.reshape(B, g), split(logits.reshape(B, g, -1)), split(cache, axis=1)
+            return place.reshape(B, g, *place.shape[1:]), split(logits.reshape(B, g, -1)), split(cache, axis=1)
 
         with jax.named_scope("encode"):
-            frame_tokens = _encode_used(encode, frames, index.max() + 1, self.encode_chunk)
+            chunk = max(1, self.encode_chunk // units.shape[-1])
+            unit_tokens = _encode_used(encode, units, index.max() + 1, chunk)
         with jax.named_scope("prefill"):
-            lengths, first_logits, cache = _in_chunks(prefill, index, self.prefill_chunk or G)
+            places, first_logits, cache = _in_chunks(prefill, index, self.prefill_chunk or G)
         with jax.named_scope("decode"):
             tokens, lengths, steps = greedy_decode(
                 model.decode,
                 first_logits.reshape(B * G, -1),
                 jax.tree.map(lambda x: x.reshape(x.shape[0], B * G, *x.shape[3:]), cache),
-                lengths.reshape(-1),
+                places.reshape(B * G, *places.shape[2:]),
                 self.generation,
                 self.max_new_tokens,
             )
         logits = first_logits if self.return_first_logits else None
         return Answers(tokens.reshape(B, G, -1), lengths.reshape(B, G), steps, logits)
+
+
+def encode_units(index: jax.Array, num_frames: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """What is encoded for a batch of groups: `size` successive frames of a set together, equal ones once.
+
+    Args:
+      index: int [B, G, K] into `num_frames` frames; where `size` does not divide K the last frame of a set is repeated.
+    Returns:
+      units int [B, U, size], frames of each; and int [B, G, ceil(K / size)], index into them. Only the units up to its
+      largest entry are in use.
+    """
+    B, G, K = index.shape
+    if size == 1:
+        return jnp.broadcast_to(jnp.arange(num_frames)[:, None], (B, num_frames, 1)), index
+    units = jnp.pad(index, ((0, 0), (0, 0), (0, -K % size)), mode="edge").reshape(B, -1, size)
+    weights = num_frames ** np.arange(size)[::-1]  # a unit as one number
+    unique = partial(jnp.unique, size=units.shape[1], fill_value=0, return_inverse=True)
+    codes, inverse = jax.vmap(unique)(units @ weights)
+    return codes[..., None] // weights % num_frames, inverse.reshape(B, G, -1)
 
 
 def _repeat(x: jax.Array, times: int) -> jax.Array:
@@ -166,7 +190,7 @@ def _in_chunks(prefill, index: jax.Array, chunk: int):
         return prefill(index)
     if G % chunk:
         raise ValueError(f"prefill_chunk is {chunk}; it must divide the group size {G}")
-    axes = 1, 1, 2  # where the frame sets are in the lengths, the logits and the cache
+    axes = 1, 1, 2  # where the frame sets are in the places, the logits and the cache
 
     def place(i, filled):
         part = prefill(jax.lax.dynamic_slice_in_dim(index, i * chunk, chunk, axis=1))
@@ -184,22 +208,22 @@ def _in_chunks(prefill, index: jax.Array, chunk: int):
     return jax.lax.fori_loop(0, G // chunk, place, empty)
 
 
-def _encode_used(encode, frames: jax.Array, num_used: jax.Array, chunk: int) -> jax.Array:
-    """`encode` over frames [B, U, ...], `chunk` of the U at a time, skipping the chunks behind the first `num_used`.
+def _encode_used(encode, units: jax.Array, num_used: jax.Array, chunk: int) -> jax.Array:
+    """`encode` over units [B, U, n], `chunk` of the U at a time, skipping the chunks behind the first `num_used`.
 
-    U is static but how many of its frames are unique is not; what is skipped costs no time.
+    U is static but how many of its units are unique is not; what is skipped costs no time.
     """
-    U = frames.shape[1]
+    U = units.shape[1]
     if chunk >= U:
-        return encode(frames)
+        return encode(units)
     num_chunks = -(-U // chunk)
-    frames = jnp.pad(frames, ((0, 0), (0, num_chunks * chunk - U)) + ((0, 0),) * (frames.ndim - 2))
+    units = jnp.pad(units, ((0, 0), (0, num_chunks * chunk - U), (0, 0)))
 
     def encode_chunk(i, tokens):
-        part = encode(jax.lax.dynamic_slice_in_dim(frames, i * chunk, chunk, axis=1))
+        part = encode(jax.lax.dynamic_slice_in_dim(units, i * chunk, chunk, axis=1))
         return jax.lax.dynamic_update_slice_in_dim(tokens, part, i * chunk, axis=1)
 
-    one = jax.eval_shape(encode, frames[:, :chunk])
+    one = jax.eval_shape(encode, units[:, :chunk])
     tokens = jnp.zeros((one.shape[0], num_chunks * chunk, *one.shape[2:]), one.dtype)
     return jax.lax.fori_loop(0, (num_used + chunk - 1) // chunk, encode_chunk, tokens)
 
@@ -208,7 +232,7 @@ def greedy_decode(
     decode: Callable,
     logits: jax.Array,
     cache,
-    positions: jax.Array,
+    places: jax.Array,
     generation: Generation,
     max_new_tokens: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -218,10 +242,10 @@ def greedy_decode(
     positive, multiplied when negative. Tokens of the prompt do not count (the original passes embeddings only).
 
     Args:
-      decode: (tokens int [P], positions int [P], cache) -> (logits float32 [P, V], cache).
+      decode: (tokens int [P], places int [P, ...], cache) -> (logits float32 [P, V], cache).
       logits: float32 [P, V] of the first new token.
       cache: with room for `max_new_tokens`.
-      positions: int [P], of the first new token.
+      places: int [P, ...], where the first new token goes; each further token goes one further.
     Returns:
       tokens int32 [P, max_new_tokens], padded behind the end token; lengths int32 [P]; steps int32 [].
     """
@@ -241,7 +265,7 @@ def greedy_decode(
 
     def one_step(state):
         step, cache, picked = state
-        logits, cache = decode(picked[0][:, step - 1], positions + step - 1, cache)
+        logits, cache = decode(picked[0][:, step - 1], places + step - 1, cache)
         return step + 1, cache, pick(step, logits, *picked)
 
     nothing = (

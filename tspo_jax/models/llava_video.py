@@ -10,8 +10,8 @@ from flax import nnx
 from tspo_jax.models.layers import Mlp
 from tspo_jax.models.qwen2 import KVCache, Qwen2, Qwen2Config
 from tspo_jax.models.siglip import SiglipConfig, SiglipVision
+from tspo_jax.models.video_prompt import Prompt, splice
 
-VIDEO_TOKEN = -200  # stands in the token ids where the visual tokens go
 POOL_MODES = ("bilinear", "average", "max")
 NEWLINES = ("grid", "frame", "one_token", "no_token")
 
@@ -56,8 +56,13 @@ class LlavaVideoConfig:
         """Tokens per side of a frame after pooling: rounded up for bilinear, down for average and max."""
         return math.ceil(self.vision.side / 2) if self.pool_mode == "bilinear" else self.vision.side // 2
 
-    def num_visual_tokens(self, num_frames: int) -> int:
-        """Visual tokens of a prompt with `num_frames` frames, newlines included."""
+    @property
+    def temporal_patch_size(self) -> int:
+        """Frames that are encoded together."""
+        return 1
+
+    def num_visual_tokens(self, num_frames: int, *frame_size: int) -> int:
+        """Visual tokens of a prompt with `num_frames` frames, newlines included; all frames are of the tower's size."""
         side = self.pooled_side
         return {
             "grid": num_frames * side * (side + 1),
@@ -97,7 +102,7 @@ def insert_newlines(tokens: jax.Array, newline: jax.Array | None, position: str)
 
 class LlavaVideo(nnx.Module):
     """The answering Video-MLLM. Frames are encoded apart from the prompts, so that a frame that several prompts show
-    is encoded once (`encode_frames`, then a gather, then `prefill`)."""
+    is encoded once: `encode_frames`, then a gather, then `prompt`, `prefill` and `decode` (rollout.py)."""
 
     def __init__(self, cfg: LlavaVideoConfig, *, rngs: nnx.Rngs):
         self.vision_tower = SiglipVision(cfg.vision, rngs=rngs)
@@ -128,30 +133,21 @@ class LlavaVideo(nnx.Module):
         """
         newline = self.image_newline[...] if self.cfg.has_newline_parameter else None
         visual = insert_newlines(frame_tokens, newline, self.cfg.newline)
-        text = self.language_model.embed_tokens(jnp.maximum(ids, 0))
-        M = visual.shape[1]
-        start = jnp.argmax(ids == VIDEO_TOKEN, axis=1)[:, None]
-        slot = jnp.arange(ids.shape[1] - 1 + M)[None]
-        is_visual = (slot >= start) & (slot < start + M)
-        from_text = jnp.where(slot < start, slot, slot - M + 1).clip(0, ids.shape[1] - 1)
-        from_visual = (slot - start).clip(0, M - 1)
-        return jnp.where(
-            is_visual[..., None],
-            jnp.take_along_axis(visual, from_visual[..., None], axis=1),
-            jnp.take_along_axis(text, from_text[..., None], axis=1),
-        )
+        return splice(self.language_model.embed_tokens(jnp.maximum(ids, 0)), visual, ids)
 
-    def prefill(self, embeddings: jax.Array, lengths: jax.Array) -> tuple[jax.Array, KVCache]:
-        """Logits float32 [P, V] at each prompt's last token, and the keys and values of all N slots.
-
-        Args:
-          embeddings: [P, N, hidden], right padded.
-          lengths: int [P], tokens of each prompt (visual ones included).
-        """
+    def prompt(self, frame_tokens: jax.Array, ids: jax.Array, lengths: jax.Array) -> Prompt:
+        """`embed_prompt` with lengths int [P], of the ids."""
+        embeddings = self.embed_prompt(frame_tokens, ids)
         P, N, _ = embeddings.shape
-        hidden, cache = self.language_model(embeddings, jnp.broadcast_to(jnp.arange(N), (P, N)))
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self.language_model.logits(last), cache
+        lengths = lengths + N - ids.shape[1]
+        return Prompt(embeddings, jnp.broadcast_to(jnp.arange(N), (P, N)), lengths, following=lengths)
+
+    def prefill(self, prompt: Prompt) -> tuple[jax.Array, KVCache, jax.Array]:
+        """Logits float32 [P, V] at each prompt's last token, the keys and values of all N slots, and the position of
+        the next token, int [P]."""
+        hidden, cache = self.language_model(prompt.embeddings, prompt.positions)
+        last = jnp.take_along_axis(hidden, (prompt.lengths - 1)[:, None, None], axis=1)[:, 0]
+        return self.language_model.logits(last), cache, prompt.following
 
     def decode(self, token: jax.Array, position: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """One step: tokens int [P] at positions int [P] -> logits float32 [P, V] of the next, and the cache."""

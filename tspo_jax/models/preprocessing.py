@@ -4,6 +4,7 @@ Images stay uint8 up to the crop, so that they travel to the device as bytes; `n
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from PIL import Image
@@ -70,3 +71,34 @@ class ImageProcessor:
         if image.shape[:2] == (height, width):
             return image
         return np.asarray(Image.fromarray(image).resize((width, height), self.resample))
+
+
+def smart_resize(height: int, width: int, unit: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The size that Qwen2.5-VL shows a frame of height x width in: multiples of `unit`, about the same aspect ratio,
+    an area between the limits where that is possible.
+
+    Raises ValueError for a frame more than 200 times as long as wide.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"a frame of {height} x {width} pixels: its sides may differ by a factor of 200 at most")
+    sides = [max(unit, round(side / unit) * unit) for side in (height, width)]
+    if math.prod(sides) > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
+        sides = [max(unit, math.floor(side / scale / unit) * unit) for side in (height, width)]
+    elif math.prod(sides) < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        sides = [math.ceil(side * scale / unit) * unit for side in (height, width)]
+    return sides[0], sides[1]
+
+
+def patchify(pixels, patch_size: int, temporal_patch_size: int, merge_size: int):
+    """Frames [F, H, W, 3] (numpy or jax) as flat patches [F // t, (H // p) * (W // p), 3 * t * p * p].
+
+    p and t are the sizes of a patch; F must be a multiple of t, H and W of p * merge_size. The merge_size x merge_size
+    patches that will be one visual token come one after another; such blocks, and the patches in them, row by row. A
+    patch's values are in the order channel, time, row, column.
+    """
+    t, p, m = temporal_patch_size, patch_size, merge_size
+    F, H, W, _ = pixels.shape
+    blocks = pixels.reshape(F // t, t, H // (p * m), m, p, W // (p * m), m, p, 3)
+    return blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(F // t, H * W // p**2, -1)

@@ -55,10 +55,14 @@ class KVCache(NamedTuple):
         return KVCache(*(jnp.pad(x, ((0, 0), (0, 0), (0, slots), (0, 0), (0, 0))) for x in self))
 
 
+def inverse_frequencies(head_dim: int, theta: float) -> jax.Array:
+    """float32 [head_dim // 2], radians per position."""
+    return theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+
+
 def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> jax.Array:
     """Positions int [B, N] -> rotary angles float32 [B, N, head_dim // 2]."""
-    inverse_frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    return positions[..., None].astype(jnp.float32) * inverse_frequency
+    return positions[..., None].astype(jnp.float32) * inverse_frequencies(head_dim, theta)
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
@@ -112,12 +116,12 @@ class Attention(nnx.Module):
 
 
 class GatedFeedForward(nnx.Module):
-    """down(silu(gate(x)) * up(x)), no biases."""
+    """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, cfg: Qwen2Config, *, rngs: nnx.Rngs):
-        self.gate_proj = Linear(cfg.hidden_size, cfg.intermediate_size, use_bias=False, rngs=rngs)
-        self.up_proj = Linear(cfg.hidden_size, cfg.intermediate_size, use_bias=False, rngs=rngs)
-        self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, use_bias=False, rngs=rngs)
+    def __init__(self, width: int, hidden: int, *, use_bias: bool, rngs: nnx.Rngs):
+        self.gate_proj = Linear(width, hidden, use_bias=use_bias, rngs=rngs)
+        self.up_proj = Linear(width, hidden, use_bias=use_bias, rngs=rngs)
+        self.down_proj = Linear(hidden, width, use_bias=use_bias, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -128,7 +132,7 @@ class DecoderLayer(nnx.Module):
         self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.self_attn = Attention(cfg, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.mlp = GatedFeedForward(cfg, rngs=rngs)
+        self.mlp = GatedFeedForward(cfg.hidden_size, cfg.intermediate_size, use_bias=False, rngs=rngs)
 
     def __call__(self, state, angles, slots, layer):
         """`state` is x and the cache, which is carried from layer to layer so that it is updated in place. Without a
@@ -150,7 +154,11 @@ class Qwen2(nnx.Module):
         self.cfg = cfg
 
     def __call__(
-        self, embeddings: jax.Array, positions: jax.Array, cache: KVCache | None = None
+        self,
+        embeddings: jax.Array,
+        positions: jax.Array,
+        cache: KVCache | None = None,
+        angles: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Hidden states after the final norm, and the keys and values.
 
@@ -160,8 +168,10 @@ class Qwen2(nnx.Module):
             are written to the cache's slots `positions` and see the slots up to their own: right-padded prompts of
             different lengths decode as one batch, each overwriting its own padding.
           cache: from an earlier call, extended by the number of tokens to come.
+          angles: rotary angles float32 [B, N, head_dim // 2], where they are not those of `positions`.
         """
-        angles = rope_angles(positions, self.cfg.head_dim, self.cfg.rope_theta)
+        if angles is None:
+            angles = rope_angles(positions, self.cfg.head_dim, self.cfg.rope_theta)
         index = jnp.arange(self.cfg.num_hidden_layers)
         (h, filled), new = scan_layers(self.layers, (embeddings, cache), angles, positions, per_layer=index)
         return self.norm(h), new if cache is None else filled

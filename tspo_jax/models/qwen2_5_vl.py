@@ -1,0 +1,361 @@
+"""Qwen2.5-VL: window-attention image tower on pairs of frames, merger, Qwen2 with 3-D positions (Bai et al. 2025).
+
+The two frames of a pair are one temporal patch: pairs are what is encoded, apart from the prompts and from each other
+(attention never crosses time), so that a pair that several prompts show is encoded once.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tspo_jax.models.layers import Linear, Mlp, RMSNorm, scan_layers, stack_layers
+from tspo_jax.models.preprocessing import patchify
+from tspo_jax.models.qwen2 import (
+    GatedFeedForward,
+    KVCache,
+    Qwen2,
+    Qwen2Config,
+    inverse_frequencies,
+    rope_angles,
+    rotate,
+)
+from tspo_jax.models.video_prompt import Prompt, splice, video_start
+
+# Position of the first text token behind a video: behind all positions of the video (transformers up to 4.x, and the
+# published numbers), or behind its height and width only (5.x; time may reach further than that).
+NEXT_POSITION_RULES = ("after_all", "after_space")
+QUERY_BLOCK = 512  # queries that a full-attention layer looks at at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenVisionConfig:
+    """The image tower. Defaults are those that Hugging Face's config.json leaves out."""
+
+    depth: int = 32
+    hidden_size: int = 3584
+    intermediate_size: int = 3420
+    num_heads: int = 16
+    out_hidden_size: int = 3584
+    patch_size: int = 14
+    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2
+    tokens_per_second: float = 4
+    window_size: int = 112  # pixels
+    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def unit(self) -> int:
+        """Pixels per side of the patches that are merged into one visual token."""
+        return self.patch_size * self.spatial_merge_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen25VLConfig:
+    """
+    Attributes:
+      mrope_section: rotary frequencies that belong to time, height and width.
+      next_position: one of NEXT_POSITION_RULES.
+      second_per_grid: seconds that a pair of frames lasts. Chosen frames are no fixed time apart; the original passes
+        none, for which transformers 4.x takes 1.
+    """
+
+    language: Qwen2Config
+    vision: QwenVisionConfig
+    mrope_section: tuple[int, int, int]
+    next_position: str = "after_all"
+    second_per_grid: float = 1.0
+
+    @classmethod
+    def from_hf(cls, config: dict, **options) -> "Qwen25VLConfig":
+        """From config.json, flat (as published) or with `text_config` (as newer transformers save it).
+
+        `options` are `next_position` and `second_per_grid`.
+        """
+        text = dict(config.get("text_config") or config)
+        # A tied head is a property of the whole model, wherever the rest is.
+        text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+        rope = text.pop("rope_scaling", None) or text.get("rope_parameters") or {}
+        kind, section = rope.get("rope_type", rope.get("type", "default")), rope.get("mrope_section", (16, 24, 24))
+        if kind not in ("default", "mrope"):
+            raise ValueError(f"config.json: rope_scaling is of type {kind!r}; only mrope is supported")
+        text["rope_parameters"] = {"rope_theta": rope.get("rope_theta")}
+        text.setdefault("rope_theta", 1000000.0)
+        language = Qwen2Config.from_hf(text)
+        if 2 * sum(section) != language.head_dim or len(section) != 3:
+            raise ValueError(
+                f"config.json: mrope_section {list(section)} does not sum to half of the heads' {language.head_dim}"
+            )
+        vision = read_vision_config(config.get("vision_config") or {})
+        if vision.out_hidden_size != language.hidden_size:
+            raise ValueError(
+                f"config.json: vision_config.out_hidden_size {vision.out_hidden_size} is not hidden_size "
+                f"{language.hidden_size}"
+            )
+        cfg = cls(language, vision, tuple(section), **options)
+        if cfg.next_position not in NEXT_POSITION_RULES:
+            raise ValueError(f"next_position is {cfg.next_position!r}, not one of {', '.join(NEXT_POSITION_RULES)}")
+        return cfg
+
+    @property
+    def temporal_patch_size(self) -> int:
+        """Frames that are encoded together."""
+        return self.vision.temporal_patch_size
+
+    def num_visual_tokens(self, num_frames: int, height: int, width: int) -> int:
+        """Visual tokens of a prompt with `num_frames` frames of height x width pixels."""
+        unit = self.vision.unit
+        return math.ceil(num_frames / self.temporal_patch_size) * (height // unit) * (width // unit)
+
+
+def read_vision_config(config: Mapping) -> QwenVisionConfig:
+    if (activation := config.get("hidden_act", "silu")) != "silu":
+        raise ValueError(f"config.json: vision_config.hidden_act {activation!r} is not supported, only silu")
+    names = {field.name for field in dataclasses.fields(QwenVisionConfig)}
+    values = {name: tuple(x) if isinstance(x, list) else x for name, x in config.items() if name in names}
+    vision = QwenVisionConfig(**values)
+    if vision.hidden_size % vision.num_heads or vision.head_dim % 4:
+        raise ValueError(
+            f"config.json: vision_config.hidden_size {vision.hidden_size} does not make {vision.num_heads} heads of a "
+            "width that is a multiple of 4"
+        )
+    if vision.window_size % vision.unit:
+        raise ValueError(
+            f"config.json: vision_config.window_size {vision.window_size} is no multiple of the {vision.unit} pixels "
+            "of a visual token"
+        )
+    return vision
+
+
+# ---- image tower -----------------------------------------------------------------------------------------
+# Patches of a pair of frames lie in the order (row of merged patches, column of merged patches, row, column), N = h * w
+# in all; `grid` are the static numbers of rows and columns of merged patches.
+
+
+def patch_angles(grid: tuple[int, int], merge: int, head_dim: int) -> np.ndarray:
+    """Rotary angles float32 [N, head_dim // 2] of a grid's patches: the first half is rows', the other columns'."""
+    shape = (grid[0], grid[1], merge, merge)
+    i, j, di, dj = np.indices(shape).reshape(4, -1)
+    inverse_frequency = 10000.0 ** (-np.arange(0, head_dim // 2, 2, dtype=np.float32) / np.float32(head_dim // 2))
+    rows, columns = i * merge + di, j * merge + dj
+    return np.concatenate(
+        [np.outer(rows, inverse_frequency), np.outer(columns, inverse_frequency)], axis=1, dtype=np.float32
+    )
+
+
+def to_windows(x: jax.Array, grid: tuple[int, int], side: int) -> jax.Array:
+    """[F, N, ...] -> [F * windows, patches of a window, ...]; windows of side x side merged patches.
+
+    Windows that stick out of the grid are filled with zeros.
+    """
+    F, N, *rest = x.shape
+    rows, columns = grid
+    per_unit = N // (rows * columns)
+    x = x.reshape(F, rows, columns, per_unit, *rest)
+    x = jnp.pad(x, ((0, 0), (0, -rows % side), (0, -columns % side), *((0, 0),) * (x.ndim - 3)))
+    x = x.reshape(F, x.shape[1] // side, side, x.shape[2] // side, side, per_unit, *rest)
+    return x.swapaxes(2, 3).reshape(-1, side * side * per_unit, *rest)
+
+
+def from_windows(x: jax.Array, grid: tuple[int, int], side: int, F: int) -> jax.Array:
+    """The inverse of `to_windows`: [F * windows, patches of a window, ...] -> [F, N, ...]."""
+    rows, columns = grid
+    rest = x.shape[2:]
+    down, across = math.ceil(rows / side), math.ceil(columns / side)
+    x = x.reshape(F, down, across, side, side, -1, *rest).swapaxes(2, 3)
+    x = x.reshape(F, down * side, across * side, -1, *rest)[:, :rows, :columns]
+    return x.reshape(F, -1, *rest)
+
+
+class VisionAttention(nnx.Module):
+    """Attention among the patches of a pair of frames, or of a window of it; softmax and rotation in float32."""
+
+    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs):
+        self.qkv = Linear(cfg.hidden_size, 3 * cfg.hidden_size, rngs=rngs)
+        self.proj = Linear(cfg.hidden_size, cfg.hidden_size, rngs=rngs)
+        self.cfg = cfg
+
+    def __call__(self, x: jax.Array, angles: jax.Array, grid: tuple[int, int], is_full: jax.Array) -> jax.Array:
+        F, N, _ = x.shape
+        q, k, v = (y.reshape(F, N, self.cfg.num_heads, -1) for y in jnp.split(self.qkv(x), 3, axis=-1))
+        q, k = (rotate(y.astype(jnp.float32), angles[None]).astype(x.dtype) for y in (q, k))
+        side = self.cfg.window_size // self.cfg.unit
+
+        def full(q, k, v):
+            blocks = (q[:, start : start + QUERY_BLOCK] for start in range(0, N, QUERY_BLOCK))
+            return jnp.concatenate([jax.nn.dot_product_attention(block, k, v) for block in blocks], axis=1)
+
+        def windowed(q, k, v):
+            is_patch = to_windows(jnp.ones((F, N), bool), grid, side)
+            q, k, v = (to_windows(y, grid, side) for y in (q, k, v))
+            out = jax.nn.dot_product_attention(q, k, v, mask=is_patch[:, None, None])
+            return from_windows(out, grid, side, F)
+
+        return self.proj(jax.lax.cond(is_full, full, windowed, q, k, v).reshape(x.shape))
+
+
+class VisionBlock(nnx.Module):
+    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs):
+        self.norm1 = RMSNorm(cfg.hidden_size, 1e-6)
+        self.attn = VisionAttention(cfg, rngs=rngs)
+        self.norm2 = RMSNorm(cfg.hidden_size, 1e-6)
+        self.mlp = GatedFeedForward(cfg.hidden_size, cfg.intermediate_size, use_bias=True, rngs=rngs)
+
+    def __call__(self, x, angles, grid, is_full):
+        x = x + self.attn(self.norm1(x), angles, grid, is_full)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nnx.Module):
+    """A 3-D convolution whose kernel is its stride: one matrix product with flattened patches."""
+
+    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs):
+        shape = (3, cfg.temporal_patch_size, cfg.patch_size, cfg.patch_size, cfg.hidden_size)
+        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        kernel = self.kernel[...]
+        return patches.astype(kernel.dtype) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+class Merger(nnx.Module):
+    """Neighbouring 2 x 2 patches -> one visual token."""
+
+    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs):
+        width = cfg.hidden_size * cfg.spatial_merge_size**2
+        self.ln_q = RMSNorm(cfg.hidden_size, 1e-6)
+        self.mlp = Mlp(width, width, cfg.out_hidden_size, "gelu", rngs=rngs)
+        self.width = width
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.mlp(self.ln_q(x).reshape(x.shape[0], -1, self.width))
+
+
+class QwenVision(nnx.Module):
+    """Frames float [F, H, W, 3], normalised, H and W multiples of `cfg.unit` -> visual tokens [F // 2, rows, columns,
+    out_hidden_size] of each pair of successive frames."""
+
+    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs):
+        self.patch_embed = PatchEmbed(cfg, rngs=rngs)
+        self.blocks = stack_layers(lambda rngs: VisionBlock(cfg, rngs=rngs), cfg.depth, rngs)
+        self.merger = Merger(cfg, rngs=rngs)
+        self.cfg = cfg
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        F, H, W, _ = pixels.shape
+        grid = H // cfg.unit, W // cfg.unit
+        x = self.patch_embed(patchify(pixels, cfg.patch_size, cfg.temporal_patch_size, cfg.spatial_merge_size))
+        angles = jnp.asarray(patch_angles(grid, cfg.spatial_merge_size, cfg.head_dim))
+        is_full = jnp.array([i in cfg.fullatt_block_indexes for i in range(cfg.depth)])
+        x, _ = scan_layers(self.blocks, x, angles, grid, per_layer=is_full)
+        return self.merger(x).reshape(F // cfg.temporal_patch_size, *grid, cfg.out_hidden_size)
+
+
+# ---- positions -------------------------------------------------------------------------------------------
+
+
+def video_offsets(grid: tuple[int, int, int], seconds: float, tokens_per_second: float) -> np.ndarray:
+    """Positions of a video's tokens after its start: int32 [M, 3] (time, height, width), M = the product of `grid`.
+
+    `seconds` passes from one time step to the next; the product with `tokens_per_second` is cut to an integer, computed
+    in float32 as in the original.
+    """
+    offsets = np.indices(grid).reshape(3, -1).T.astype(np.int32)
+    time = offsets[:, 0].astype(np.float32) * np.float32(seconds) * np.float32(tokens_per_second)
+    offsets[:, 0] = time.astype(np.int32)
+    return offsets
+
+
+def prompt_positions(
+    start: jax.Array, num_tokens: int, lengths: jax.Array, offsets: np.ndarray, next_position: str
+) -> tuple[jax.Array, jax.Array]:
+    """Three-axis positions of prompts with a video.
+
+    Args:
+      start: int [P], tokens before the video.
+      num_tokens: N, of the padded prompts, the video's M tokens included.
+      lengths: int [P], tokens of each prompt.
+      offsets: from `video_offsets`.
+      next_position: one of NEXT_POSITION_RULES.
+    Returns:
+      int [P, N, 3]; and int [P], the position of the first generated token on all three axes: one more than the
+      largest of the prompt.
+    """
+    M, start = len(offsets), start[:, None]
+    jump = 1 + (offsets.max() if next_position == "after_all" else offsets[:, 1:].max())  # from the start to the text
+    slot = jnp.arange(num_tokens)[None]
+    text = jnp.where(slot < start, slot, slot - M + jump)
+    visual = start[..., None] + jnp.asarray(offsets)[(slot - start).clip(0, M - 1)]
+    is_visual = (slot >= start) & (slot < start + M)
+    positions = jnp.where(is_visual[..., None], visual, text[..., None])
+    following = jnp.maximum(lengths - M + jump, start[:, 0] + offsets.max() + 1)
+    return positions, following
+
+
+def mrope_angles(positions: jax.Array, head_dim: int, theta: float, section: tuple[int, int, int]) -> jax.Array:
+    """Positions int [P, N, 3] -> rotary angles float32 [P, N, head_dim // 2], each frequency turned by its own axis."""
+    of_frequency = positions[..., np.repeat(np.arange(3), section)]
+    return of_frequency.astype(jnp.float32) * inverse_frequencies(head_dim, theta)
+
+
+# ---- the whole model -------------------------------------------------------------------------------------
+
+
+class Qwen25VL(nnx.Module):
+    """The answering Video-MLLM; see models/llava_video.py for the parts that every one has."""
+
+    def __init__(self, cfg: Qwen25VLConfig, *, rngs: nnx.Rngs):
+        self.visual = QwenVision(cfg.vision, rngs=rngs)
+        self.language_model = Qwen2(cfg.language, rngs=rngs)
+        self.cfg = cfg
+
+    def encode_frames(self, pixels: jax.Array) -> jax.Array:
+        """Normalised frames [F, H, W, 3], F even -> tokens [F // 2, rows, columns, hidden] of successive pairs."""
+        return self.visual(pixels)
+
+    def prompt(self, tokens: jax.Array, ids: jax.Array, lengths: jax.Array) -> Prompt:
+        """Text with the visual tokens spliced in.
+
+        Args:
+          tokens: [P, pairs, rows, columns, hidden], of each prompt's video.
+          ids: int [P, N], right padded, exactly one VIDEO_TOKEN per row.
+          lengths: int [P], of the ids.
+        """
+        P, *grid, _ = tokens.shape
+        text = self.language_model.embed_tokens(jnp.maximum(ids, 0))
+        embeddings = splice(text, tokens.reshape(P, math.prod(grid), -1), ids)
+        N = embeddings.shape[1]
+        lengths = lengths + N - ids.shape[1]
+        offsets = video_offsets(grid, self.cfg.second_per_grid, self.cfg.vision.tokens_per_second)
+        positions, following = prompt_positions(video_start(ids), N, lengths, offsets, self.cfg.next_position)
+        return Prompt(embeddings, positions, lengths, following)
+
+    def prefill(self, prompt: Prompt) -> tuple[jax.Array, KVCache, jax.Array]:
+        """Logits float32 [P, V] at each prompt's last token, the keys and values of all N slots, and where the next
+        token goes: int [P, 2], its slot and its position."""
+        lm, N = self.cfg.language, prompt.embeddings.shape[1]
+        angles = mrope_angles(prompt.positions, lm.head_dim, lm.rope_theta, self.cfg.mrope_section)
+        slots = jnp.broadcast_to(jnp.arange(N), prompt.positions.shape[:2])
+        hidden, cache = self.language_model(prompt.embeddings, slots, angles=angles)
+        last = jnp.take_along_axis(hidden, (prompt.lengths - 1)[:, None, None], axis=1)[:, 0]
+        return self.language_model.logits(last), cache, jnp.stack([prompt.lengths, prompt.following], axis=1)
+
+    def decode(self, token: jax.Array, place: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        """One step: tokens int [P] at `place` int [P, 2] -> logits float32 [P, V] of the next, and the cache."""
+        slot, position = place[:, None, 0], place[:, None, 1]
+        angles = rope_angles(position, self.cfg.language.head_dim, self.cfg.language.rope_theta)
+        hidden, cache = self.language_model(self.language_model.embed_tokens(token[:, None]), slot, cache, angles)
+        return self.language_model.logits(hidden[:, 0]), cache
