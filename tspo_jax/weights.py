@@ -2,10 +2,12 @@
 
 A parameter's name in a file follows from its path in our tree: stacked layers get their number back, `kernel`, `scale`
 and `embedding` become `weight`, kernels are transposed, and a short table of prefixes per format does the rest. Only
-the bytes that this process's devices hold are read, straight into the (possibly sharded) arrays.
+the bytes that this process's devices hold are read, a few layers at a time, into the (possibly sharded) arrays: the
+host holds little more than what is being read.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,8 +23,12 @@ from safetensors.numpy import save_file
 
 STACKED = ("layers", "blocks")  # nodes of a path whose parameters carry a leading layer axis
 SELECTOR, TRAINING = "selector.", "multiModal_align."  # the agent's prefix in TSPO-0.4B and in training checkpoints
+QUESTION_AWARE = "question_aware_selector."  # that of the other kind of agent, which the original's code cannot load
+AGENTS = (SELECTOR, TRAINING, QUESTION_AWARE)
 PROVENANCE = ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path")  # fields of config.json
-KERNEL_AXES = {2: (1, 0), 4: (2, 3, 1, 0)}  # axes of the file's tensor in our order: Linear, Conv2d
+# Axes of the file's tensor in our order: Linear, Conv2d, Conv3d (which keeps the order of a flattened patch).
+KERNEL_AXES = {2: (1, 0), 4: (2, 3, 1, 0), 5: (1, 2, 3, 4, 0)}
+READ_BYTES = 256 * 2**20  # of a stacked parameter that are read at a time, at least one layer
 
 
 class CheckpointError(ValueError):
@@ -34,31 +41,43 @@ class Format:
 
     rename: (pattern, replacement) pairs, the first that matches our dotted path wins (paths without a match are kept).
     ignored: patterns of tensors in the file that have no parameter here.
+    aliases: (pattern, replacement) pairs for files of the same family that name their tensors otherwise: the first that
+      matches a file's name turns it into the name that `rename` gives.
     """
 
     rename: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+
+    def without_head(self) -> "Format":
+        """For models whose head is the embedding table: a copy of it in the file is not looked at."""
+        return dataclasses.replace(self, ignored=(*self.ignored, r"^lm_head\."))
 
     def file_names(self, path: str, shape: tuple[int, ...]) -> list[str]:
         """The tensors of the file that parameter `path` of `shape` is made of: one, or one per stacked layer."""
         *parents, leaf = path.split(".")
         name = ".".join([*parents, "weight" if leaf in ("kernel", "scale", "embedding") else leaf])
-        for pattern, replacement in self.rename:
-            name, hits = re.subn(pattern, replacement, name, count=1)
-            if hits:
-                break
+        name = _substitute(self.rename, name)
         if not is_stacked(path):
             return [name]
         before, node, after = re.split(rf"\.({'|'.join(STACKED)})\.", f".{name}", maxsplit=1)
         return [f"{before}.{node}.{i}.{after}"[1:] for i in range(shape[0])]
 
 
-CLIP = Format(ignored=(r"\.position_ids$", r"^selector\.", r"^multiModal_align\."))
+def _substitute(pairs: tuple[tuple[str, str], ...], name: str) -> str:
+    for pattern, replacement in pairs:
+        new, hits = re.subn(pattern, replacement, name, count=1)
+        if hits:
+            return new
+    return name
+
+
+CLIP = Format(ignored=(r"\.position_ids$", *(f"^{re.escape(prefix)}" for prefix in AGENTS)))
 AGENT_RENAME = ((r"^mlp\.linear_1\.", "mlp.0."), (r"^mlp\.linear_2\.", "mlp.2."))
 
 
 def agent_format(prefix: str) -> Format:
-    """The agent's tensors behind `prefix`, SELECTOR or TRAINING; whatever else is in the folder is not looked at."""
+    """The agent's tensors behind `prefix`, one of AGENTS; whatever else is in the folder is not looked at."""
     rename = tuple((pattern, prefix + name) for pattern, name in AGENT_RENAME)
     return Format((*rename, (r"^", prefix)), (rf"^(?!{re.escape(prefix)})",))
 
@@ -72,7 +91,35 @@ LLAVA_VIDEO = Format(
         (r"^mm_projector\.linear_2\.", "model.mm_projector.2."),
         (r"^image_newline$", "model.image_newline"),
     ),
-    ignored=(r"\.rotary_emb\.inv_freq$", r"\.position_ids$", r"^multiModal_align\."),
+    ignored=(
+        r"\.rotary_emb\.inv_freq$",
+        r"\.position_ids$",
+        r"^multiModal_align\.",
+        r"^model\.vision_tower\.vision_tower\.vision_model\.head\.",
+    ),
+    aliases=(  # llava-hf's names, those that transformers gives them since 4.52 and since 5
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^(language_model\.model|model\.language_model)\.", "model."),
+        (
+            r"^(model\.)?vision_tower\.(?!vision_tower\.)(vision_model\.)?",
+            "model.vision_tower.vision_tower.vision_model.",
+        ),
+        (r"^(model\.)?multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
+        (r"^(model\.)?multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
+        (r"^image_newline$", "model.image_newline"),
+    ),
+)
+
+QWEN2_5_VL = Format(
+    rename=(
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.", "model."),
+        (r"^visual\.patch_embed\.", "visual.patch_embed.proj."),
+        (r"^visual\.merger\.mlp\.linear_1\.", "visual.merger.mlp.0."),
+        (r"^visual\.merger\.mlp\.linear_2\.", "visual.merger.mlp.2."),
+    ),
+    ignored=(r"\.rotary_emb\.inv_freq$",),
+    aliases=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),  # transformers since 4.52
 )
 
 
@@ -108,38 +155,56 @@ class SafetensorsFolder:
         if not paths:
             raise CheckpointError(f"{folder}: holds no *.safetensors file")
         index = self.folder / "model.safetensors.index.json"
+        file_of = read_config(self.folder, index.name).get("weight_map", {}) if index.is_file() else {}
         if index.is_file():
-            named = set(read_config(self.folder, index.name).get("weight_map", {}).values())
+            named = set(file_of.values())
             if not named:
                 raise CheckpointError(f"{index}: weight_map is missing or empty")
             if lost := sorted(named - {p.name for p in paths}):
                 raise CheckpointError(f"{index}: names files that are not there: {', '.join(lost)}")
             paths = [p for p in paths if p.name in named]
+        else:
+            _check_shards(paths)
         self._file_of: dict[str, Path] = {}
-        self._open: dict[Path, safe_open] = {}
+        self._shape: dict[str, tuple[int, ...]] = {}
         for path in paths:
             try:
-                self._open[path] = safe_open(path, framework="numpy")
+                with safe_open(path, framework="numpy") as file:
+                    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             except SafetensorError as error:
                 raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
-            for name in self._open[path].keys():  # noqa: SIM118 (not a dict)
+            for name in shapes:
                 if name in self._file_of:
                     raise CheckpointError(f"{path}: tensor {name} is also in {self._file_of[name].name}")
+                if file_of.get(name, path.name) != path.name:
+                    raise CheckpointError(f"{path}: holds {name}, which {index.name} places in {file_of[name]}")
                 self._file_of[name] = path
+            self._shape |= shapes
 
     def names(self) -> set[str]:
         return set(self._file_of)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._slice(name).get_shape())
+        return self._shape[name]
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        if not index:  # a scalar cannot be sliced
-            return self._open[self._file_of[name]].get_tensor(name)
-        return self._slice(name)[index]
+        # A file is mapped while it is open: opened for each read, no more of it stays in memory than was asked for.
+        with safe_open(self._file_of[name], framework="numpy") as file:
+            return file.get_slice(name)[index] if index else file.get_tensor(name)  # a scalar cannot be sliced
 
-    def _slice(self, name: str):
-        return self._open[self._file_of[name]].get_slice(name)
+
+def _check_shards(paths: list[Path]) -> None:
+    """Raises CheckpointError where files that call themselves shards (NAME-00001-of-00004) are not one whole set."""
+    shards = [re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.safetensors", path.name) for path in paths]
+    sets = {(shard[1], shard[3]) for shard in shards if shard}
+    if len(sets) > 1 or (sets and not all(shards)):
+        raise CheckpointError(
+            f"{paths[0].parent}: mixed files of several checkpoints: {', '.join(p.name for p in paths)}"
+        )
+    for name, count in sets:
+        expected = [f"{name}-{i:0{len(count)}}-of-{count}.safetensors" for i in range(1, int(count) + 1)]
+        if lost := sorted(set(expected) - {path.name for path in paths}):
+            raise CheckpointError(f"{paths[0].parent}: incomplete, {', '.join(lost)} of {count} files are missing")
 
 
 def load_params(
@@ -161,24 +226,61 @@ def load_params(
     files = SafetensorsFolder(folder)
     leaves = flatten(abstract)
     sources = {path: fmt.file_names(path, leaf.shape) for path, leaf in leaves.items()}
-    _check_complete(files, leaves, sources, fmt)
+    name_in_file = _check_complete(files, leaves, sources, fmt)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def load(path: str, leaf) -> jax.Array:
         axes = _kernel_axes(path, leaf.shape)
         wanted = np.dtype(dtype or leaf.dtype)
-
-        def read(index: tuple[slice, ...]) -> np.ndarray:
-            inner = index[1:] if is_stacked(path) else index
-            in_file = tuple(inner[axes.index(i)] for i in range(len(axes)))
-            names = sources[path][index[0]] if is_stacked(path) else sources[path]
-            tensors = [files.read(name, in_file).transpose(axes).astype(wanted) for name in names]
-            return np.stack(tensors) if is_stacked(path) else tensors[0]
-
         where = sharding(path, leaf.shape) if sharding else single
-        return jax.make_array_from_callback(leaf.shape, where, read)
+        names = [name_in_file[name] for name in sources[path]]
+
+        def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
+            """The part `index` of our parameter, or of one of its layers."""
+            in_file = tuple(index[axes.index(i)] for i in range(len(axes)))
+            return files.read(name, in_file).transpose(axes).astype(wanted, copy=False)
+
+        if not is_stacked(path):
+            return _make_array(leaf.shape, where, lambda index: read(names[0], index))
+
+        def read_layers(start: int, count: int) -> jax.Array:
+            def read_all(index):
+                return np.stack([read(name, index[1:]) for name in names[start : start + count][index[0]]])
+
+            return _make_array((count, *leaf.shape[1:]), where, read_all)
+
+        num_layers = leaf.shape[0]
+        at_a_time = max(1, READ_BYTES * num_layers // (leaf.size * wanted.itemsize))
+        if at_a_time >= num_layers:
+            return read_layers(0, num_layers)
+        array = jnp.zeros(leaf.shape, wanted, device=where)
+        for start in range(0, num_layers, at_a_time):
+            layers = read_layers(start, min(at_a_time, num_layers - start))
+            array = jax.block_until_ready(_writer(where)(array, layers, start))
+        return array
 
     return unflatten({path: load(path, leaf) for path, leaf in leaves.items()})
+
+
+def _make_array(
+    shape: tuple[int, ...], where: jax.sharding.Sharding, read: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """An array of which this process reads only the parts that its devices hold, each part once and one at a time."""
+    devices_of: dict[tuple, list[jax.Device]] = {}
+    for device, index in where.addressable_devices_indices_map(shape).items():
+        devices_of.setdefault(tuple(part.indices(n) for part, n in zip(index, shape, strict=True)), []).append(device)
+    parts = []
+    for index, devices in devices_of.items():
+        part = read(tuple(slice(*bounds) for bounds in index))
+        parts += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(shape, where, parts)
+
+
+@functools.cache
+def _writer(where: jax.sharding.Sharding):
+    """(array [L, ...], layers [n, ...], start) -> the array with the layers from `start` on replaced, in place."""
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
+    return jax.jit(write, donate_argnums=0, out_shardings=where)
 
 
 def save_params(folder: str | Path, params: dict, fmt: Format, dtype: np.dtype | None = None) -> None:
@@ -229,7 +331,7 @@ def checkpoint_identity(folder: str | Path) -> str:
     files, config = SafetensorsFolder(folder), read_config(folder)
     kept = {key: value for key, value in config.items() if key not in PROVENANCE}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-    for name in sorted(name for name in files.names() if not name.startswith((SELECTOR, TRAINING))):
+    for name in sorted(name for name in files.names() if not name.startswith(AGENTS)):
         shape = files.shape(name)
         digest.update(f"{name} {shape}".encode())
         for row in (slice(0, 1), slice(-1 % shape[0], None)) if shape else ():
@@ -243,23 +345,31 @@ def _kernel_axes(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return KERNEL_AXES[rank] if path.endswith("kernel") else tuple(range(rank))
 
 
-def _check_complete(files: SafetensorsFolder, leaves: dict, sources: dict[str, list[str]], fmt: Format) -> None:
-    present, problems = files.names(), []
+def _check_complete(
+    files: SafetensorsFolder, leaves: dict, sources: dict[str, list[str]], fmt: Format
+) -> dict[str, str]:
+    """The names that `fmt` gives -> those in the file, where nothing is missing, unexpected or of a wrong shape."""
+    name_in_file, problems = {}, []
+    for name in sorted(files.names()):
+        other = name_in_file.setdefault(_substitute(fmt.aliases, name), name)
+        if other != name:
+            problems.append(f"twice: {other}, {name}")
     for path, names in sources.items():
         shape = leaves[path].shape[1:] if is_stacked(path) else leaves[path].shape
         axes = _kernel_axes(path, leaves[path].shape)
         in_file = tuple(shape[axes.index(i)] for i in range(len(shape)))
         for name in names:
-            if name not in present:
+            if name not in name_in_file:
                 problems.append(f"missing: {name} {list(in_file)}")
-            elif files.shape(name) != in_file:
-                problems.append(f"wrong shape: {name} is {list(files.shape(name))}, expected {list(in_file)}")
+            elif (found := files.shape(name_in_file[name])) != in_file:
+                problems.append(f"wrong shape: {name_in_file[name]} is {list(found)}, expected {list(in_file)}")
     wanted = {name for names in sources.values() for name in names}
-    for name in sorted(present - wanted):
+    for name in sorted(name_in_file.keys() - wanted):
         if not any(re.search(pattern, name) for pattern in fmt.ignored):
-            problems.append(f"unexpected: {name} {list(files.shape(name))}")
+            problems.append(f"unexpected: {name_in_file[name]} {list(files.shape(name_in_file[name]))}")
     if problems:
         raise CheckpointError("\n  ".join([f"{files.folder}: does not fit its configuration:", *problems]))
+    return name_in_file
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
