@@ -22,6 +22,28 @@ def test_config_is_complete(name, monkeypatch):
     assert max(config.data.buckets) >= longest_needle
 
 
+@pytest.mark.parametrize("name", ["llava_video_7b", "llava_video_72b"])
+def test_laptop_variant(name, monkeypatch):
+    """The toy world's models and data, all else as in the run itself."""
+    monkeypatch.syspath_prepend(ROOT)
+    module = importlib.import_module(f"configs.{name}")
+    full, small, toy = (
+        cfg.read(c)
+        for c in (module.get_config(), module.get_config("laptop"), importlib.import_module("configs.toy").get_config())
+    )
+    assert (small.policy, small.optimizer, small.agent.window) == (full.policy, full.optimizer, full.agent.window)
+    assert (small.answerer.folder, small.data.store) == (toy.answerer.folder, toy.data.store)
+    assert small.num_steps * small.batch_size < 100
+    with pytest.raises(ValueError, match="variant 'desktop': there is laptop, or none"):
+        module.get_config("desktop")
+
+
+def test_a_variant_is_named_behind_the_file():
+    cfg.check_overrides(["train", f"--config={ROOT}/configs/llava_video_7b.py:laptop"])
+    with pytest.raises(cfg.ConfigError, match="no such file"):
+        cfg.check_overrides(["train", "--config=configs/none.py:laptop"])
+
+
 def test_paper_hyperparameters(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     config = cfg.read(importlib.import_module("configs.llava_video_7b").get_config())

@@ -1,0 +1,126 @@
+"""The real TPU compiler on a shallow LLaVA-Video-7B: what it says, and what does not fit."""
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import ROOT
+
+from tspo_jax import aot_compile, sharding, tpu, weights
+from tspo_jax import config as cfg
+from tspo_jax.checkpoints import answerer_architecture
+
+LAYERS = 2
+DESCRIPTIONS = ROOT / "configs" / "architectures"
+
+
+@pytest.fixture(scope="module")
+def config():
+    sys.path.insert(0, str(ROOT))
+    values = importlib.import_module("configs.llava_video_7b").get_config()
+    values.data.buckets = (128,)  # of which the largest is compiled
+    values.data.max_frames = 128
+    values.answerer.max_new_tokens = 2
+    return cfg.read(values)
+
+
+@pytest.fixture(scope="module")
+def slice_of_8():
+    """The chip and devices of v5e-8."""
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install --no-deps libtpu==0.0.42")
+    try:
+        return tpu.slice_devices("v5e-8")
+    except ValueError as error:
+        if "lockfile" in str(error):
+            pytest.skip("another process uses the TPU compiler, which serves one at a time")
+        raise
+
+
+@pytest.fixture(scope="module")
+def compiled(config, slice_of_8):
+    (result,) = aot_compile.compile_config(config, DESCRIPTIONS, ["v5e-8"], LAYERS)
+    return result
+
+
+def test_all_programs_fit(compiled):
+    assert compiled["fits"] and compiled["mesh"] == {"data": 2, "model": 4} and compiled["batch_size"] == 16
+    assert set(compiled["programs"]) == {"sample", "answer", "update"}
+    for program in compiled["programs"].values():
+        assert program["argument_bytes"] + program["temporary_bytes"] + program["output_bytes"] < compiled["hbm_bytes"]
+        assert program["seconds"] == max(program["roofline_seconds"].values()) > 0
+    assert compiled["seconds"] == sum(program["seconds"] for program in compiled["programs"].values())
+    assert len(aot_compile.table_rows([compiled])) == 3
+    json.dumps(compiled)
+
+
+def test_arguments_are_the_split_weights_and_the_frames(compiled, config):
+    description, path = aot_compile.read_architecture(config.answerer.folder, DESCRIPTIONS)
+    leaves = weights.flatten(answerer_architecture(aot_compile.shallow(description, LAYERS), path).abstract)
+    split = sum(2 * x.size for name, x in leaves.items() if name.startswith("language_model"))
+    whole = sum(2 * x.size for name, x in leaves.items() if not name.startswith("language_model"))
+    frames = 8 * 128 * 384 * 384 * 3
+    assert compiled["programs"]["answer"]["argument_bytes"] == pytest.approx(split / 4 + whole + frames, rel=0.02)
+
+
+def test_no_weights_are_gathered(compiled):
+    collectives = compiled["programs"]["answer"]["collectives"]
+    sums = [c for c in collectives if c["kind"] == "all-reduce" and "prefill/while/while" in c["where"]]
+    assert sum(c["count"] for c in sums) == 8 * LAYERS * 2, "two sums per layer and prompt of a group"
+    smallest_matrix = 2 * LAYERS * 3584 * 512  # bytes of the stacked key projections
+    of_encoded_frames = 8 * 16 * 14 * 14 * 3584 * 2  # a chunk of frames of the questions of a row of the mesh
+    for c in collectives:
+        if c["kind"] == "all-gather":
+            assert c["bytes"] < smallest_matrix or (c["bytes"] == of_encoded_frames and "encode" in c["where"]), c
+
+
+def test_arithmetic_is_that_of_the_layers(compiled):
+    tokens = 128 * (3360 + 255)
+    attention = 2 * 3584 * (3584 + 512) + 3 * 3584 * 18944
+    image = 2048 * 729 * LAYERS * (4 * 1152**2 + 2 * 1152 * 4304)
+    projector = 2048 * 729 * (1152 * 3584 + 3584**2)
+    products = 2 * (tokens * LAYERS * attention + image + projector)
+    assert products < compiled["programs"]["answer"]["flops_all_devices"] < 1.2 * products
+
+
+def test_what_does_not_fit_is_said(config, slice_of_8):
+    chip, devices = slice_of_8
+    mesh = sharding.make_mesh(config.mesh.axes, devices)
+    large = jax.ShapeDtypeStruct((2**33,), jnp.float32, sharding=sharding.replicated(mesh))
+    result = aot_compile.compile_call(aot_compile.Call(jax.jit(jnp.sin), (large,), {}, {}), mesh, chip)
+    assert not result["fits"] and "Used" in result["reason"] and "Exceeded hbm capacity by" in result["reason"]
+
+
+def test_advice_names_what_is_left_to_change(config):
+    description, path = aot_compile.read_architecture(config.answerer.folder, DESCRIPTIONS)
+    answerer = answerer_architecture(description, path)
+    mesh = sharding.make_mesh([("data", 4), ("model", 2)], jax.devices())
+    text = "; ".join(aot_compile.advice(config, answerer, mesh))
+    assert "model axis of 4" in text and "batch_size=4" in text and "split_over_data" in text
+    assert "prefill_chunk" not in text, "it is 1 already"
+    mesh = sharding.make_mesh([("data", 1), ("model", 8)], jax.devices())
+    least = dataclasses.replace(config, batch_size=1, answerer=dataclasses.replace(config.answerer, encode_chunk=1))
+    assert aot_compile.advice(least, answerer, mesh) == ["a slice with more or larger chips"]
+
+
+@pytest.mark.parametrize("name", ["LLaVA-Video-7B-Qwen2", "LLaVA-Video-72B-Qwen2"])
+def test_descriptions_have_the_published_number_of_parameters(name):
+    description, path = aot_compile.read_architecture(f"checkpoints/{name}", DESCRIPTIONS)
+    leaves = weights.flatten(answerer_architecture(description, path).abstract).values()
+    published = {"LLaVA-Video-7B-Qwen2": 8.03e9, "LLaVA-Video-72B-Qwen2": 73.2e9}  # bytes of the files / 2
+    assert sum(x.size for x in leaves) == pytest.approx(published[name], rel=0.01)
+
+
+def test_mistakes_are_one_line():
+    for flag, message in (
+        ("--topology=v9-8", "error: topology 'v9-8': not CHIP-NUMBER with one of the chips v5e, v6e, v5p"),
+        ("--config.answerer.folder=nowhere/x", "error: nowhere/x: holds no config.json, and there is no"),
+    ):
+        command = [sys.executable, "-m", "tspo_jax.aot_compile", "--config=configs/llava_video_7b.py", flag]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 1 and result.stdout == ""
+        assert message in result.stderr and "Traceback" not in result.stderr

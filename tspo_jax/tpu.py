@@ -1,0 +1,65 @@
+"""TPU chips and slices: published peak numbers, and the devices of a slice that is not there."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peak numbers of one chip, from the tables "System architecture" at
+    https://cloud.google.com/tpu/docs/v5e, .../v5p and .../v6e (read November 2026).
+
+    Attributes:
+      flops: bfloat16 operations per second.
+      hbm_bytes: memory, and
+      hbm_bandwidth: its bytes per second.
+      ici_bandwidth: bytes per second to other chips over all links, one way: half of the published bidirectional one.
+    """
+
+    flops: float
+    hbm_bytes: float
+    hbm_bandwidth: float
+    ici_bandwidth: float
+
+
+CHIPS = {
+    "v5e": Chip(flops=197e12, hbm_bytes=16e9, hbm_bandwidth=819e9, ici_bandwidth=200e9),
+    "v5p": Chip(flops=459e12, hbm_bytes=95e9, hbm_bandwidth=2765e9, ici_bandwidth=600e9),
+    "v6e": Chip(flops=918e12, hbm_bytes=32e9, hbm_bandwidth=1640e9, ici_bandwidth=400e9),
+}
+FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+CUBES = {8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8"}
+# Chip -> its name in libtpu, and the shape of a slice by the number in its name: chips, but cores (two to a chip that
+# work as one device) for v5p.
+SLICES = {"v5e": ("v5e", FLAT), "v6e": ("v6e", FLAT), "v5p": ("v5", CUBES)}
+
+
+def slice_devices(name: str) -> tuple[Chip, Sequence[jax.Device]]:
+    """The chip and the devices of a slice such as v5e-8, to compile for on a machine without a TPU.
+
+    Raises:
+      ValueError: for a slice that does not exist, or where libtpu is not installed.
+    """
+    found = re.fullmatch(r"(\w+)-(\d+)", name)
+    chip, size = (found[1], int(found[2])) if found else (None, 0)
+    if chip not in SLICES:
+        raise ValueError(f"topology {name!r}: not CHIP-NUMBER with one of the chips {', '.join(SLICES)}")
+    platform_name, shapes = SLICES[chip]
+    if size not in shapes:
+        raise ValueError(f"topology {name!r}: there is {', '.join(f'{chip}-{n}' for n in shapes)}")
+    # libtpu would look for the machine that it runs on.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{platform_name}:{shapes[size]}")
+    except Exception as error:  # RuntimeError, ImportError or an XLA error, by the state of the installation
+        raise ValueError(
+            f"topology {name}: the TPU compiler is not there ({error}); pip install --no-deps libtpu==0.0.42"
+        ) from error
+    return CHIPS[chip], topology.devices
