@@ -20,8 +20,10 @@ from tspo_jax import weights
 from tspo_jax.models.clip import Clip, ClipConfig
 from tspo_jax.models.layers import abstract_module, merge_params, split_params
 from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
-from tspo_jax.models.preprocessing import ImageProcessor
+from tspo_jax.models.preprocessing import ImageProcessor, QwenProcessor
+from tspo_jax.models.qwen2_5_vl import Qwen25VL, Qwen25VLConfig
 from tspo_jax.models.temporal_agent import TemporalAgent
+from tspo_jax.models.video_prompt import DEFAULT_VIDEO, VideoOptions
 from tspo_jax.sharding import ParamSharding, check_memory
 from tspo_jax.weights import SELECTOR, TRAINING
 
@@ -49,7 +51,7 @@ class ClipEncoder:
         length = self.config.text.max_position_embeddings
         ids = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
         end = self.tokenizer.eos_token_id
-        return np.array([row + [end] * (length - len(row)) for row in ids], np.int32)
+        return np.array([row + [end] * (length - len(row)) for row in ids], np.int32).reshape(-1, length)
 
     def text_features(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """Raw text features float32 [len(texts), D]."""
@@ -90,15 +92,13 @@ def load_clip(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Shar
     config = read_clip_config(folder)
     graphdef, abstract = abstract_module(lambda rngs: Clip(config, rngs=rngs))
     params = weights.load_params(folder, abstract, weights.CLIP, dtype=dtype, sharding=sharding)
-    has_processor = (folder / "preprocessor_config.json").is_file()
-    processor = weights.read_config(folder, "preprocessor_config.json") if has_processor else {}
     return ClipEncoder(
         folder,
         config,
         graphdef,
         params,
         read_tokenizer(CLIPTokenizer, folder, config.text.vocab_size),
-        ImageProcessor.clip(processor, config.vision.image_size),
+        ImageProcessor.clip(read_preprocessing(folder), config.vision.image_size),
         weights.checkpoint_identity(folder),
     )
 
@@ -135,6 +135,17 @@ def read_clip_config(folder: str | Path) -> ClipConfig:
     return ClipConfig.from_hf(config)
 
 
+def read_preprocessing(folder: Path) -> dict:
+    """How a folder's images are preprocessed; {} where it says nothing about that."""
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            return weights.read_config(folder, name)
+    if (folder / "processor_config.json").is_file():  # all processors of a folder in one file
+        parts = weights.read_config(folder, "processor_config.json")
+        return parts.get("video_processor") or parts.get("image_processor") or {}
+    return {}
+
+
 def read_tokenizer(kind: type, folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder. Raises CheckpointError where there is none (transformers would make an empty one), it
     is damaged, or it has more tokens than the model's `vocab_size`."""
@@ -162,57 +173,85 @@ class Generation:
 
 @dataclasses.dataclass(frozen=True)
 class Answerer:
-    """A frozen Video-MLLM from a folder. `graphdef` merged with `params` has encode_frames, embed_prompt, prefill and
-    decode (see models/llava_video.py); rollout.py composes them."""
+    """A frozen Video-MLLM from a folder. `graphdef` merged with `params` has encode_frames, prompt, prefill and decode
+    (see models/llava_video.py); rollout.py composes them. `template` is the conversation that it was trained on."""
 
     folder: Path
-    config: LlavaVideoConfig
+    config: LlavaVideoConfig | Qwen25VLConfig
     graphdef: nnx.GraphDef
     params: dict
     tokenizer: PreTrainedTokenizerBase
-    processor: ImageProcessor
+    processor: ImageProcessor | QwenProcessor
     generation: Generation
+    template: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A Video-MLLM without weights, as its config.json describes it: `abstract` are the shapes of its parameters."""
 
-    config: LlavaVideoConfig
+    config: LlavaVideoConfig | Qwen25VLConfig
     graphdef: nnx.GraphDef
     abstract: dict
     format: weights.Format
     tokenizer: type
-    processor: ImageProcessor
+    processor: ImageProcessor | QwenProcessor
+    template: str
+
+    @classmethod
+    def of(cls, model: type, config, fmt: weights.Format, processor, template: str) -> "Architecture":
+        graphdef, abstract = abstract_module(lambda rngs: model(config, rngs=rngs))
+        fmt = fmt.without_head() if config.language.tie_word_embeddings else fmt
+        return cls(config, graphdef, abstract, fmt, Qwen2Tokenizer, processor, template)
 
 
-def llava_video(config: Mapping[str, Any]) -> Architecture:
-    config = LlavaVideoConfig.from_hf(config)
-    graphdef, abstract = abstract_module(lambda rngs: LlavaVideo(config, rngs=rngs))
+def llava_video(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
+    if video != DEFAULT_VIDEO:
+        raise ValueError(f"LLaVA-Video shows every frame at its tower's size, and no times: it cannot do {video}")
+    config = LlavaVideoConfig.from_hf(description)
     processor = ImageProcessor.siglip(config.vision.image_size)
-    return Architecture(config, graphdef, abstract, weights.LLAVA_VIDEO, Qwen2Tokenizer, processor)
+    return Architecture.of(LlavaVideo, config, weights.LLAVA_VIDEO, processor, "qwen_1_5")
 
 
-# model_type of config.json -> architecture. A further answerer is one model file and one line here.
-ANSWERERS: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
+def qwen2_5_vl(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
+    config = Qwen25VLConfig.from_hf(description, video)
+    processor = QwenProcessor.from_hf(preprocessing, config.vision.unit, video.frame_size)
+    return Architecture.of(Qwen25VL, config, weights.QWEN2_5_VL, processor, "qwen2_5_vl")
+
+
+# model_type of config.json -> (config.json, preprocessor_config.json, options) -> architecture. A further answerer is
+# one model file and one entry here.
+ANSWERERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], VideoOptions], Architecture]] = {
     "llava_qwen": llava_video,
+    "llava_onevision": llava_video,
+    "qwen2_5_vl": qwen2_5_vl,
 }
 
 
-def answerer_architecture(config: Mapping[str, Any], source: str | Path) -> Architecture:
+def answerer_architecture(
+    config: Mapping[str, Any],
+    source: str | Path,
+    preprocessing: Mapping[str, Any] | None = None,
+    video: VideoOptions = DEFAULT_VIDEO,
+) -> Architecture:
     """The Video-MLLM that a config.json describes, chosen by its model_type. `source` is where it came from."""
     model_type = config.get("model_type")
     if model_type not in ANSWERERS:
         raise weights.CheckpointError(
             f"{source}: model_type {model_type!r} is not supported; supported: {', '.join(ANSWERERS)}"
         )
-    return ANSWERERS[model_type](config)
+    return ANSWERERS[model_type](config, preprocessing or {}, video)
 
 
-def load_answerer(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None) -> Answerer:
+def load_answerer(
+    folder: str | Path,
+    dtype: jnp.dtype = jnp.float32,
+    sharding: Sharding | None = None,
+    video: VideoOptions = DEFAULT_VIDEO,
+) -> Answerer:
     """The Video-MLLM of a folder. Raises ShardingError, before reading it, where its weights do not fit the devices."""
     folder = Path(folder)
-    a = answerer_architecture(weights.read_config(folder), folder / "config.json")
+    a = answerer_architecture(weights.read_config(folder), folder / "config.json", read_preprocessing(folder), video)
     if isinstance(sharding, ParamSharding):
         check_memory({path: leaf.shape for path, leaf in weights.flatten(a.abstract).items()}, dtype, sharding)
     return Answerer(
@@ -223,6 +262,7 @@ def load_answerer(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: 
         read_tokenizer(a.tokenizer, folder, a.config.language.vocab_size),
         a.processor,
         read_generation(folder),
+        a.template,
     )
 
 
@@ -230,7 +270,8 @@ def read_generation(folder: Path) -> Generation:
     """End tokens and repetition penalty from generation_config.json, else the end token of config.json and 1.0."""
     has_own = (folder / "generation_config.json").is_file()
     own = weights.read_config(folder, "generation_config.json") if has_own else {}
-    config = weights.read_config(folder) | own
+    config = weights.read_config(folder)
+    config = (config.get("text_config") or {}) | config | own
     eos = config.get("eos_token_id")
     eos = tuple(eos) if isinstance(eos, list) else (eos,)
     if eos == (None,):

@@ -1,5 +1,6 @@
 """Conversation templates, and prompts as token ids with one place for the video."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,39 +11,45 @@ from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
 LETTER_SUFFIX = "Please answer with the option's letter from the given choices directly."
 
-# A conversation of one user turn, with IMAGE_TAG where the visual tokens go, exactly as the original has it. `qwen_1_5`
-# is the template of training and of the demo, `chatml_direct` that of the published evaluation numbers.
+VIDEO_TAG = "<|video_pad|>"  # what Qwen2.5-VL's chat template has for IMAGE_TAG
+
+# A conversation of one user turn, with IMAGE_TAG or VIDEO_TAG where the visual tokens go, exactly as the original has
+# it. `qwen_1_5` is LLaVA-Video's template of training and of the demo, `chatml_direct` that of the published evaluation
+# numbers; `qwen2_5_vl` is the chat template of Qwen2.5-VL.
 TEMPLATES = {
     "qwen_1_5": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<image>\n{text}<|im_end|>\n<|im_start|>assistant\n",
     "chatml_direct": "<|im_start|>system\nAnswer the questions.<|im_end|>"
     "<|im_start|>user\n<image>\n{text}<|im_end|><|im_start|>assistant\n",
+    "qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n",
 }
 
 
 def render(question: str, template: str = "qwen_1_5", suffix: str = LETTER_SUFFIX) -> str:
-    """The prompt as text, with IMAGE_TAG in the place of the video.
+    """The prompt as text, with IMAGE_TAG or VIDEO_TAG in the place of the video.
 
     Args:
       question: with its options, one a line.
-      template: a name of TEMPLATES.
+      template: a name of TEMPLATES; see `Answerer.template`.
       suffix: the last line of the user's text; empty for none.
 
-    Raises: ValueError for an unknown template, or a question that is empty or holds IMAGE_TAG itself.
+    Raises: ValueError for an unknown template, or a question that is empty or holds a tag itself.
     """
     if template not in TEMPLATES:
         raise ValueError(f"template is {template!r}, not one of {', '.join(TEMPLATES)}")
     if not question.strip():
         raise ValueError("the question is empty")
     text = f"{question}\n{suffix.removeprefix(chr(10))}" if suffix else question
-    if IMAGE_TAG in text:
-        raise ValueError(f"the question holds {IMAGE_TAG}; leave it out, the template has the place of the video")
+    for tag in (IMAGE_TAG, VIDEO_TAG):
+        if tag in text:
+            raise ValueError(f"the question holds {tag}; leave it out, the template has the place of the video")
     return TEMPLATES[template].replace("{text}", text)
 
 
 def tokenize(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a rendered prompt. The texts before and after IMAGE_TAG are tokenised apart, VIDEO_TOKEN between."""
-    before, after = prompt.split(IMAGE_TAG)
+    """Token ids of a rendered prompt. The texts before and after the tag are tokenised apart, VIDEO_TOKEN between."""
+    before, after = re.split(f"{IMAGE_TAG}|{re.escape(VIDEO_TAG)}", prompt)
     ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
     return [*ids[0], VIDEO_TOKEN, *ids[1]]
 

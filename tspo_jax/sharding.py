@@ -38,6 +38,13 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mm_projector\.linear_1\.kernel", ("width", None)),
     (r"mm_projector\.linear_2\.kernel", (None, "width")),
     (r"mm_projector\.linear_[12]\.bias|image_newline", ()),
+    # Qwen2.5-VL's image tower
+    (r"visual\.patch_embed\.kernel", (None, None, None, None, "width")),
+    (r"visual\.blocks\.(attn\.qkv|mlp\.(gate|up)_proj)\.kernel", (None, "width", None)),
+    (r"visual\.blocks\.(attn\.proj|mlp\.down_proj)\.kernel", (None, None, "width")),
+    (r"visual\.merger\.mlp\.linear_1\.kernel", ("width", None)),
+    (r"visual\.merger\.mlp\.linear_2\.kernel", (None, "width")),
+    (r"visual\..*\.(bias|scale)", ()),
     # Qwen2
     (r"language_model\.embed_tokens\.embedding", ("vocabulary", "width")),
     (r"language_model\.lm_head\.kernel", ("width", "vocabulary")),
@@ -117,6 +124,7 @@ def answerer_sharding(mesh: Mesh, config: Mapping[str, Any], *, split_over_data:
     Raises:
       ShardingError: where `model` does not divide the attention heads.
     """
+    config = config.get("text_config") or config
     model, heads = mesh.shape["model"], config["num_attention_heads"]
     if heads % model:
         raise ShardingError(f"mesh axis model ({model}) does not divide num_attention_heads ({heads}) of the answerer")

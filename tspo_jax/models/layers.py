@@ -15,6 +15,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The function that config.json calls `name`; ValueError where it is none of ACTIVATIONS."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"config.json: hidden_act {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
 Linear = partial(nnx.Linear, kernel_init=nnx.initializers.normal(0.02))
 # The fast variance E[x^2] - E[x]^2 loses digits against PyTorch's two-pass form.
 LayerNorm = partial(nnx.LayerNorm, use_fast_variance=False)
@@ -51,13 +59,13 @@ class RMSNorm(nnx.Module):
 class Mlp(nnx.Module):
     """Linear, activation, Linear: the agent's head (relu) and LLaVA's projector (gelu)."""
 
-    def __init__(self, d_in: int, d_hidden: int, d_out: int, activation: str, *, rngs: nnx.Rngs):
+    def __init__(self, d_in: int, d_hidden: int, d_out: int, hidden_act: str, *, rngs: nnx.Rngs):
         self.linear_1 = Linear(d_in, d_hidden, rngs=rngs)
         self.linear_2 = Linear(d_hidden, d_out, rngs=rngs)
-        self.activation = activation
+        self.activation = activation(hidden_act)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.linear_2(ACTIVATIONS[self.activation](self.linear_1(x)))
+        return self.linear_2(self.activation(self.linear_1(x)))
 
 
 def stack_layers(make_layer: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -103,13 +111,13 @@ class SelfAttention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    def __init__(self, width: int, hidden: int, activation: str, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, hidden_act: str, *, rngs: nnx.Rngs):
         self.fc1 = Linear(width, hidden, rngs=rngs)
         self.fc2 = Linear(hidden, width, rngs=rngs)
-        self.activation = activation
+        self.activation = activation(hidden_act)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class EncoderLayer(nnx.Module):

@@ -26,16 +26,17 @@ class LlavaVideoConfig:
 
     @classmethod
     def from_hf(cls, config: dict) -> "LlavaVideoConfig":
-        """From config.json of lmms-lab's layout.
+        """From config.json of lmms-lab's layout, or of llava-hf's LLaVA-OneVision (see `from_llava_hf`).
 
         `vision_config` counts the layers of the published tower, of which the last is never run; without it the tower
         is so400m-patch14-384. A `flat` merge type has no newline; the pooling stride is always 2 (the original ignores
         mm_spatial_pool_stride).
         """
+        if config.get("model_type") == "llava_onevision":
+            return cls.from_llava_hf(config)
         if config.get("mm_projector_type", "mlp2x_gelu") != "mlp2x_gelu":
             raise ValueError(f"config.json: mm_projector_type {config['mm_projector_type']!r}, not mlp2x_gelu")
-        names = {f.name for f in dataclasses.fields(SiglipConfig)}
-        vision = {k: v for k, v in (config.get("vision_config") or {}).items() if k in names}
+        vision = _vision_fields(config)
         if "num_hidden_layers" in vision:
             vision["num_hidden_layers"] -= 1
         merge = config.get("mm_patch_merge_type", "flat")
@@ -50,6 +51,23 @@ class LlavaVideoConfig:
         if newline != "no_token" and "unpad" not in merge:
             raise ValueError(f"config.json: mm_newline_position {newline!r} needs mm_patch_merge_type spatial_unpad")
         return cls(Qwen2Config.from_hf(config), SiglipConfig(**vision), pool_mode, newline, "unpad" in merge)
+
+    @classmethod
+    def from_llava_hf(cls, config: dict) -> "LlavaVideoConfig":
+        """From the nested config.json of LlavaOnevisionForConditionalGeneration: its `vision_config` counts the layers
+        that run, and a video is bilinearly pooled frames with one newline behind them."""
+        expected = {
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            "projector_hidden_act": "gelu",
+            "multimodal_projector_bias": True,
+        }
+        for field, value in expected.items():
+            if config.get(field, value) != value:
+                raise ValueError(f"config.json: {field} is {config[field]!r}; only {value!r} is supported")
+        text = dict(config.get("text_config") or {})
+        text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+        return cls(Qwen2Config.from_hf(text), SiglipConfig(**_vision_fields(config)), "bilinear", "one_token", True)
 
     @property
     def pooled_side(self) -> int:
@@ -70,6 +88,11 @@ class LlavaVideoConfig:
             "one_token": num_frames * side * side + 1,
             "no_token": num_frames * side * side,
         }[self.newline]
+
+
+def _vision_fields(config: dict) -> dict:
+    names = {field.name for field in dataclasses.fields(SiglipConfig)}
+    return {name: value for name, value in (config.get("vision_config") or {}).items() if name in names}
 
 
 def pool_2x2(x: jax.Array, mode: str) -> jax.Array:

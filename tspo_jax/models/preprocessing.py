@@ -1,16 +1,42 @@
-"""CLIP's and SigLIP's image preprocessing in numpy + Pillow, identical to the slow Hugging Face processors.
+"""CLIP's, SigLIP's and Qwen2.5-VL's image preprocessing in numpy + Pillow, as in the slow Hugging Face processors.
 
 Images stay uint8 up to the crop, so that they travel to the device as bytes; `normalize` runs on host or device.
 """
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+MAX_FRAME_PIXELS = 768 * 28 * 28  # of a video for Qwen2.5-VL, as its own package cuts them down
+
+
+def check_steps(config: Mapping, steps: Sequence[str]) -> None:
+    """Raises ValueError where preprocessor_config.json switches one of `steps` off, or rescales by other than 1/255."""
+    for step in steps:
+        if not config.get(step, True):
+            raise ValueError(f"preprocessor_config.json: {step} is false; only checkpoints that do it are supported")
+    if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-4):
+        raise ValueError(f"preprocessor_config.json: rescale_factor is {config['rescale_factor']}, not 1/255")
+
+
+def normalize(pixels, mean: Sequence[float], std: Sequence[float]):
+    """uint8 [..., 3] (numpy or jax) -> float32 of the same kind."""
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    return (pixels.astype(np.float32) * np.float32(1 / 255) - mean) / std
+
+
+def resize(image: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [height, width, 3]."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), resample))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +60,9 @@ class ImageProcessor:
     def clip(cls, config: dict, image_size: int) -> "ImageProcessor":
         """From preprocessor_config.json ({} where a folder has none) and the tower's image size.
 
-        Raises ValueError when the crop is not the square that the tower takes.
+        Raises ValueError when the crop is not the square that the tower takes, or a step is left out.
         """
+        check_steps(config, ("do_resize", "do_center_crop", "do_rescale", "do_normalize"))
         size, crop = config.get("size", image_size), config.get("crop_size", image_size)
         resize = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
         crop = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
@@ -56,21 +83,72 @@ class ImageProcessor:
         """uint8 [H, W, 3] -> uint8 [S, S, 3]."""
         H, W = image.shape[:2]
         if not self.keep_aspect:
-            return self._resized(image, self.size, self.size)
+            return resize(image, self.size, self.size, self.resample)
         short = min(H, W)
-        image = self._resized(image, int(self.resize * H / short), int(self.resize * W / short))
+        image = resize(image, int(self.resize * H / short), int(self.resize * W / short), self.resample)
         top, left = (image.shape[0] - self.size) // 2, (image.shape[1] - self.size) // 2
         return image[top : top + self.size, left : left + self.size]
 
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """The size that every frame is shown in."""
+        return self.size, self.size
+
     def normalize(self, pixels):
         """uint8 [..., S, S, 3] (numpy or jax) -> float32 of the same kind."""
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return (pixels.astype(np.float32) * np.float32(1 / 255) - mean) / std
+        return normalize(pixels, self.mean, self.std)
 
-    def _resized(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
-        if image.shape[:2] == (height, width):
-            return image
-        return np.asarray(Image.fromarray(image).resize((width, height), self.resample))
+
+@dataclasses.dataclass(frozen=True)
+class QwenProcessor:
+    """Resizing for Qwen2.5-VL: every frame near its own size, or all to one.
+
+    Attributes:
+      unit: both sides are multiples of it.
+      min_pixels, max_pixels: limits of a frame's area.
+      frame_size: (height, width) of all frames; () = by `smart_resize`.
+    """
+
+    unit: int
+    min_pixels: int = 56 * 56
+    max_pixels: int = MAX_FRAME_PIXELS
+    frame_size: tuple[int, ...] = ()
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    resample: int = Image.Resampling.BICUBIC
+
+    @classmethod
+    def from_hf(cls, config: Mapping, unit: int, frame_size: Sequence[int] = ()) -> "QwenProcessor":
+        """From preprocessor_config.json ({} where a folder has none), with `min_pixels` or `size.shortest_edge`.
+
+        Raises ValueError for a `frame_size` whose sides are no multiples of `unit`, or a step that is left out.
+        """
+        check_steps(config, ("do_resize", "do_rescale", "do_normalize"))
+        if frame_size and (len(frame_size) != 2 or any(side < 1 or side % unit for side in frame_size)):
+            raise ValueError(f"frame_size is {tuple(frame_size)}, not height and width, both multiples of {unit}")
+        size = config.get("size") or {}
+        least = config.get("min_pixels") or size.get("shortest_edge") or cls.min_pixels
+        most = min(config.get("max_pixels") or size.get("longest_edge") or cls.max_pixels, cls.max_pixels)
+        return cls(
+            unit,
+            least,
+            max(least, most),
+            tuple(frame_size),
+            tuple(config.get("image_mean", CLIP_MEAN)),
+            tuple(config.get("image_std", CLIP_STD)),
+            config.get("resample", cls.resample),
+        )
+
+    def crop(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> uint8 [h, w, 3], nothing is cut off."""
+        return resize(image, *self.size_of(*image.shape[:2]), self.resample)
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """The size that a frame of height x width is shown in."""
+        return self.frame_size or smart_resize(height, width, self.unit, self.min_pixels, self.max_pixels)
+
+    def normalize(self, pixels):
+        """uint8 [..., H, W, 3] (numpy or jax) -> float32 of the same kind."""
+        return normalize(pixels, self.mean, self.std)
 
 
 def smart_resize(height: int, width: int, unit: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

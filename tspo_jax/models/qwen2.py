@@ -31,6 +31,8 @@ class Qwen2Config:
             rope = config.get(name) or {}
             if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
                 raise ValueError(f"config.json: {name} is of type {rope_type!r}; only unscaled positions are supported")
+        if (hidden_act := config.get("hidden_act", "silu")) != "silu":
+            raise ValueError(f"config.json: hidden_act {hidden_act!r} is not supported, only silu")
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         if missing := [name for name in required if name not in config]:
             raise ValueError(f"config.json: lacks {', '.join(missing)}")

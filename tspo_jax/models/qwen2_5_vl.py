@@ -24,11 +24,8 @@ from tspo_jax.models.qwen2 import (
     rope_angles,
     rotate,
 )
-from tspo_jax.models.video_prompt import Prompt, splice, video_start
+from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, Prompt, VideoOptions, splice, video_start
 
-# Position of the first text token behind a video: behind all positions of the video (transformers up to 4.x, and the
-# published numbers), or behind its height and width only (5.x; time may reach further than that).
-NEXT_POSITION_RULES = ("after_all", "after_space")
 QUERY_BLOCK = 512  # queries that a full-attention layer looks at at a time
 
 
@@ -64,26 +61,18 @@ class QwenVisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Qwen25VLConfig:
-    """
-    Attributes:
-      mrope_section: rotary frequencies that belong to time, height and width.
-      next_position: one of NEXT_POSITION_RULES.
-      second_per_grid: seconds that a pair of frames lasts. Chosen frames are no fixed time apart; the original passes
-        none, for which transformers 4.x takes 1.
-    """
+    """`mrope_section` are the numbers of rotary frequencies that belong to time, height and width."""
 
     language: Qwen2Config
     vision: QwenVisionConfig
     mrope_section: tuple[int, int, int]
-    next_position: str = "after_all"
-    second_per_grid: float = 1.0
+    video: VideoOptions = DEFAULT_VIDEO
 
     @classmethod
-    def from_hf(cls, config: dict, **options) -> "Qwen25VLConfig":
-        """From config.json, flat (as published) or with `text_config` (as newer transformers save it).
-
-        `options` are `next_position` and `second_per_grid`.
-        """
+    def from_hf(cls, config: Mapping, video: VideoOptions = DEFAULT_VIDEO) -> "Qwen25VLConfig":
+        """From config.json, flat (as published) or with `text_config` (as newer transformers save it)."""
+        if video.next_position not in NEXT_POSITION_RULES:
+            raise ValueError(f"next_position is {video.next_position!r}, not one of {', '.join(NEXT_POSITION_RULES)}")
         text = dict(config.get("text_config") or config)
         # A tied head is a property of the whole model, wherever the rest is.
         text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
@@ -104,10 +93,7 @@ class Qwen25VLConfig:
                 f"config.json: vision_config.out_hidden_size {vision.out_hidden_size} is not hidden_size "
                 f"{language.hidden_size}"
             )
-        cfg = cls(language, vision, tuple(section), **options)
-        if cfg.next_position not in NEXT_POSITION_RULES:
-            raise ValueError(f"next_position is {cfg.next_position!r}, not one of {', '.join(NEXT_POSITION_RULES)}")
-        return cfg
+        return cls(language, vision, tuple(section), video)
 
     @property
     def temporal_patch_size(self) -> int:
@@ -339,8 +325,9 @@ class Qwen25VL(nnx.Module):
         embeddings = splice(text, tokens.reshape(P, math.prod(grid), -1), ids)
         N = embeddings.shape[1]
         lengths = lengths + N - ids.shape[1]
-        offsets = video_offsets(grid, self.cfg.second_per_grid, self.cfg.vision.tokens_per_second)
-        positions, following = prompt_positions(video_start(ids), N, lengths, offsets, self.cfg.next_position)
+        video = self.cfg.video
+        offsets = video_offsets(grid, video.second_per_grid, self.cfg.vision.tokens_per_second)
+        positions, following = prompt_positions(video_start(ids), N, lengths, offsets, video.next_position)
         return Prompt(embeddings, positions, lengths, following)
 
     def prefill(self, prompt: Prompt) -> tuple[jax.Array, KVCache, jax.Array]:

@@ -1,11 +1,31 @@
 """A prompt with a video in it, as the language model of any Video-MLLM reads it."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 VIDEO_TOKEN = -200  # stands in the token ids where the visual tokens go
+
+
+# Position of the first text token behind a video: behind all positions of the video (transformers up to 4.x, and the
+# published numbers), or behind its height and width only (5.x; time may reach further than that).
+NEXT_POSITION_RULES = ("after_all", "after_space")
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoOptions:
+    """What a model may leave open about how it is shown a video. Qwen2.5-VL does; LLaVA-Video takes no other values."""
+
+    frame_size: tuple[int, ...] = ()  # height, width of every frame; () = near each video's own, with its aspect ratio
+    # Seconds that a pair of frames lasts. Chosen frames are no fixed time apart, and the original passes none, for
+    # which transformers 4.x takes 1.
+    second_per_grid: float = 1.0
+    next_position: str = "after_all"  # one of NEXT_POSITION_RULES
+
+
+DEFAULT_VIDEO = VideoOptions()
 
 
 class Prompt(NamedTuple):
