@@ -2,6 +2,7 @@
 #   VENV=DIR     where it lies (default: .venv in the project)
 #   PYTHON=FILE  the interpreter it is made with (default: the newest of python3.13 ... python3.11, python3)
 #   WITH_TORCH=1 also installs PyTorch, against which the tests compare (TORCH=... for another version or build)
+#   WITH_TPU=1   also installs the TPU compiler (210 MB, x86-64 Linux), with which aot_compile needs no TPU
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}
@@ -18,7 +19,7 @@ find_python() {
   return 1
 }
 
-wanted=$(cat requirements.txt pyproject.toml; echo "torch ${WITH_TORCH:-0} ${TORCH:-}")
+wanted=$(cat requirements.txt pyproject.toml; echo "torch ${WITH_TORCH:-0} ${TORCH:-} tpu ${WITH_TPU:-0}")
 if [ ! -f "$VENV/installed" ] || [ "$(cat "$VENV/installed")" != "$wanted" ]; then
   [ -x "$VENV/bin/python" ] || "$(find_python)" -m venv "$VENV"
   echo "Installing the requirements into $VENV (once) ..." >&2
@@ -26,6 +27,7 @@ if [ ! -f "$VENV/installed" ] || [ "$(cat "$VENV/installed")" != "$wanted" ]; th
   install -r requirements.txt
   install --no-deps --no-build-isolation --editable . 2>/dev/null || install --no-deps --editable .
   if [ "${WITH_TORCH:-0}" = 1 ]; then install "${TORCH:-torch==2.13.0}"; fi
+  if [ "${WITH_TPU:-0}" = 1 ]; then install --no-deps libtpu==0.0.42; fi
   echo "$wanted" >"$VENV/installed"
 fi
 PATH="$PWD/$VENV/bin:$PATH"
