@@ -35,7 +35,7 @@ def run(agent, features, text, clip_scores, mask, tau):
     @jax.jit
     def both(params):
         agent = merge_params(graphdef, params)
-        return agent(features, text, clip_scores, mask, tau), agent.event_features(features, mask)
+        return agent(features, text, clip_scores, mask, tau), agent.event_features(features, text, clip_scores, mask)
 
     graphdef, params = split_params(agent)
     return both(params)

@@ -22,10 +22,10 @@ from tspo_jax.models.layers import abstract_module, merge_params, split_params
 from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor, QwenProcessor
 from tspo_jax.models.qwen2_5_vl import Qwen25VL, Qwen25VLConfig
+from tspo_jax.models.question_aware_agent import QuestionAwareAgent
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, VideoOptions
 from tspo_jax.sharding import ParamSharding, check_memory
-from tspo_jax.weights import SELECTOR, TRAINING
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
@@ -103,29 +103,81 @@ def load_clip(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Shar
     )
 
 
-def load_agent(folder: str | Path, *, window: int = 12, num_heads: int = 8, seed: int = 0) -> tuple[nnx.GraphDef, dict]:
-    """The temporal agent of a TSPO folder (`selector.*`) or an original training checkpoint (`multiModal_align.*`).
+# config.agent.kind -> module.
+AGENT_KINDS = {"paper": TemporalAgent, "question_aware": QuestionAwareAgent}
+
+
+def load_agent(
+    folder: str | Path, *, window: int = 12, num_heads: int = 8, seed: int = 0, kind: str | None = None
+) -> tuple[nnx.GraphDef, dict]:
+    """The temporal agent of a TSPO folder (`selector.*`), an original training checkpoint (`multiModal_align.*`) or an
+    export of a question-aware one (`question_aware_selector.*`).
 
     A plain CLIP folder has none: then a fresh one of CLIP's width, weights N(0, 0.02^2) and zero biases, as training
     starts in the original. Parameters are float32 whatever the file holds.
+
+    Args:
+      kind: of AGENT_KINDS; None = what the folder holds. The paper's agent may be asked for as a question-aware one,
+        which scores the same until it is trained.
+    Raises: weights.CheckpointError where the folder holds an agent of another kind, window or number of heads.
     """
     prefix = agent_prefix(folder)
+    found = "question_aware" if prefix == weights.QUESTION_AWARE else "paper"
+    kind = kind or found
+
+    def fresh(width: int) -> tuple[nnx.GraphDef, dict]:
+        return split_params(AGENT_KINDS[kind](width, num_heads=num_heads, window=window, rngs=nnx.Rngs(seed)))
+
     if prefix is None:
-        width = read_clip_config(folder).projection_dim
-        return split_params(TemporalAgent(width, num_heads=num_heads, window=window, rngs=nnx.Rngs(seed)))
+        return fresh(read_clip_config(folder).projection_dim)
+    if kind != found and found != "paper":
+        raise weights.CheckpointError(f"{folder}: its agent is {found}, it cannot be used as {kind} (agent.kind)")
     files = weights.SafetensorsFolder(folder)
-    # Every tensor of the agent ends in its width. The commonest: a missing or misshapen one is named below.
+    bias = f"{prefix}offset_bias"
+    if bias in files.names() and files.shape(bias) != (num_heads, window):
+        there = "{} heads and window {}".format(*files.shape(bias))
+        raise weights.CheckpointError(f"{folder}: its agent has {there}, not {num_heads} heads and window {window}")
+    # Nearly every tensor of the agent ends in its width. The commonest: a missing or misshapen one is named below.
     (width,) = mode(files.shape(name)[-1:] for name in files.names() if name.startswith(prefix))
     graphdef, abstract = abstract_module(
-        lambda rngs: TemporalAgent(width, num_heads=num_heads, window=window, rngs=rngs)
+        lambda rngs: AGENT_KINDS[found](width, num_heads=num_heads, window=window, rngs=rngs)
     )
-    return graphdef, weights.load_params(folder, abstract, weights.agent_format(prefix), dtype=jnp.float32)
+    params = weights.load_params(folder, abstract, weights.agent_format(prefix), dtype=jnp.float32)
+    if kind != found:
+        graphdef, new_terms = fresh(width)
+        params = new_terms | params
+    return graphdef, params
 
 
 def agent_prefix(folder: str | Path) -> str | None:
     """What the names of the agent's tensors in a folder begin with; None where it holds no agent."""
     names = weights.SafetensorsFolder(folder).names()
-    return next((p for p in (SELECTOR, TRAINING) if any(n.startswith(p) for n in names)), None)
+    return next((prefix for prefix in weights.AGENTS if any(name.startswith(prefix) for name in names)), None)
+
+
+def agent_kind(params: dict) -> str:
+    """The kind of an agent, by its parameters."""
+    return "question_aware" if "modulation" in params else "paper"
+
+
+def agent_graphdef(params: dict, width: int, *, window: int = 12, num_heads: int = 8) -> nnx.GraphDef:
+    """The structure of an agent of features of `width`, of the kind that its parameters say.
+
+    Raises: weights.CheckpointError where they are not the parameters of such an agent, listing what differs.
+    """
+    kind = agent_kind(params)
+    graphdef, abstract = abstract_module(
+        lambda rngs: AGENT_KINDS[kind](width, num_heads=num_heads, window=window, rngs=rngs)
+    )
+    expected, found = ({path: x.shape for path, x in weights.flatten(tree).items()} for tree in (abstract, params))
+    wrong = [
+        f"{path} is {found.get(path, 'missing')}, expected {expected.get(path, 'no such parameter')}"
+        for path in sorted(expected | found)
+        if found.get(path) != expected.get(path)
+    ]
+    if wrong:
+        raise weights.CheckpointError("\n  ".join([f"not a {kind} agent of width {width}:", *wrong]))
+    return graphdef
 
 
 def read_clip_config(folder: str | Path) -> ClipConfig:

@@ -28,6 +28,7 @@ def group(cls):
 @dataclasses.dataclass(frozen=True)
 class Agent:
     clip: str = ""  # folder of the frozen CLIP: encodes the questions, and made the features of the frame store
+    kind: str = "paper"  # or question_aware: the same at first, but its attention can learn to look at the question
     init: str = ""  # folder of the agent to start from; "" = that of `clip`, a fresh one where it holds CLIP alone
     window: int = 12  # frames that a frame attends to
     num_heads: int = 8
@@ -163,7 +164,7 @@ AT_LEAST = {
     "data.specific.k": 1,
     "policy.group_size": 2,  # rewards are compared within a group
 }
-ONE_OF = {"answerer.dtype": ("bfloat16", "float32")}
+ONE_OF = {"agent.kind": ("paper", "question_aware"), "answerer.dtype": ("bfloat16", "float32")}
 
 # What may change between two starts of one run: where it runs and what it prints, not what it computes.
 MAY_DIFFER = ("evaluation", "mesh", "distributed", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers")

@@ -32,7 +32,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tspo_jax import config as config_module
 from tspo_jax import entry_point, prompts, rewards, rollout, run_folder, selection, sharding, weights
-from tspo_jax.checkpoints import Answerer, ClipEncoder, load_agent, load_answerer, load_clip
+from tspo_jax.checkpoints import (
+    Answerer,
+    ClipEncoder,
+    agent_graphdef,
+    load_agent,
+    load_answerer,
+    load_clip,
+    read_clip_config,
+)
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.questions import read_questions
@@ -151,8 +159,8 @@ def read_agent(config: Config, folder: str | Path) -> tuple:
     shape = {"window": config.agent.window, "num_heads": config.agent.num_heads}
     if any(Path(folder).glob("*.safetensors")):
         return load_agent(folder, **shape)
-    graphdef, _ = load_agent(config.agent.clip, **shape)
-    return graphdef, run_folder.read_agent(folder)
+    params = run_folder.read_agent(folder)
+    return agent_graphdef(params, read_clip_config(config.agent.clip).projection_dim, **shape), params
 
 
 def settings(config: Config, clip: ClipEncoder, agent: tuple) -> dict:

@@ -1,5 +1,7 @@
 """Writes a trained agent and its CLIP as one folder in the layout of TSPO-0.4B, which the original's code loads too.
 
+The original has no question-aware agent: its tensors are `question_aware_selector.*`, which this project alone loads.
+
     python -m tspo_jax.export --checkpoint=runs/toy --clip=DIR --output=DIR
 
 `--checkpoint` is a run folder (its newest checkpoint is taken) or one checkpoint in it, `--clip` the CLIP or TSPO
@@ -13,9 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from tspo_jax import entry_point, weights
-from tspo_jax.checkpoints import SELECTOR, TRAINING, load_clip
-from tspo_jax.models.layers import abstract_module
-from tspo_jax.models.temporal_agent import TemporalAgent
+from tspo_jax.checkpoints import agent_graphdef, agent_kind, load_clip
 from tspo_jax.run_folder import read_agent
 
 TOKENIZER_AND_PROCESSOR = (
@@ -30,43 +30,38 @@ TOKENIZER_AND_PROCESSOR = (
 )
 
 
+LAYOUTS = {  # kind of agent -> prefix of its tensors, architecture in config.json
+    "paper": (weights.SELECTOR, "TSPOModel"),
+    "question_aware": (weights.QUESTION_AWARE, "QuestionAwareTSPOModel"),
+}
+
+
 def export(agent: dict, clip: str | Path, output: str | Path) -> None:
-    """Writes CLIP's tensors as they are, the agent's as `selector.*` in CLIP's dtype, and CLIP's other files.
+    """Writes CLIP's tensors as they are, the agent's behind their prefix in CLIP's dtype, and CLIP's other files.
 
     Args:
-      agent: parameters of a TemporalAgent (nested dict).
+      agent: parameters of a temporal agent (nested dict).
       clip: CLIP or TSPO folder; an agent in it is replaced.
       output: folder to make; files of an earlier export are overwritten.
     Raises: ValueError where the agent does not fit to CLIP's width, or `output` holds weights of another kind;
       weights.CheckpointError where `clip` is incomplete.
     """
     clip, output = Path(clip), Path(output)
-    _check_fit(agent, load_clip(clip).width)
+    num_heads, window = agent["offset_bias"].shape if "offset_bias" in agent else (1, 1)  # else in no parameter
+    agent_graphdef(agent, load_clip(clip).width, num_heads=num_heads, window=window)
     _check_output(clip, output)
     files = weights.SafetensorsFolder(clip)
-    names = [name for name in files.names() if not name.startswith((SELECTOR, TRAINING))]
+    names = [name for name in files.names() if not name.startswith(weights.AGENTS)]
     tensors = {name: files.read(name, ()) for name in sorted(names)}
     dtype = tensors["visual_projection.weight"].dtype
-    tensors |= weights.file_tensors(agent, weights.agent_format(SELECTOR), dtype)
+    prefix, architecture = LAYOUTS[agent_kind(agent)]
+    tensors |= weights.file_tensors(agent, weights.agent_format(prefix), dtype)
     weights.save_tensors(output, tensors)
-    config = weights.read_config(clip) | {"architectures": ["TSPOModel"]}
+    config = weights.read_config(clip) | {"architectures": [architecture]}
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in TOKENIZER_AND_PROCESSOR:
         if (clip / name).is_file():
             shutil.copyfile(clip / name, output / name)
-
-
-def _check_fit(agent: dict, width: int) -> None:
-    _, abstract = abstract_module(lambda rngs: TemporalAgent(width, num_heads=1, rngs=rngs))
-    expected = {path: leaf.shape for path, leaf in weights.flatten(abstract).items()}
-    found = {path: leaf.shape for path, leaf in weights.flatten(agent).items()}
-    wrong = [
-        f"{path} is {found.get(path, 'missing')}, expected {expected.get(path, 'no such parameter')}"
-        for path in sorted(expected | found)
-        if found.get(path) != expected.get(path)
-    ]
-    if wrong:
-        raise ValueError("\n  ".join([f"the agent does not fit to --clip, of width {width}:", *wrong]))
 
 
 def _check_output(clip: Path, output: Path) -> None:

@@ -104,6 +104,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         window=config.agent.window,
         num_heads=config.agent.num_heads,
         seed=config.seed,
+        kind=config.agent.kind,
     )
     check_width(agent, width, config.agent.init)
     state = TrainState(agent, jax.jit(programs.make_optimizer(config).init)(agent))

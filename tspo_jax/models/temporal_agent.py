@@ -22,7 +22,15 @@ def positional_encoding(index: jax.Array, num_frames: jax.Array, width: int) -> 
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*angle.shape[:-1], width)
 
 
-def window_attention(q: jax.Array, k: jax.Array, v: jax.Array, key_is_valid: jax.Array, window: int) -> jax.Array:
+def window_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    key_is_valid: jax.Array,
+    window: int,
+    offset_bias: jax.Array | None = None,
+    key_bias: jax.Array | None = None,
+) -> jax.Array:
     """Attention of each frame to `window` frames around it: O(n * window) time and memory.
 
     Queries are cut into blocks of `window`; the keys that a block can see lie in two consecutive blocks, so the scores
@@ -33,6 +41,8 @@ def window_attention(q: jax.Array, k: jax.Array, v: jax.Array, key_is_valid: jax
       k, v: [B, window - 1 + n, H, d]: query j sees keys j ... j + window - 1, of which j + window // 2 is itself
         (one more frame before than after when the window is even).
       key_is_valid: bool [B, window - 1 + n].
+      offset_bias: [H, window], added to the scores by the key's place in the query's window; None = nothing.
+      key_bias: [B, window - 1 + n, H], added to the scores of a key; None = nothing.
     Returns:
       [B, n, H * d].
     """
@@ -49,6 +59,10 @@ def window_attention(q: jax.Array, k: jax.Array, v: jax.Array, key_is_valid: jax
     offset = jnp.arange(2 * window) - jnp.arange(window)[:, None]
     seen = (offset >= 0) & (offset < window) & two_blocks(key_is_valid)[:, :, None, None, :]
     scores = jnp.einsum("bnqhd,bnkhd->bnhqk", q, two_blocks(k)) / math.sqrt(d)
+    if offset_bias is not None:
+        scores += offset_bias[:, jnp.clip(offset, 0, window - 1)]
+    if key_bias is not None:
+        scores += jnp.swapaxes(two_blocks(key_bias), 2, 3)[:, :, :, None]
     weights = jax.nn.softmax(jnp.where(seen, scores, -1e6), axis=-1)
     out = jnp.einsum("bnhqk,bnkhd->bnqhd", weights, two_blocks(v))
     return out.reshape(B, blocks * window, H * d)[:, :n]
@@ -92,21 +106,24 @@ class TemporalAgent(nnx.Module):
           mask: bool [B, T], True on the video's frames, which come first (right padding).
           temperature: the paper's tau.
         """
-        features, text = features.astype(jnp.float32), text.astype(jnp.float32)
+        features, text, clip_scores = (x.astype(jnp.float32) for x in (features, text, clip_scores))
         B, T, _ = features.shape
         before, after = self.window // 2, self.window - 1 - self.window // 2
         num_frames = jnp.maximum(mask.sum(1), 1)  # a row without frames must not turn gradients into NaN
         chunk = min(CHUNK, T)
         num_chunks = -(-T // chunk)
         total = num_chunks * chunk
-        features = jnp.pad(features, ((0, 0), (before, after + total - T), (0, 0)))
-        valid = jnp.pad(mask, ((0, 0), (before, after + total - T)))
+        pad = (before, after + total - T)
+        features = jnp.pad(features, ((0, 0), pad, (0, 0)))
+        valid, key_scores = (jnp.pad(x, ((0, 0), pad)) for x in (mask, clip_scores))
 
         def score(start):
             """Similarity of the agent's features to the question for frames start ... start + chunk - 1."""
-            x = jax.lax.dynamic_slice_in_dim(features, start, chunk + before + after, axis=1)
-            is_valid = jax.lax.dynamic_slice_in_dim(valid, start, chunk + before + after, axis=1)
-            z = self._events(x, is_valid, start - before, num_frames)
+            x, is_valid, scores = (
+                jax.lax.dynamic_slice_in_dim(a, start, chunk + before + after, axis=1)
+                for a in (features, valid, key_scores)
+            )
+            z = self._events(x, text, scores, is_valid, start - before, num_frames)
             # Bounded below, because the gradient of a norm is undefined at zero, where a padded frame may lie.
             z_norm = jnp.sqrt(jnp.maximum(jnp.sum(z * z, axis=-1), 1e-30))
             norms = z_norm * jnp.linalg.norm(text, axis=-1, keepdims=True)
@@ -117,26 +134,32 @@ class TemporalAgent(nnx.Module):
         else:
             similarity = jax.lax.map(score, jnp.arange(num_chunks) * chunk)  # [chunks, B, chunk]
             similarity = jnp.moveaxis(similarity, 0, 1).reshape(B, total)[:, :T]
-        return jnp.where(mask, (similarity + clip_scores.astype(jnp.float32)) / temperature, -jnp.inf)
+        return jnp.where(mask, (similarity + clip_scores) / temperature, -jnp.inf)
 
-    def event_features(self, features: jax.Array, mask: jax.Array) -> jax.Array:
+    def event_features(
+        self, features: jax.Array, text: jax.Array, clip_scores: jax.Array, mask: jax.Array
+    ) -> jax.Array:
         """The features [B, T, D] that are compared with the question: attention's output through the mlp, plus the
         CLIP features without positions."""
         before, after = self.window // 2, self.window - 1 - self.window // 2
-        padded = jnp.pad(features.astype(jnp.float32), ((0, 0), (before, after), (0, 0)))
-        num_frames = jnp.maximum(mask.sum(1), 1)
-        return self._events(padded, jnp.pad(mask, ((0, 0), (before, after))), -before, num_frames)
+        features = jnp.pad(features.astype(jnp.float32), ((0, 0), (before, after), (0, 0)))
+        is_valid, clip_scores = (jnp.pad(x, ((0, 0), (before, after))) for x in (mask, clip_scores))
+        return self._events(features, text, clip_scores, is_valid, -before, jnp.maximum(mask.sum(1), 1))
 
-    def _events(self, x, is_valid, first_index, num_frames):
-        """x [B, before + n + after, D], of which only the inner n are computed."""
+    def _events(self, x, text, clip_scores, is_valid, first_index, num_frames):
+        """x [B, before + n + after, D], clip_scores and is_valid likewise; only the inner n are computed."""
         B, length, D = x.shape
         before, n = self.window // 2, length - self.window + 1
         index = jnp.broadcast_to(first_index + jnp.arange(length), (B, length))
         y = x + positional_encoding(index, num_frames, D)
         inner = slice(before, before + n)
+        return self.mlp(self._attention(y, inner, text, clip_scores, is_valid)) + x[:, inner]
+
+    def _attention(self, y, inner, text, clip_scores, is_valid, **biases):
+        """[B, n, D] for the inner frames of y. Frames alone decide: the paper's attention does not see the question."""
         # The keys' bias shifts all scores of a query alike, so it has no effect. Left out, its gradient is zero and not
         # rounding, which Adam would blow up to full steps that differ from mesh to mesh.
         keys = y @ self.temporal.Self_k.kernel[...]
         q, k, v = self.temporal.Self_q(y[:, inner]), keys, self.temporal.Self_v(y)
-        q, k, v = (a.reshape(B, -1, self.num_heads, D // self.num_heads) for a in (q, k, v))
-        return self.mlp(window_attention(q, k, v, is_valid, self.window)) + x[:, inner]
+        q, k, v = (a.reshape(*a.shape[:2], self.num_heads, -1) for a in (q, k, v))
+        return window_attention(q, k, v, is_valid, self.window, **biases)
