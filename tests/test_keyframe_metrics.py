@@ -204,10 +204,11 @@ def test_a_row_may_bring_its_own_clock(tmp_path):
         ({}, "field 'frame_idx' is missing"),
         ({"frame_idx": []}, "frame_idx must be ascending frame numbers, at least one"),
         ({"frame_idx": [30, 30]}, "must be ascending"),
-        ({"frame_idx": "all"}, "not a list of numbers"),
+        ({"frame_idx": "all"}, "field 'frame_idx' is 'all', which is not of type list"),
+        ({"frame_idx": [0, "1"]}, "not a list of numbers"),
         ({"frame_idx": [0, 7, 5000]}, "video v.mp4: frame numbers up to 5000 do not tell the frame rate"),
         ({"frame_idx": [0, 5000], "fps": 25}, "question v_0: frame 5000 is at 200.0 s, behind the end"),
-        ({"frame_idx": [0], "id": "v_1"}, "no row for question v_0"),
+        ({"frame_idx": [0], "id": "v_1", "question": "Why?"}, "0 questions have its video v.mp4, question and options"),
     ],
 )
 def test_bad_index_files_name_the_place(tmp_path, index, message):

@@ -11,14 +11,18 @@ numbers (lmms-eval with TSPO's adapters, no subtitles). Answers are read by one 
 
 import dataclasses
 import json
+import math
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
+from typing import Any
 
 import numpy as np
 
 PROTOCOLS = ("published", "strict")
+LETTERS = "ABCDEFGH"
 POSITION_FPS = 24  # LongVideoBench counts `position` in frames at 24 fps, whatever the video's own rate
 
 _PHRASES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
@@ -71,7 +75,7 @@ class Benchmark:
       macro: grouping whose mean over labels is reported as `macro`, if any.
     """
 
-    read: Callable[[Sequence["_Row"]], Iterator[Item]]
+    read: Callable[[Sequence["Row"]], Iterator[Item]]
     id_fields: tuple[str, ...]
     published_letter: Callable[[str, random.Random], str]
     max_new_tokens: int
@@ -89,7 +93,7 @@ def read_items(benchmark: str, path: str | Path) -> list[Item]:
     for item in items:
         if item.id in seen:
             raise BenchmarkError(f"{path}: question {item.id} occurs twice")
-        if item.answer not in "ABCDEFGH"[: len(item.options)]:
+        if not item.answer or item.answer not in LETTERS[: len(item.options)]:
             raise BenchmarkError(f"{path}: question {item.id}: answer {item.answer!r} is not among its options")
         seen.add(item.id)
     return items
@@ -104,8 +108,11 @@ def lookup(benchmark: str) -> Benchmark:
 # ---- readers ---------------------------------------------------------------------------------------------
 
 
-class _Row(dict):
-    """A row that names itself when a field is missing."""
+class Row(dict):
+    """A row of an annotation or index file that names itself and its field where that is missing or of another type.
+
+    `where` says which row it is.
+    """
 
     def __init__(self, row: dict, where: str):
         if not isinstance(row, dict):
@@ -116,100 +123,133 @@ class _Row(dict):
     def __missing__(self, field):
         raise BenchmarkError(f"{self.where}: field {field!r} is missing; is this another version of the benchmark?")
 
+    def read(self, field: str, kind: type | UnionType) -> Any:
+        """The value of a field; raises BenchmarkError unless it is of this type."""
+        value = self[field]
+        if not isinstance(value, kind):
+            wanted = getattr(kind, "__name__", str(kind))
+            raise BenchmarkError(f"{self.where}: field {field!r} is {_short(value)}, which is not of type {wanted}")
+        return value
 
-def read_rows(path: str | Path) -> list[_Row]:
+    def texts(self, field: str) -> tuple[str, ...]:
+        """A list of texts, at least one."""
+        values = self.read(field, list)
+        if not values or not all(isinstance(value, str) for value in values):
+            raise BenchmarkError(f"{self.where}: field {field!r} is {_short(self[field])}, not a list of texts")
+        return tuple(values)
+
+    def numbers(self, field: str) -> tuple[float, ...]:
+        """A list of finite numbers."""
+        values = self.read(field, list)
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+            raise BenchmarkError(f"{self.where}: field {field!r} is {_short(self[field])}, not a list of numbers")
+        return tuple(values)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_rows(path: str | Path) -> list[Row]:
     """The rows of a JSON list or of JSON lines. Raises BenchmarkError where the file is neither."""
     text = Path(path).read_text(encoding="utf-8")
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
     except json.JSONDecodeError as error:
         raise BenchmarkError(f"{path}: not JSON ({error})") from None
-    return [_Row(row, f"{path}: item {i}") for i, row in enumerate(rows)]
+    return [Row(row, f"{path}: item {i}") for i, row in enumerate(rows)]
 
 
-def _longvideobench(rows: Sequence[_Row]) -> Iterator[Item]:
+def _longvideobench(rows: Sequence[Row]) -> Iterator[Item]:
     for row in rows:
-        options = tuple(row["candidates"])
-        lines = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCDE", options, strict=False))
+        options, question = row.texts("candidates"), row.read("question", str)
+        right, duration = row.read("correct_choice", int), float(row.read("duration", int | float))
+        lines = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
         # One position of the published file is corrupt: far behind the end of its video.
-        positions = [p / POSITION_FPS for p in row["position"] if p / POSITION_FPS <= 1.05 * row["duration"]]
-        count = len(row["position"])
+        seconds = [p / POSITION_FPS for p in row.numbers("position")]
+        count = len(seconds)
         groups = {
             "duration_group": str(row["duration_group"]),
-            "level": row["level"],
+            "level": row.read("level", str),
             "num_moments": str(count) if count < 4 else "4+",
-            "question_category": row["question_category"],
-            "topic_category": row["topic_category"],
+            "question_category": row.read("question_category", str),
+            "topic_category": row.read("topic_category", str),
         }
         yield Item(
-            id=row["id"],
-            video=row["video_path"],
-            query=row["question"],
-            prompt=f"{row['question']}\n{lines}\nAnswer with the option's letter from the given choices directly.\n",
+            id=row.read("id", str),
+            video=row.read("video_path", str),
+            query=question,
+            prompt=f"{question}\n{lines}\nAnswer with the option's letter from the given choices directly.\n",
             options=options,
-            answer="ABCDE"[row["correct_choice"]],
+            answer=LETTERS[right : right + 1] if right >= 0 else "",
             groups={name: (label,) for name, label in groups.items()},
-            duration=float(row["duration"]),
-            moments=tuple((p, p) for p in positions),
+            duration=duration,
+            moments=tuple((t, t) for t in seconds if t <= 1.05 * duration),
         )
 
 
-def _mlvu(rows: Sequence[_Row]) -> Iterator[Item]:
+def _mlvu(rows: Sequence[Row]) -> Iterator[Item]:
     for row in rows:
+        question = row.read("question", str)
         yield Item(
-            id=row["question_id"],
-            video=row["video_name"],
-            query=_stem(row["question"]),
-            prompt=f"\n{row['question']}\nOnly give the best option.\n\nBest option: (",
-            options=tuple(row["candidates"]),
-            answer=row["answer"],
-            groups={"task_type": (row["task_type"],)},
-            duration=float(row["duration"]),
+            id=row.read("question_id", str),
+            video=row.read("video_name", str),
+            query=stem(question),
+            prompt=f"\n{question}\nOnly give the best option.\n\nBest option: (",
+            options=row.texts("candidates"),
+            answer=row.read("answer", str),
+            groups={"task_type": (row.read("task_type", str),)},
+            duration=float(row.read("duration", int | float)),
         )
 
 
-def _videomme(rows: Sequence[_Row]) -> Iterator[Item]:
+def _videomme(rows: Sequence[Row]) -> Iterator[Item]:
     for row in rows:
-        options = "\n".join(row["options"])
+        question, options = row.read("question", str), row.texts("options")
+        lines = "\n".join(options)
         yield Item(
-            id=row["question_id"],
-            video=f"{row['videoID']}.mp4",
-            query=row["question"].replace("\n", " "),
+            id=row.read("question_id", str),
+            video=f"{row.read('videoID', str)}.mp4",
+            query=question.replace("\n", " "),
             # The published runs had no subtitles; their prompt speaks of them all the same.
             prompt="Select the best answer to the following multiple-choice question based on the video and the "
             "subtitles. Respond with only the letter (A, B, C, or D) of the correct option.\n"
-            f"{row['question']}\n{options}\n\nAnswer with the option's letter from the given choices directly.",
-            options=tuple(re.sub(r"^[A-D]\. ", "", option) for option in row["options"]),
-            answer=row["answer"],
-            groups={name: (row[name],) for name in ("duration", "domain", "sub_category", "task_type")},
+            f"{question}\n{lines}\n\nAnswer with the option's letter from the given choices directly.",
+            options=tuple(re.sub(r"^[A-D]\. ", "", option) for option in options),
+            answer=row.read("answer", str),
+            groups={name: (row.read(name, str),) for name in ("duration", "domain", "sub_category", "task_type")},
         )
 
 
-def _lvbench(rows: Sequence[_Row]) -> Iterator[Item]:
+def _lvbench(rows: Sequence[Row]) -> Iterator[Item]:
     for video in rows:
-        for qa in video["qa"]:
-            row = _Row(qa, f"{video.where}, question {qa.get('uid')}")
-            moments = _time_reference(row["time_reference"])
+        key, info = video.read("key", str), Row(video["video_info"], f"{video.where}, video_info")
+        minutes = float(info.read("duration_minutes", int | float))
+        for qa in video.read("qa", list):
+            row = Row(qa, f"{video.where}, question {qa.get('uid') if isinstance(qa, dict) else qa!r}")
+            question, moments = row.read("question", str), _time_reference(row.read("time_reference", str))
             length = "none" if not moments else "<= 60 s" if moments[0][1] - moments[0][0] <= 60 else "> 60 s"
             yield Item(
-                id=f"{video['key']}{row['uid']}",
-                video=f"{video['key']}.mp4",
-                query=_stem(row["question"]),
+                id=f"{key}{row['uid']}",
+                video=f"{key}.mp4",
+                query=stem(question),
                 # Neither LVBench nor TSPO gives a prompt; this is the one of lmms-eval's own LVBench task.
-                prompt=f"{row['question']}\nAnswer the question with the option letter",
-                options=tuple(re.findall(r"\n\([A-Z]\) ?(.*)", row["question"])),
-                answer=row["answer"],
+                prompt=f"{question}\nAnswer the question with the option letter",
+                options=tuple(re.findall(r"\n\([A-Z]\) ?(.*)", question)),
+                answer=row.read("answer", str),
                 groups={
-                    "question_type": tuple(row["question_type"]),
-                    "video_type": (video["type"],),
+                    "question_type": row.texts("question_type"),
+                    "video_type": (video.read("type", str),),
                     "reference_length": (length,),
                 },
-                duration=60 * float(video["video_info"]["duration_minutes"]),
+                duration=60 * minutes,
                 moments=moments,
             )
 
 
-def _stem(question: str) -> str:
+def stem(question: str) -> str:
+    """A question without its options "(A) ..".."""
     return re.split(r"\n\(A\)", question)[0].rstrip()
 
 
@@ -238,7 +278,7 @@ def answer_letter(benchmark: str, item: Item, text: str, protocol: str = "strict
 
 
 def _strict_letter(text: str, options: Sequence[str]) -> str | None:
-    letters = "ABCDEFGH"[: len(options)]
+    letters = LETTERS[: len(options)]
     text = re.sub("|".join(map(re.escape, _SEPARATE)), " ", text, flags=re.IGNORECASE).strip()
     # Inside a sentence "A" may be the article, and then a word follows it.
     named = re.match(rf"\(?([{letters}])(?:$|[).:,])", text) or re.search(

@@ -13,12 +13,12 @@ same video. A selection that follows the question beats the second one.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tspo_jax.evaluation import benchmarks, statistics
+from tspo_jax.evaluation import benchmarks, frame_indices, statistics
 from tspo_jax.evaluation.benchmarks import BenchmarkError, Item
 
 CANDIDATE_CAP = 5000  # the published MLVU run thinned videos out to so many candidates
@@ -161,10 +161,10 @@ class Chosen:
 def read_chosen(
     benchmark: str, path: str | Path, items: Sequence[Item], time_base: str = "capped"
 ) -> dict[str, Chosen]:
-    """Frames of an index file in the published form: the benchmark's rows, each with `frame_idx`.
+    """The frames of an index file (either form of frame_indices.py), with their times.
 
-    `frame_idx` are frame numbers of the video. With `timestamps` (seconds) or `fps` in a row these are used, else the
-    frame rate is recovered from the numbers of all questions about a video.
+    With `timestamps` (seconds) or `fps` in a row these are used, else the frame rate is recovered from the frame
+    numbers of all questions about a video.
 
     Returns: item id -> Chosen, for every item.
 
@@ -172,20 +172,16 @@ def read_chosen(
     """
     if time_base not in TIME_BASES:
         raise BenchmarkError(f"time_base is {time_base!r}, not one of {', '.join(TIME_BASES)}")
-    fields = benchmarks.lookup(benchmark).id_fields
-    rows = {"".join(str(row[field]) for field in fields): row for row in benchmarks.read_rows(path)}
-    if missing := [item.id for item in items if item.id not in rows]:
-        raise BenchmarkError(f"{path}: no row for question {missing[0]} ({len(missing)} of {len(items)} are missing)")
-    numbers = {item.id: _frame_numbers(rows[item.id]) for item in items}
+    selections = frame_indices.read(path, benchmark, items)
     in_video: dict[str, set[int]] = {}
     for item in items:
-        in_video.setdefault(item.video, set()).update(numbers[item.id])
+        in_video.setdefault(item.video, set()).update(selections[item.id].frame_idx)
     clocks: dict[str, Clock] = {}
     chosen = {}
     for item in items:
-        row = rows[item.id]
-        if "fps" in row:
-            clock = Clock(float(row["fps"]))
+        selection = selections[item.id]
+        if selection.fps is not None:
+            clock = Clock(selection.fps)
         elif item.video in clocks:
             clock = clocks[item.video]
         else:
@@ -193,25 +189,15 @@ def read_chosen(
                 clock = clocks[item.video] = Clock.recover(in_video[item.video], item.duration, time_base)
             except ValueError as error:
                 raise BenchmarkError(f"{path}: video {item.video}: {error}") from None
-        times = np.asarray(row["timestamps"], float) if "timestamps" in row else clock.seconds(numbers[item.id])
+        frames = selection.frame_idx
+        times = clock.seconds(frames) if selection.timestamps is None else np.asarray(selection.timestamps)
         if item.duration is not None and times[-1] > 1.05 * item.duration + 1:
             raise BenchmarkError(
-                f"{path}: question {item.id}: frame {numbers[item.id][-1]} is at {times[-1]:.1f} s, "
+                f"{path}: question {item.id}: frame {frames[-1]} is at {times[-1]:.1f} s, "
                 f"behind the end of the video ({item.duration:.1f} s)"
             )
-        chosen[item.id] = Chosen(numbers[item.id], times, clock)
+        chosen[item.id] = Chosen(frames, times, clock)
     return chosen
-
-
-def _frame_numbers(row: Mapping) -> tuple[int, ...]:
-    frames = row["frame_idx"]
-    try:
-        numbers = tuple(int(frame) for frame in frames)
-    except (TypeError, ValueError):
-        raise BenchmarkError(f"{row.where}: frame_idx is not a list of numbers") from None
-    if not numbers or numbers[0] < 0 or any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)):
-        raise BenchmarkError(f"{row.where}: frame_idx must be ascending frame numbers, at least one")
-    return numbers
 
 
 def evaluate(
