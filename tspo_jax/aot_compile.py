@@ -29,11 +29,10 @@ from rich.table import Table
 
 from tspo_jax import config as config_module
 from tspo_jax import entry_point, programs, sharding, tpu, weights
-from tspo_jax.checkpoints import Architecture, Generation, answerer_architecture
+from tspo_jax.checkpoints import AGENT_KINDS, Architecture, Generation, answerer_architecture
 from tspo_jax.config import Config
 from tspo_jax.models.clip import ClipConfig
 from tspo_jax.models.layers import abstract_module
-from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.program_cost import Program, arithmetic
 from tspo_jax.rollout import Rollout
 from tspo_jax.run_folder import TrainState
@@ -63,8 +62,9 @@ def training_step(config: Config, answerer: Architecture, clip_width: int, mesh:
     def put(tree):
         return jax.tree.map(lambda x: of(everywhere, *x.shape, dtype=x.dtype), tree)
 
+    a = config.agent
     graphdef, agent = abstract_module(
-        lambda rngs: TemporalAgent(clip_width, num_heads=config.agent.num_heads, window=config.agent.window, rngs=rngs)
+        lambda rngs: AGENT_KINDS[a.kind](clip_width, num_heads=a.num_heads, window=a.window, rngs=rngs)
     )
     state = put(TrainState(agent, jax.eval_shape(programs.make_optimizer(config).init, agent)))
     batch = {
