@@ -6,7 +6,7 @@ import struct
 import av
 import numpy as np
 import pytest
-from video_files import shown_numbers, write_video
+from video_files import shown_numbers, write_noise, write_video
 
 from tspo_jax.data import decode
 from tspo_jax.data.decode import DECODERS, Video, VideoError, candidate_frames
@@ -66,6 +66,28 @@ def test_pyav_seeks_to_far_frames(video, monkeypatch):
     monkeypatch.setattr(decode, "_frame_number", lambda *a: decoded.append(number(*a)) or decoded[-1])
     assert shown_numbers(Video(video, "pyav").frames([2, 100, 110])) == [2, 40, 50]
     assert len(decoded) < 3 + 2 * 12 + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "skips"),
+    [
+        ("bframes=3:b-pyramid=normal:b-adapt=0", True),
+        ("bframes=5:b-pyramid=none:b-adapt=0:open-gop=1", True),
+        ("bframes=0", False),
+        ("bframes=3:b-adapt=0:tff=1", False),
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_skipped_pictures_change_no_other(tmp_path, monkeypatch, options, skips, threads):
+    """Every picture asked for is, bit by bit, that of a full decode; pictures that no one needs are left out."""
+    path, wanted = write_noise(tmp_path / "v.mp4", 60, options), [0, 7, 8, 21, 40, 59]
+    counts, decoded = [], decode._frame_number
+    monkeypatch.setattr(decode, "_frame_number", lambda *a: counts.append(decoded(*a)) or counts[-1])
+    frames = list(decode._read_pyav(decode.probe(path), np.array(wanted), (64, 48), threads))
+    with av.open(str(path)) as container:
+        whole = [frame.reformat(format="rgb24", interpolation="BICUBIC").to_ndarray() for frame in container.decode()]
+    np.testing.assert_array_equal(frames, [whole[i] for i in wanted])
+    assert len(counts) < 50 if skips else len(counts) == 60
 
 
 def test_variable_frame_rate():

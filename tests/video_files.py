@@ -35,6 +35,20 @@ def write_video(
     return path
 
 
+def write_noise(path: Path, num_frames: int, x264_params: str) -> Path:
+    """Pictures of moving noise, so that each is predicted from others and shows what they lost."""
+    rng = np.random.default_rng(0)
+    large = rng.integers(0, 255, (48 + num_frames, 64 + num_frames, 3), np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"x264-params": x264_params, "crf": "30"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(num_frames):
+            shown = np.ascontiguousarray(large[i : i + 48, i // 2 : i // 2 + 64])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shown)))
+        container.mux(stream.encode())
+    return path
+
+
 def shown_numbers(frames) -> list[int]:
     """Picture numbers (mod 60) read from the grey levels."""
     return [round(float(frame.mean()) / 4) for frame in frames]

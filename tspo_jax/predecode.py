@@ -38,7 +38,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from tspo_jax import entry_point
-from tspo_jax.data.decode import DECODERS
 from tspo_jax.data.decode_workers import Job, run_jobs
 from tspo_jax.data.frame_store import (
     DISK_FULL,
@@ -56,6 +55,7 @@ from tspo_jax.data.questions import video_path
 
 # Modules that use jax are imported where they are needed: decode workers import this file.
 
+_DECODERS = "pyav", "decord"  # in the order they are tried; PyAV is the faster one for a picture per second
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 
 
@@ -158,7 +158,7 @@ def decode_videos(
     known = {name for name, row in rows if name in sizes and sizes[name] == row["source_size"]} - done
     quarantine.keep(known)
     todo = [name for name in videos if name not in done | known]
-    jobs = [Job(str(videos[n]), n, sizes[n] or 0, str(folder), settings, DECODERS) for n in todo]
+    jobs = [Job(str(videos[n]), n, sizes[n] or 0, str(folder), settings, _DECODERS) for n in todo]
     start, frames = time.monotonic(), 0
     with _progress("{task.fields[text]}") as progress:
         bar = progress.add_task("", text="decoding", total=sum(job.size for job in jobs) or 1)

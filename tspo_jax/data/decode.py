@@ -2,7 +2,8 @@
 
 The file's packets are read once (no decoding) for the number of frames, their times and key frames, and to notice what
 is missing. Pictures come from decord, which the published numbers used, or from PyAV where decord is absent, fails,
-counts other frames than the file has, or is known to return wrong ones.
+counts other frames than the file has, or is known to return wrong ones. PyAV leaves out what H.264 lets it leave out
+(see VideoInfo.can_skip) and then takes half of decord's time for one picture per second.
 """
 
 import dataclasses
@@ -50,6 +51,7 @@ class VideoInfo:
       rotation: quarter turns counter-clockwise that the pictures need.
       ticks: int64 [num_frames], the same times in the stream's unit; None where the file has no times.
       key_frames: int64 [n], ascending frame numbers.
+      can_skip: pictures that no other picture refers to (most B pictures) can be told without decoding them.
     """
 
     path: str
@@ -62,6 +64,7 @@ class VideoInfo:
     rotation: int
     ticks: np.ndarray | None
     key_frames: np.ndarray
+    can_skip: bool
 
     @property
     def num_frames(self) -> int:
@@ -174,7 +177,7 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
     stream = _picture_stream(container)
     if stream is None:
         raise VideoError(path, "has no picture stream")
-    ticks, keys, packets, end = [], [], 0, 0.0
+    ticks, keys, packets, end, all_timed = [], [], 0, 0.0, True
     # Where the header does not count the pictures (Matroska), the end of all streams shows whether the file is whole.
     for packet in container.demux(stream) if stream.frames else container.demux():
         if packet.size == 0:
@@ -187,6 +190,7 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
             if not packet.is_discard:
                 ticks.append(time)
                 keys.append(packet.is_keyframe)
+                all_timed &= packet.pts is not None
     if not ticks:
         raise VideoError(path, "has no pictures (zero length)")
     if packets < 0.99 * stream.frames - 1:
@@ -212,7 +216,9 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
     turns = round(picture.rotation / 90) % 4
     width, height = (picture.height, picture.width) if turns % 2 else (picture.width, picture.height)
     codec, kind = stream.codec_context.name, container.format.name
-    return VideoInfo(path, codec, kind, fps, timestamps, width, height, turns, sorted_ticks, key_frames)
+    # In other codecs, and between the fields of an interlaced picture, a skipped packet may be missed by those kept.
+    can_skip = codec == "h264" and all_timed and not picture.interlaced_frame
+    return VideoInfo(path, codec, kind, fps, timestamps, width, height, turns, sorted_ticks, key_frames, can_skip)
 
 
 def _read_decord(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threads: int) -> Iterator[np.ndarray]:
@@ -243,20 +249,31 @@ def _read_pyav(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threa
             stream = _picture_stream(container)
             stream.codec_context.thread_count = threads
             stream.codec_context.thread_type = "AUTO"
-            pictures, picture, number = container.decode(stream), None, -1
+            needed = set(info.ticks[wanted].tolist()) if info.can_skip else None
+            pictures, picture, number = _decode(container, stream, needed), None, -1
             for target in wanted:
                 key = info.key_frames[np.searchsorted(info.key_frames, target, side="right") - 1 :][:1]
                 if info.ticks is not None and key.size and number + _SEEK_AHEAD < key[0] <= target:
                     container.seek(int(info.ticks[key[0]]), stream=stream)
-                    pictures, number = container.decode(stream), int(key[0]) - 1
+                    pictures, number = _decode(container, stream, needed), int(key[0]) - 1
                 while number < target and (picture := next(pictures, None)) is not None:
                     number = _frame_number(info, picture, number + 1)
                 if number != target:
                     at = f"{info.timestamps[target]:.2f} s"
                     raise VideoError(info.path, f"frame {target} at {at} cannot be decoded")
-                yield _as_rgb(picture, info.rotation, size)
+                yield _as_rgb(picture, info.rotation, size, threads)
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(info.path, f"PyAV cannot read it ({_reason(error)})") from error
+
+
+def _decode(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, needed: set[int] | None
+) -> Iterator[av.VideoFrame]:
+    """The pictures from here on; with `needed` times, only these and those that other pictures refer to."""
+    for packet in container.demux(stream):
+        if needed is not None:
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
+        yield from packet.decode()
 
 
 _READERS = {"decord": _read_decord, "pyav": _read_pyav}
@@ -264,16 +281,16 @@ _READERS = {"decord": _read_decord, "pyav": _read_pyav}
 
 def _frame_number(info: VideoInfo, picture: av.VideoFrame, counted: int) -> int:
     """The number of a decoded picture: counted, and set forward by its presentation time where pictures were lost."""
-    if info.ticks is None or picture.pts is None:
+    if info.ticks is None or picture.pts is None or (counted < info.num_frames and info.ticks[counted] == picture.pts):
         return counted
-    by_time = int(np.searchsorted(info.ticks, picture.pts))
+    by_time = int(info.ticks.searchsorted(picture.pts))
     exact = by_time < info.num_frames and info.ticks[by_time] == picture.pts
     return max(counted, by_time) if exact else counted
 
 
-def _as_rgb(picture: av.VideoFrame, rotation: int, size: tuple[int, int]) -> np.ndarray:
+def _as_rgb(picture: av.VideoFrame, rotation: int, size: tuple[int, int], threads: int) -> np.ndarray:
     width, height = size[::-1] if rotation % 2 else size
-    rgb = picture.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC").to_ndarray()
+    rgb = picture.reformat(width, height, "rgb24", interpolation="BICUBIC", threads=threads).to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, rotation)) if rotation else rgb
 
 
