@@ -1,0 +1,375 @@
+"""Seconds per training step, split by part: this project against a PyTorch baseline, in one run on one machine.
+
+    python -m benchmarks.step_time [--answer_tokens=8] [--steps=3] [--output=FILE.json]     # CPU, a small configuration
+    python -m benchmarks.step_time --gpu [--output=FILE.json]      # one GPU: LLaVA-Video-7B, random bfloat16 weights
+
+Both train on the same needle samples of T frames, with the same random weights. The baseline is written with Hugging
+Face's classes in the way in which the original works: CLIP encodes all frames inside the step, the agent's attention is
+T x T, the G rollouts of a question run one after another, each preparing and encoding its own K frames, and each answer
+is generated on its own. Random weights never end an answer by themselves, so both are held to `--answer_tokens`; as
+configured the original would wait for up to 256 tokens and this project for up to 16.
+
+Beside the step, single pieces of the models are timed with the same inputs on both sides: there the ratio is one of
+matrix libraries alone.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from tspo_jax import config as cfg
+from tspo_jax import programs, sharding
+from tspo_jax.checkpoints import Generation, llava_video
+from tspo_jax.models.clip import Clip, ClipConfig
+from tspo_jax.models.layers import abstract_module, merge_params
+from tspo_jax.models.preprocessing import ImageProcessor
+from tspo_jax.models.temporal_agent import TemporalAgent
+from tspo_jax.models.video_prompt import VIDEO_TOKEN
+from tspo_jax.program_cost import arithmetic
+from tspo_jax.rollout import Rollout, unique_frames
+from tspo_jax.run_folder import TrainState
+
+# Matrix peak in bfloat16 without sparsity, operations per second (NVIDIA's data sheets), by part of the device's name.
+GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Sizes of a benchmark: B questions of T candidate frames [height, width, 3], G sets of K frames."""
+
+    answerer: dict  # config.json of LLaVA-Video
+    clip: dict  # config.json of CLIP
+    dtype: str
+    B: int
+    T: int
+    G: int = 8
+    K: int = 16
+    frame: tuple[int, int] = (180, 320)
+    prompt_tokens: int = 64
+    encode_chunk: int = 16
+    prefill_chunk: int = 0
+
+
+SMALL = Setting(
+    answerer=dict(
+        model_type="llava_qwen",
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        vocab_size=8192,
+        rope_theta=1e6,
+        mm_patch_merge_type="spatial_unpad",
+        mm_newline_position="grid",
+        vision_config=dict(
+            hidden_size=288, intermediate_size=1076, num_hidden_layers=7, num_attention_heads=4, image_size=126
+        ),
+    ),
+    clip=dict(
+        projection_dim=256,
+        text_config=dict(hidden_size=192, intermediate_size=768, num_hidden_layers=3, num_attention_heads=3),
+        vision_config=dict(
+            hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, patch_size=28
+        ),
+    ),
+    dtype="float32",
+    B=2,
+    T=400,
+)
+FULL = Setting(
+    answerer=dict(
+        model_type="llava_qwen",
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+        rope_theta=1e6,
+        mm_patch_merge_type="spatial_unpad",
+        mm_newline_position="grid",
+    ),
+    clip=dict(
+        projection_dim=768,
+        text_config=dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12),
+        vision_config=dict(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+        ),
+    ),
+    dtype="bfloat16",
+    B=1,
+    T=832,
+    frame=(360, 640),
+    prompt_tokens=256,
+    prefill_chunk=2,
+)
+
+
+def random_params(abstract: dict, dtype: jnp.dtype) -> dict:
+    """Parameters N(0, 0.02^2), scales 1, made on the device."""
+
+    def make(key):
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract)
+        keys = jax.random.split(key, len(leaves))
+        values = [
+            jnp.ones(x.shape, dtype) if path[-1].key == "scale" else 0.02 * jax.random.normal(k, x.shape, dtype)
+            for (path, x), k in zip(leaves, keys, strict=True)
+        ]
+        return jax.tree_util.tree_unflatten(treedef, values)
+
+    return jax.jit(make)(jax.random.key(0))
+
+
+class World:
+    """Everything that both sides share: weights, frames as JPEG and as pixels, CLIP's features, prompts."""
+
+    def __init__(self, setting: Setting, answer_tokens: int):
+        self.setting, self.answer_tokens = setting, answer_tokens
+        dtype, rng = jnp.dtype(setting.dtype), np.random.default_rng(0)
+        self.answerer = llava_video(setting.answerer)
+        self.params = random_params(self.answerer.abstract, dtype)
+        self.clip_config = ClipConfig.from_hf(setting.clip)
+        self.clip_graphdef, abstract = abstract_module(lambda rngs: Clip(self.clip_config, rngs=rngs))
+        self.clip_params = random_params(abstract, dtype)
+        width = self.clip_config.projection_dim
+        self.agent_graphdef, abstract = abstract_module(lambda rngs: TemporalAgent(width, rngs=rngs))
+        self.agent = random_params(abstract, jnp.float32)
+
+        # Smooth pictures, whose JPEGs are as small as those of videos.
+        coarse = rng.integers(0, 256, (setting.T, 6, 8, 3)).astype(np.uint8)
+        self.frames = [
+            np.asarray(Image.fromarray(c).resize(setting.frame[::-1], Image.Resampling.BICUBIC)) for c in coarse
+        ]
+        self.jpegs = [encode_jpeg(frame) for frame in self.frames]
+        self.clip_processor = ImageProcessor.clip({}, self.clip_config.vision.image_size)
+        self.text = rng.normal(size=(setting.B, width)).astype(np.float32)
+        shape = setting.B, setting.T, width
+        self.features = self.text[:, None] + 3 * rng.normal(size=shape).astype(np.float32)
+        vocabulary = setting.answerer["vocab_size"]
+        self.prompt_ids = rng.integers(0, vocabulary - 1, (setting.B, setting.prompt_tokens)).astype(np.int32)
+        self.prompt_ids[:, 5] = VIDEO_TOKEN
+
+
+def encode_jpeg(frame: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(frame).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+class Timer:
+    """Adds up seconds by part."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, part: str, call: Callable):
+        start = time.perf_counter()
+        result = call()
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+        return result
+
+
+class Ours:
+    """The programs of train.py on one device, and its fetching of frames from JPEG."""
+
+    def __init__(self, world: World):
+        s, self.world = world.setting, world
+        values = cfg.default()
+        values.policy.group_size, values.batch_size = s.G, s.B
+        self.config = cfg.read(values)
+        self.mesh = sharding.make_mesh((("data", 1), ("model", 1)), jax.devices()[:1])
+        self.sample = programs.make_sample(world.agent_graphdef, self.config, self.mesh)
+        self.update = programs.make_update(world.agent_graphdef, self.config, self.mesh)
+        self.rollout = Rollout(
+            world.answerer.graphdef,
+            world.answerer.processor.normalize,
+            Generation((-1,), 0, 1.0),
+            max_new_tokens=world.answer_tokens,
+            encode_chunk=s.encode_chunk,
+            prefill_chunk=s.prefill_chunk,
+        )
+        agent = jax.tree.map(jnp.copy, world.agent)  # the update takes its argument over
+        self.state = TrainState(agent, jax.jit(programs.make_optimizer(self.config).init)(agent))
+        self.pool = ThreadPoolExecutor(8)
+
+    def step(self, step: int, timer: Timer) -> np.ndarray:
+        """One training step; returns the picks [B,G,K]."""
+        w, s = self.world, self.world.setting
+        batch = sharding.put_batch(
+            self.mesh,
+            {
+                "index": np.arange(s.B, dtype=np.int32),
+                "features": w.features,
+                "text": w.text,
+                "mask": np.ones((s.B, s.T), bool),
+            },
+        )
+        draws = timer(
+            "sample", lambda: jax.block_until_ready(self.sample(self.state.agent, batch, np.int32(step), k=s.K))
+        )
+        picks = np.sort(np.asarray(draws), axis=-1)
+        candidates, index = unique_frames(picks)
+        frames = timer("fetch", lambda: self.fetch(candidates))
+        answers = timer("answer", lambda: jax.block_until_ready(self.rollout(w.params, *self.shown(frames, index))))
+        rewards = np.asarray(answers.tokens[..., 0] % 7, np.float32) / 7
+        state = self.state
+        self.state, _ = timer(
+            "update",
+            lambda: jax.block_until_ready(self.update(state, batch, draws, {"total": rewards}, np.int32(step))),
+        )
+        return picks
+
+    def shown(self, frames: np.ndarray, index: np.ndarray) -> tuple:
+        s = self.world.setting
+        return jnp.asarray(frames), jnp.asarray(index), self.world.prompt_ids, np.full(s.B, s.prompt_tokens, np.int32)
+
+    def fetch(self, candidates: np.ndarray) -> np.ndarray:
+        """Every unique frame once; the padding behind them is a copy of the last."""
+        w = self.world
+        unique = np.unique(candidates)
+        read = self.pool.map(
+            lambda i: w.answerer.processor.crop(np.asarray(Image.open(io.BytesIO(w.jpegs[i])))), unique
+        )
+        frames = np.stack(list(read))
+        return frames[np.searchsorted(unique, candidates)]
+
+
+def measure_ours(world: World, steps: int) -> dict:
+    """Mean seconds per step by part after a first step that compiles."""
+    ours = Ours(world)
+    compilation, timer = Timer(), Timer()
+    ours.step(0, compilation)
+    unique = [len(np.unique(picks)) for step in range(1, steps + 1) for picks in ours.step(step, timer)]
+    seconds = {part: value / steps for part, value in timer.seconds.items()}
+    return {"seconds": seconds, "total": sum(seconds.values()), "unique_frames": float(np.mean(unique))}
+
+
+def arithmetic_of_answer(world: World, unique: float) -> float:
+    """Floating point operations of the answer program with that many unique frames per question."""
+    s, ours = world.setting, Ours(world)
+    index = np.arange(s.G * s.K, dtype=np.int32).reshape(1, s.G, s.K).repeat(s.B, 0)
+    frames = np.zeros((s.B, s.G * s.K, *world.answerer.processor.crop(world.frames[0]).shape), np.uint8)
+    traced = ours.rollout.program.trace(world.params, *ours.shown(frames, index))
+    trips = {"encode": math.ceil(unique / s.encode_chunk), "decode": world.answer_tokens - 1}
+    return arithmetic(traced.jaxpr, trips).flops
+
+
+def fastest(call: Callable, repeats: int = 5) -> float:
+    """Seconds of the fastest of some runs, after one that warms up."""
+    call()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def pieces_of_ours(world: World, images: int, prompts: int) -> dict[str, float]:
+    """Seconds of encoding `images` frames, prefilling `prompts` prompts, and one token of each."""
+    s, graphdef = world.setting, world.answerer.graphdef
+    model = merge_params(graphdef, world.params)
+    N, width = s.prompt_tokens - 1 + model.cfg.num_visual_tokens(s.K), s.answerer["hidden_size"]
+    pixels = jnp.zeros((images, *[world.answerer.processor.size] * 2, 3))
+    hidden = jnp.ones((prompts, N, width), s.dtype)
+    positions = jnp.broadcast_to(jnp.arange(N), (prompts, N))
+
+    def prefill(params, hidden):
+        language = merge_params(graphdef, params).language_model
+        out, cache = language(hidden, positions)
+        return language.logits(out[:, -1]), cache.extend(1)
+
+    def decode(params, hidden, cache):
+        language = merge_params(graphdef, params).language_model
+        out, cache = language(hidden, jnp.full((prompts, 1), N), cache)
+        return language.logits(out[:, 0]), cache
+
+    encode = jax.jit(lambda params, pixels: merge_params(graphdef, params).vision_tower(pixels))
+    prefill, decode = jax.jit(prefill), jax.jit(decode)
+    cache = prefill(world.params, hidden)[1]
+
+    def run(program, *args):
+        return lambda: jax.block_until_ready(program(world.params, *args))
+
+    return {
+        "SigLIP": fastest(run(encode, pixels)),
+        "prefill": fastest(run(prefill, hidden)),
+        "decode": fastest(run(decode, hidden[:, :1], cache)),
+    }
+
+
+def show(title: str, ours: dict[str, float], baseline: dict[str, float]) -> None:
+    print(f"\n{title:24}{'ours s':>12}{'PyTorch s':>12}{'ratio':>8}", file=sys.stderr)
+    for part in dict.fromkeys([*baseline, *ours]):
+        a, b = ours.get(part), baseline.get(part)
+        cells = [f"{x:.4f}" if x is not None else "-" for x in (a, b)] + [f"{b / a:.2f}" if a and b else ""]
+        print(f"{part:24}{cells[0]:>12}{cells[1]:>12}{cells[2]:>8}", file=sys.stderr)
+
+
+def measure(setting: Setting, answer_tokens: int, steps: int, images: int, prompts: int) -> dict:
+    """Both sides; the baseline is left out where PyTorch is not installed or has no such device."""
+    world = World(setting, answer_tokens)
+    device = jax.devices()[0]
+    ours = measure_ours(world, steps) | {"pieces": pieces_of_ours(world, images, prompts)}
+    result = {"device": f"{device.platform}: {device.device_kind}", "answer_tokens": answer_tokens, "ours": ours}
+    if peak := next((peak for name, peak in GPU_PEAKS.items() if name in device.device_kind), None):
+        flops = arithmetic_of_answer(world, ours["unique_frames"])
+        result["answer_flops"], result["fraction_of_peak"] = flops, flops / ours["seconds"]["answer"] / peak
+        result["peak_bytes"] = device.memory_stats()["peak_bytes_in_use"]
+    try:
+        import torch
+    except ImportError:
+        return result
+    if device.platform == "gpu" and not torch.cuda.is_available():
+        return result
+    from benchmarks import pytorch_baseline
+
+    baseline = pytorch_baseline.measure(world, steps, "cuda" if device.platform == "gpu" else "cpu", images, prompts)
+    result |= {"pytorch": baseline, "ratio": baseline["total"] / ours["total"]}
+    without_clip = baseline["total"] - baseline["seconds"]["CLIP"]
+    return result | {"ratio_without_clip": without_clip / ours["total"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true", help="LLaVA-Video-7B in bfloat16 on the first GPU")
+    parser.add_argument("--answer_tokens", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--output", default="")
+    args = parser.parse_args()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory for PyTorch
+    if args.gpu != (jax.devices()[0].platform == "gpu"):
+        sys.exit(f"error: --gpu is {args.gpu}, but jax runs on {jax.devices()[0].platform}")
+    images, prompts = (64, 8) if args.gpu else (32, 8)
+    result = measure(FULL if args.gpu else SMALL, args.answer_tokens, args.steps, images, prompts)
+    ours, baseline = result["ours"], result.get("pytorch", {"seconds": {}, "pieces": {}})
+    show("seconds per step", ours["seconds"], baseline["seconds"])
+    show("same inputs", ours["pieces"], baseline["pieces"])
+    if "ratio" in result:
+        totals = f"{ours['total']:.2f} s against {baseline['total']:.2f} s a step"
+        print(
+            f"\n{totals}: {result['ratio']:.1f} times, {result['ratio_without_clip']:.1f} without CLIP", file=sys.stderr
+        )
+    text = json.dumps(result, indent=1)
+    if args.output:
+        with open(args.output, "w") as file:
+            file.write(text + "\n")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

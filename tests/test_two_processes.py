@@ -1,0 +1,79 @@
+"""Training by two processes with four CPU devices each, over one mesh, against one process with eight devices."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from conftest import ROOT
+from tiny_store import make_config, make_store, write_questions
+
+from tspo_jax import config as cfg
+from tspo_jax import train as training
+from tspo_jax.checkpoints import load_agent
+from tspo_jax.metrics import read_rows
+from tspo_jax.run_folder import read_agent
+
+NUM_STEPS = 2
+
+
+def needle_config(golden, folder):
+    """Two steps of 4 needle questions on a (2, 4) mesh; needles, because their rewards differ within a group."""
+    store, questions = make_store(folder, golden), write_questions(folder / "questions.jsonl", num=8, kind="specific")
+    config = make_config(golden, store, questions)
+    config.batch_size, config.num_steps, config.checkpoint_every = 4, NUM_STEPS, NUM_STEPS
+    config.data.min_frames, config.data.max_frames, config.data.buckets = 0, 40, (40,)
+    config.data.specific.update(k=3, group_frames=5, max_true_groups=3, distractor_groups=4, max_distractor_groups=4)
+    config.policy.update(group_size=4, tau_start=0.5, tau_end=0.2)
+    config.mesh.axes = (("data", 2), ("model", 4))
+    return config
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def train_in_two_processes(config_file, run_dir):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    }
+    command = [sys.executable, "-m", "tspo_jax.train", f"--config={config_file}", f"--run_dir={run_dir}"]
+    command += ["--config.distributed.enabled=True", f"--config.distributed.coordinator=127.0.0.1:{free_port()}"]
+    processes = [
+        subprocess.Popen(
+            [*command, "--config.distributed.num_processes=2", f"--config.distributed.process_id={i}"],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_two_processes_reach_the_parameters_of_one(golden, tmp_path):
+    config = needle_config(golden, tmp_path)
+    config_file = tmp_path / "needles.py"
+    config_file.write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+    )
+    train_in_two_processes(config_file, tmp_path / "two")
+    training.train(cfg.read(config), tmp_path / "one")
+
+    one, two = read_agent(tmp_path / "one"), read_agent(tmp_path / "two")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), two, one)
+    before = load_agent(golden / "tspo_agent")[1]
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (before, two)), strict=True)) > 1e-4
+    rows = [read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    assert len(rows[1]) == NUM_STEPS
+    for name in ("reward/specific", "location/specific", "grad_norm", "unique_frames"):
+        np.testing.assert_allclose([r[name] for r in rows[1]], [r[name] for r in rows[0]], rtol=1e-3)
