@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tspo_jax import evaluate, prompts, selection
 from tspo_jax.checkpoints import load_answerer, load_clip
 from tspo_jax.config import ConfigError
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.rollout import Rollout
 from tspo_jax.run_folder import RunFolderError
 from tspo_jax.scoring import load_scorer
@@ -46,7 +48,7 @@ def fake_answers(monkeypatch):
     """Answers that are a function of question and frames, without a model: a letter, by hash."""
     answered = []
     monkeypatch.setattr(evaluate, "answer", lambda batches, *_: tiny_store.fake_answers(batches, answered))
-    monkeypatch.setattr(evaluate, "_load_answerer", lambda *_: None)
+    monkeypatch.setattr(evaluate, "_load_answerer", lambda *_: SimpleNamespace(processor=ImageProcessor.siglip(28)))
     return answered
 
 
@@ -169,7 +171,7 @@ def test_equal_frame_sets_are_answered_once(golden, config, tmp_path, fake_answe
 def test_another_agent_needs_another_folder(golden, config, tmp_path, fake_answers):
     evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
     config.answerer.template = "chatml_direct"
-    with pytest.raises(RunFolderError, match="answerer.template: qwen_1_5 there, chatml_direct here"):
+    with pytest.raises(RunFolderError, match="answerer.template:  there, chatml_direct here"):
         evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
 
 
@@ -200,11 +202,79 @@ def test_a_benchmarks_questions_prompts_and_letters(golden, config, tmp_path, fa
     assert {r["label"] for r in summary["accuracy"]} == {"all", "ego", "count"}
 
 
+def test_controls_are_answered_once_and_summed_up(golden, config, tmp_path, fake_answers):
+    config.evaluation.controls = ("permuted", "random", "blank")
+    config.evaluation.budgets = (4,)
+    summary = evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    path = tmp_path / "evaluation" / "rows.jsonl"
+    rows = {(row["id"], row["method"]): row for row in map(json.loads, path.read_text().splitlines())}
+    assert len(rows) == 12 * 6
+    for i in range(12):
+        uniform, blank, permuted = (rows[str(i), method] for method in ("uniform", "blank", "permuted"))
+        assert uniform["candidate_idx"] == blank["candidate_idx"] == permuted["candidate_idx"]
+        assert permuted["solution"] == "B"
+        # The letter is that of the option in its original place.
+        item = evaluate.read_items(cfg.read(config))[i]
+        order = evaluate.shuffled_order(config.seed, item)
+        assert order != (0, 1, 2, 3)
+        assert permuted["letter"] == "ABCD"[order["ABCD".index(permuted["answer"][0])]]
+    (controls,) = summary["controls"]
+    assert controls["n"] == 12 and {"churn", "churn_correct", "churn_floor", "frames_matter", "blank"} < set(controls)
+
+
+def test_permuted_and_blank_reach_the_answerer(golden, config, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluate, "_load_answerer", lambda *_: None)
+    monkeypatch.setattr(evaluate, "batches", lambda sets, *_: [[s] for s in sets])
+
+    def answers(batches, *_):
+        for batch in batches:
+            seen.extend(batch)
+            yield batch, ["A." for _ in batch]
+
+    monkeypatch.setattr(evaluate, "answer", answers)
+    config.evaluation.methods, config.evaluation.budgets = ("uniform",), (4,)
+    config.evaluation.controls = ("permuted", "blank")
+    evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    by_kind = {method: [s for s in seen if s.choices == ((method, 4),)] for method in ("uniform", "permuted", "blank")}
+    assert [len(sets) for sets in by_kind.values()] == [12, 12, 12]
+    assert all(s.blank for s in by_kind["blank"]) and not any(s.blank for s in by_kind["uniform"])
+    for s in by_kind["permuted"]:
+        lines = s.item.prompt.splitlines()[1:5]
+        assert lines == [f"{x}. {o}" for x, o in zip("ABCD", s.item.options, strict=True)]
+        assert s.item.options[ord(s.item.answer) - 65] == "two"
+
+
+def index_file(tmp_path, frames):
+    """The same frames for all questions, those beyond the short video only for the long one."""
+    rows = [{"question_id": str(i), "video_id": (LONG, SHORT)[i % 2], "frame_idx": frames[i % 2]} for i in range(12)]
+    (tmp_path / "idx.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "idx.jsonl")
+
+
+def test_frames_of_an_index_file_are_one_more_method(golden, config, tmp_path, fake_answers):
+    config.evaluation.budgets = (4,)
+    config.evaluation.frame_idx = index_file(tmp_path, ([0, 250, 510, 975], [0, 50]))
+    summary = evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+    rows = map(json.loads, (tmp_path / "run" / "evaluation" / "rows.jsonl").read_text().splitlines())
+    own = {row["id"]: row for row in rows if row["method"] == "frame-idx"}
+    assert len(own) == 12 and {row["k"] for row in own.values()} == {4}
+    assert own["0"]["candidate_idx"] == [0, 10, 20, 39] and own["1"]["candidate_idx"] == [0, 2]
+    assert {r["baseline"] for r in summary["differences"] if r["method"] == "frame-idx"} == {"uniform", "clip-topk"}
+
+
+def test_an_index_file_that_does_not_fit(golden, config, tmp_path):
+    config.evaluation.frame_idx = index_file(tmp_path, ([0, 1000], [0]))
+    with pytest.raises(ValueError, match="question 0: frame 1000 was chosen, but video tspo_agent.mp4 has 1000 frames"):
+        evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("questions", "", "config.evaluation.questions is empty"),
         ("methods", ("topk", "best"), "config.evaluation.methods has 'best', which is not one of topk"),
+        ("controls", ("shuffled",), "config.evaluation.controls has 'shuffled', which is not one of permuted, random"),
         ("budgets", (0,), "at least one budget|one budget"),
         ("protocol", "loose", "config.evaluation.protocol is 'loose', not published or strict"),
         ("batch_size", 3, "batch_size is 3: it must be a multiple of mesh axis data"),

@@ -20,6 +20,7 @@ from PIL import Image
 from tspo_jax import entry_point, prompts, selection
 from tspo_jax.checkpoints import Answerer, load_answerer
 from tspo_jax.data.decode import Video
+from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, VideoOptions
 from tspo_jax.rewards import option_letter
 from tspo_jax.rollout import Rollout
 from tspo_jax.scoring import load_scorer
@@ -30,7 +31,10 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 def answer(answerer: Answerer, rollout: Rollout, frames: Sequence[np.ndarray], prompt: str) -> dict:
     """The answer to a rendered prompt about frames uint8 [H, W, 3], as the entry point reports it."""
-    pixels = np.stack([answerer.processor.crop(frame) for frame in frames])
+    pixels = [answerer.processor.crop(frame) for frame in frames]
+    if len(sizes := {frame.shape[:2] for frame in pixels}) > 1:
+        raise ValueError(f"the frames would be shown in several sizes {sorted(sizes)}; give all one with --frame_size")
+    pixels = np.stack(pixels)
     ids, lengths = prompts.pad([prompts.tokenize(prompt, answerer.tokenizer)], answerer.generation.pad_token_id)
     answers = rollout(answerer.params, pixels[None], np.arange(len(pixels))[None, None], ids, lengths)
     tokens, length = np.asarray(answers.tokens)[0, 0], np.asarray(answers.lengths)[0, 0]
@@ -40,7 +44,7 @@ def answer(answerer: Answerer, rollout: Rollout, frames: Sequence[np.ndarray], p
         "token_ids": tokens[:length].tolist(),
         "option": option_letter(text),
         "prompt": prompt,
-        "num_visual_tokens": answerer.config.num_visual_tokens(len(frames)),
+        "num_visual_tokens": answerer.config.num_visual_tokens(*pixels.shape[:3]),
     }
 
 
@@ -91,10 +95,18 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_frames", 16, "How many frames of the video.", lower_bound=1)
     flags.DEFINE_enum("method", None, list(selection.METHODS), "How frames are chosen; topk with an agent.")
     flags.DEFINE_integer("window", 12, "Frames that a frame attends to: the agent's, as it was trained.", lower_bound=1)
-    flags.DEFINE_enum("template", "qwen_1_5", list(prompts.TEMPLATES), "Conversation template.")
+    flags.DEFINE_enum("template", None, list(prompts.TEMPLATES), "Conversation template; the answerer's own.")
     flags.DEFINE_string("suffix", prompts.LETTER_SUFFIX, "Last line of the user's text; may be empty.")
     flags.DEFINE_integer("max_new_tokens", 256, "Length at which the answer is cut.", lower_bound=1)
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the answerer; bfloat16, but float32 on a CPU.")
+    flags.DEFINE_list("frame_size", [], "Qwen2.5-VL: height,width of every frame; near its own if empty.")
+    flags.DEFINE_float("second_per_grid", DEFAULT_VIDEO.second_per_grid, "Qwen2.5-VL: seconds of a pair of frames.")
+    flags.DEFINE_enum(
+        "next_position",
+        DEFAULT_VIDEO.next_position,
+        NEXT_POSITION_RULES,
+        "Qwen2.5-VL: text goes on after_all positions of the video (transformers 4), or after_space (5).",
+    )
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
 
 
@@ -106,11 +118,13 @@ def main() -> None:
         raise ValueError("--agent chooses from a --video; --frames are used as they are")
     if args.method not in (None, "uniform") and not args.agent:
         raise ValueError(f"--method={args.method} needs an --agent; without one only uniform works")
-    prompt = prompts.render(args.question, args.template, args.suffix)
+    prompts.render(args.question, suffix=args.suffix)  # wrong questions are refused before anything is loaded
+    options = VideoOptions(tuple(map(int, args.frame_size)), args.second_per_grid, args.next_position)
     video = Video(args.video) if args.video else None
     frames, frame_idx = None if video else read_frames(args.frames), None
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    answerer = load_answerer(args.answerer, jnp.dtype(dtype))
+    answerer = load_answerer(args.answerer, jnp.dtype(dtype), video=options)
+    prompt = prompts.render(args.question, args.template or answerer.template, args.suffix)
     if video:
         method = args.method or "topk"
         frame_idx = choose(video, args.question, args.num_frames, args.agent, method, args.window)

@@ -217,7 +217,7 @@ def compile_config(
     description, path = read_architecture(config.answerer.folder, descriptions)
     if num_layers:
         description = shallow(description, num_layers)
-    answerer = answerer_architecture(description, path)
+    answerer = answerer_architecture(description, path, video=config.answerer.video)
     clip, _ = read_architecture(config.agent.clip, descriptions)
     results = []
     for topology in topologies:

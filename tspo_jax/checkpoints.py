@@ -21,8 +21,8 @@ from tspo_jax.models.clip import Clip, ClipConfig
 from tspo_jax.models.layers import abstract_module, merge_params, split_params
 from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor, QwenProcessor
-from tspo_jax.models.qwen2_5_vl import Qwen25VL, Qwen25VLConfig
 from tspo_jax.models.question_aware_agent import QuestionAwareAgent
+from tspo_jax.models.qwen2_5_vl import Qwen25VL, Qwen25VLConfig
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, VideoOptions
 from tspo_jax.sharding import ParamSharding, check_memory
@@ -143,6 +143,11 @@ def load_agent(
         lambda rngs: AGENT_KINDS[found](width, num_heads=num_heads, window=window, rngs=rngs)
     )
     params = weights.load_params(folder, abstract, weights.agent_format(prefix), dtype=jnp.float32)
+    config = weights.read_config(folder)
+    if config.get("model_type") == "clip" and (expected := ClipConfig.from_hf(config).projection_dim) != width:
+        raise weights.CheckpointError(
+            f"{folder}: its agent is of width {width}, but config.json's projection_dim is {expected}"
+        )
     if kind != found:
         graphdef, new_terms = fresh(width)
         params = new_terms | params

@@ -15,6 +15,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from tspo_jax.models.video_prompt import VideoOptions
+
 
 class ConfigError(ValueError):
     """A config with an unknown, missing or impossible field."""
@@ -41,7 +43,8 @@ class Answerer:
     max_new_tokens: int = 256
     encode_chunk: int = 16  # frames of a question that are encoded at a time; bounds memory
     prefill_chunk: int = 0  # frame sets of a question that are prefilled at a time, a divisor of group_size; 0 = all
-    template: str = "qwen_1_5"
+    template: str = ""  # conversation, a name of prompts.TEMPLATES; "" = the one that the model was trained on
+    video: VideoOptions = group(VideoOptions)  # for models that leave a choice: Qwen2.5-VL
 
 
 @dataclasses.dataclass(frozen=True)

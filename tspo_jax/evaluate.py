@@ -106,7 +106,8 @@ def evaluate(config: Config, run_dir: str | Path, agent_folder: str | Path | Non
         if todo:
             answerer = _load_answerer(config, mesh)
             sets = choose(items, store, Scorer(clip, agent), todo)
-            for batch, texts in answer(batches(sets, asked.batch_size), items, store, answerer, config, mesh):
+            alike = batches(sets, asked.batch_size, store, answerer)
+            for batch, texts in answer(alike, items, store, answerer, config, mesh):
                 rows = [row for s, text in zip(batch, texts, strict=True) for row in to_rows(s, text, store, config)]
                 file.append(rows)
                 progress.advance(task, len(rows))
@@ -209,14 +210,16 @@ def choose(
                 yield FrameSet(item, picks, tuple(chosen_by))
 
 
-def batches(sets: Iterable[FrameSet], size: int) -> Iterator[list[FrameSet]]:
-    """At most `size` sets of equally many frames each: the number of frames is a static shape."""
-    waiting: dict[int, list[FrameSet]] = {}
+def batches(sets: Iterable[FrameSet], size: int, store: FrameStore, answerer: Answerer) -> Iterator[list[FrameSet]]:
+    """At most `size` sets of equally many frames each, of one size: both are static shapes."""
+    waiting: dict[tuple, list[FrameSet]] = {}
     for frame_set in sets:
-        same = waiting.setdefault(len(frame_set.picks), [])
+        video = store.video(frame_set.item.video)
+        shape = len(frame_set.picks), answerer.processor.size_of(video.height, video.width)
+        same = waiting.setdefault(shape, [])
         same.append(frame_set)
         if len(same) == size:
-            yield waiting.pop(len(frame_set.picks))
+            yield waiting.pop(shape)
     yield from waiting.values()
 
 
@@ -233,9 +236,9 @@ def answer(
 ) -> Iterator[tuple[list[FrameSet], list[str]]]:
     """Frame sets and the answers to them. The frames of a batch are read while the one before is being answered."""
     program = rollout.Rollout.of(answerer, max_new_tokens=config.answerer.max_new_tokens)
+    template = config.answerer.template or answerer.template
     tokens = {
-        item.id: prompts.tokenize(prompts.render(item.prompt, config.answerer.template, ""), answerer.tokenizer)
-        for item in items
+        item.id: prompts.tokenize(prompts.render(item.prompt, template, ""), answerer.tokenizer) for item in items
     }
     length = -(-max(map(len, tokens.values())) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     pad_token = answerer.generation.pad_token_id
@@ -298,7 +301,7 @@ def _load_answerer(config: Config, mesh: jax.sharding.Mesh) -> Answerer:
     split = sharding.answerer_sharding(
         mesh, weights.read_config(config.answerer.folder), split_over_data=config.mesh.split_over_data
     )
-    return load_answerer(config.answerer.folder, jnp.dtype(config.answerer.dtype), split)
+    return load_answerer(config.answerer.folder, jnp.dtype(config.answerer.dtype), split, config.answerer.video)
 
 
 def _progress(console: Console) -> Progress:

@@ -36,7 +36,7 @@ from ml_collections import config_flags
 
 from tspo_jax import config as config_module
 from tspo_jax import entry_point, programs, prompts, sharding, weights
-from tspo_jax.checkpoints import load_agent, load_answerer, load_clip
+from tspo_jax.checkpoints import Answerer, load_agent, load_answerer, load_clip
 from tspo_jax.config import MAY_DIFFER, Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.loader import Batch, Loader, LoaderConfig, fetch_frames
@@ -86,7 +86,9 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     where = sharding.answerer_sharding(
         mesh, weights.read_config(config.answerer.folder), split_over_data=config.mesh.split_over_data
     )
-    answerer = load_answerer(config.answerer.folder, jnp.dtype(config.answerer.dtype), where)
+    a = config.answerer
+    answerer = load_answerer(a.folder, jnp.dtype(a.dtype), where, a.video)
+    check_frame_sizes(store, answerer)
     rollout = Rollout.of(
         answerer,
         max_new_tokens=config.answerer.max_new_tokens,
@@ -94,7 +96,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         prefill_chunk=config.answerer.prefill_chunk,
         mesh=mesh,
     )
-    texts = [prompts.render(question.question, config.answerer.template) for question in questions]
+    texts = [prompts.render(question.question, a.template or answerer.template) for question in questions]
     ids = [prompts.tokenize(text, answerer.tokenizer) for text in texts]
     prompt_ids, prompt_lengths = prompts.pad(ids, answerer.generation.pad_token_id, PROMPT_MULTIPLE)
 
@@ -213,6 +215,20 @@ def check_width(agent: dict, width: int, folder: str) -> None:
     if found != width:
         raise ValueError(
             f"agent.init={folder}: an agent of width {found}, but agent.clip gives features of width {width}"
+        )
+
+
+def check_frame_sizes(store: FrameStore, answerer: Answerer) -> None:
+    """Raises ValueError where videos would be shown in different sizes: a batch, and a needle sample, has one."""
+    if answerer.processor.frame_size:
+        return
+    videos = map(store.video, store.names())
+    sizes = {answerer.processor.size_of(video.height, video.width) for video in videos}
+    if len(sizes) > 1:
+        found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
+        raise ValueError(
+            f"the videos of {store.folder} would be shown in several sizes ({found}); give all frames one, "
+            "e.g. --config.answerer.video.frame_size='(392, 728)'"
         )
 
 

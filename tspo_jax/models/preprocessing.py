@@ -89,9 +89,14 @@ class ImageProcessor:
         top, left = (image.shape[0] - self.size) // 2, (image.shape[1] - self.size) // 2
         return image[top : top + self.size, left : left + self.size]
 
-    def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """The size that every frame is shown in."""
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of every frame."""
         return self.size, self.size
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """The size that a frame of height x width is shown in."""
+        return self.frame_size
 
     def normalize(self, pixels):
         """uint8 [..., S, S, 3] (numpy or jax) -> float32 of the same kind."""

@@ -268,7 +268,7 @@ def video_offsets(grid: tuple[int, int, int], seconds: float, tokens_per_second:
 def prompt_positions(
     start: jax.Array, num_tokens: int, lengths: jax.Array, offsets: np.ndarray, next_position: str
 ) -> tuple[jax.Array, jax.Array]:
-    """Three-axis positions of prompts with a video.
+    """Three-axis positions of prompts with a video, and of what is generated for them.
 
     Args:
       start: int [P], tokens before the video.
@@ -277,8 +277,8 @@ def prompt_positions(
       offsets: from `video_offsets`.
       next_position: one of NEXT_POSITION_RULES.
     Returns:
-      int [P, N, 3]; and int [P], the position of the first generated token on all three axes: one more than the
-      largest of the prompt.
+      int [P, N, 3]; and int [P], the position of the first generated token on all three axes: generated text goes on
+      as text of the prompt would.
     """
     M, start = len(offsets), start[:, None]
     jump = 1 + (offsets.max() if next_position == "after_all" else offsets[:, 1:].max())  # from the start to the text
@@ -286,9 +286,7 @@ def prompt_positions(
     text = jnp.where(slot < start, slot, slot - M + jump)
     visual = start[..., None] + jnp.asarray(offsets)[(slot - start).clip(0, M - 1)]
     is_visual = (slot >= start) & (slot < start + M)
-    positions = jnp.where(is_visual[..., None], visual, text[..., None])
-    following = jnp.maximum(lengths - M + jump, start[:, 0] + offsets.max() + 1)
-    return positions, following
+    return jnp.where(is_visual[..., None], visual, text[..., None]), lengths - M + jump
 
 
 def mrope_angles(positions: jax.Array, head_dim: int, theta: float, section: tuple[int, int, int]) -> jax.Array:
