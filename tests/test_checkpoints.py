@@ -84,6 +84,10 @@ def test_a_video_without_frames_has_no_features(encoder):
     assert encoder.image_features([]).shape == (0, 64)
 
 
+def test_no_texts_have_no_features(encoder):
+    assert encoder.text_features([]).shape == (0, 64)
+
+
 def test_half_precision_clip(golden, encoder, data):
     half = load_clip(golden / "tspo_agent", dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
@@ -117,6 +121,31 @@ def test_agent_of_a_training_checkpoint(golden, copy_of):
     _, loaded = load_agent(folder)
     jax.tree.map(np.testing.assert_array_equal, loaded, agent)
     load_answerer(folder)
+
+
+def test_agent_of_another_width_than_its_clip(golden, copy_of):
+    folder = copy_of("tspo_agent")
+    change_config(folder, projection_dim=32)
+    with pytest.raises(CheckpointError, match="its agent is of width 64, but config.json's projection_dim is 32"):
+        load_agent(folder)
+
+
+def test_preprocessing_that_leaves_a_step_out(copy_of):
+    folder = copy_of("tspo_agent")
+    config = weights.read_config(folder, "preprocessor_config.json")
+    for change in ({"do_resize": False}, {"do_center_crop": False}, {"rescale_factor": 1}):
+        (folder / "preprocessor_config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=f"preprocessor_config.json: {next(iter(change))} is"):
+            load_clip(folder)
+
+
+@pytest.mark.parametrize("name", ["tspo_agent", "llava_video_grid"])
+def test_unknown_activations_are_named(copy_of, name):
+    folder = copy_of(name)
+    vision = weights.read_config(folder)["vision_config"]
+    change_config(folder, vision_config=vision | {"hidden_act": "mish"})
+    with pytest.raises(ValueError, match="config.json: hidden_act 'mish' is not supported; supported: .*quick_gelu"):
+        load_clip(folder) if name == "tspo_agent" else load_answerer(folder)
 
 
 def test_answerer_is_no_agent(golden):

@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tspo_jax.models.layers import abstract_module, merge_params
 from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig, insert_newlines, pool_2x2
@@ -266,3 +268,26 @@ def test_hugging_face(tmp_path):
     tokens, logits = run(params, pixels[0].transpose(0, 2, 3, 1), prompt)
     np.testing.assert_allclose(tokens.reshape(-1, 24), features, atol=1e-4)
     np.testing.assert_allclose(logits[0], expected, atol=1e-3)
+
+    # The same weights under the names that transformers 5 saves, those of llava-hf, and those since transformers 4.52.
+    oracle.save_pretrained(tmp_path / "saved")
+    in_memory = {name: tensor.contiguous().numpy() for name, tensor in oracle.state_dict().items()}
+    published = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): tensor
+        for name, tensor in load_file(tmp_path / "saved" / "model.safetensors").items()
+    }
+    assert "language_model.model.norm.weight" in published and "model.language_model.norm.weight" in in_memory
+    for layout, tensors in (("published", published), ("in_memory", in_memory), ("saved", None)):
+        if tensors:
+            save_tensors(tmp_path / layout, tensors)
+            shutil.copy(tmp_path / "saved" / "config.json", tmp_path / layout)
+        assert LlavaVideoConfig.from_hf(read_config(tmp_path / layout)) == LlavaVideoConfig.from_hf(
+            read_config(tmp_path)
+        )
+        jax.tree.map(np.testing.assert_array_equal, load(tmp_path / layout)[1], params)
+
+
+@pytest.mark.parametrize("field", ["vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act"])
+def test_other_kinds_of_onevision_are_refused(field):
+    with pytest.raises(ValueError, match=f"config.json: {field} is 'x'; only"):
+        LlavaVideoConfig.from_hf({"model_type": "llava_onevision", "text_config": QWEN, field: "x"})

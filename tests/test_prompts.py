@@ -38,6 +38,17 @@ def test_suffix_is_the_last_line(suffix, user):
     assert f"<image>\n{user}<|im_end|>" in prompts.render("Why?", suffix=suffix)
 
 
+def test_chat_template_of_qwen2_5_vl(tokenizer):
+    prompt = prompts.render("Why?", "qwen2_5_vl", "Think.")
+    assert prompt == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "<|vision_start|><|video_pad|><|vision_end|>Why?\nThink.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    before, after = prompt.split("<|video_pad|>")
+    ids = [tokenizer(part)["input_ids"] for part in (before, after)]
+    assert prompts.tokenize(prompt, tokenizer) == [*ids[0], VIDEO_TOKEN, *ids[1]]
+
+
 def test_braces_in_a_question_are_text():
     assert "What is {text}?" in prompts.render("What is {text}?")
 
@@ -47,6 +58,8 @@ def test_bad_input_is_named():
         prompts.render("Why?", template="llama")
     with pytest.raises(ValueError, match="<image>"):
         prompts.render("<image>\nWhy?")
+    with pytest.raises(ValueError, match="video_pad"):
+        prompts.render("<|video_pad|>Why?")
     with pytest.raises(ValueError, match="question is empty"):
         prompts.render(" \n")
 

@@ -209,7 +209,75 @@ def test_the_same_tensor_in_two_files(broken):
         broken.load()
 
 
+@pytest.mark.parametrize("shape", [None, (2, 4)])
+@pytest.mark.parametrize("read_bytes", [1, 40_000])
+def test_layers_are_read_a_few_at_a_time(checkpoint, monkeypatch, shape, read_bytes):
+    """One by one, and two of three at a time; the arrays and where they lie are the same."""
+    folder, abstract, fmt, _ = checkpoint
+    mesh = shape and Mesh(np.reshape(jax.devices(), shape), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+    def where(path, dims):
+        split = [None] * (len(dims) - 1) + ["model"]
+        return NamedSharding(mesh, PartitionSpec(*split if weights.is_stacked(path) and dims[-1] % 4 == 0 else ()))
+
+    whole = load_params(folder, abstract, fmt, sharding=where if mesh else None)
+    monkeypatch.setattr(weights, "READ_BYTES", read_bytes)
+    pieces = load_params(folder, abstract, fmt, sharding=where if mesh else None)
+    assert_equal(pieces, whole)
+    for path, leaf in weights.flatten(pieces).items():
+        assert leaf.sharding == weights.flatten(whole)[path].sharding
+
+
+def test_every_part_is_read_once(checkpoint, monkeypatch):
+    """Also where several devices hold it."""
+    folder, abstract, fmt, tensors = checkpoint
+    read = []
+    original = weights.SafetensorsFolder.read
+
+    def counted(self, name, index):
+        part = original(self, name, index)
+        read.append(part.size)
+        return part
+
+    monkeypatch.setattr(weights.SafetensorsFolder, "read", counted)
+    mesh = Mesh(np.reshape(jax.devices(), (2, 4)), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    load_params(folder, abstract, fmt, sharding=lambda path, dims: NamedSharding(mesh, PartitionSpec()))
+    assert sum(read) == sum(tensor.size for tensor in tensors.values())
+
+
 # ---- damage ----
+
+
+def test_a_set_of_files_must_be_whole(broken):
+    files = split_in_three(broken.tensors)
+    first, second, third = files
+    for name in (first, third):
+        broken.write(files[name], name)
+    with pytest.raises(CheckpointError, match=f"incomplete, {second} of 00003 files are missing"):
+        broken.load()
+    broken.write(files[second], "model-00002-of-00004.safetensors")
+    with pytest.raises(CheckpointError, match="mixed files of several checkpoints: model-00001-of-00003.safetensors, "):
+        broken.load()
+
+
+def test_a_file_of_another_checkpoint(broken):
+    """Two of the three files have changed places."""
+    files = split_in_three(broken.tensors)
+    first, second, third = files
+    write_index(broken.path, files)
+    for name, tensors in zip((second, first, third), files.values(), strict=True):
+        broken.write(tensors, name)
+    with pytest.raises(
+        CheckpointError, match=f"{first}: holds .*, which model.safetensors.index.json places in {second}"
+    ):
+        broken.load()
+
+
+def test_a_tensor_under_two_names(broken):
+    norm = "model.norm.weight"
+    broken.write(broken.tensors | {"language_model.model.norm.weight": broken.tensors[norm]})
+    with pytest.raises(CheckpointError, match=f"twice: language_model.model.norm.weight, {norm}"):
+        broken.load()
 
 
 def test_every_offending_tensor_is_named(broken):

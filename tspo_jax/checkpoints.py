@@ -49,7 +49,7 @@ class ClipEncoder:
     def token_ids(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [B, max_position_embeddings], cut on the right with the end token kept, padded with the end token."""
         length = self.config.text.max_position_embeddings
-        ids = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+        ids = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"] if len(texts) else []
         end = self.tokenizer.eos_token_id
         return np.array([row + [end] * (length - len(row)) for row in ids], np.int32).reshape(-1, length)
 
