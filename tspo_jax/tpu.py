@@ -59,6 +59,8 @@ def slice_devices(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{platform_name}:{shapes[size]}")
     except Exception as error:  # RuntimeError, ImportError or an XLA error, by the state of the installation
+        if "lockfile" in str(error):
+            raise ValueError(f"topology {name}: another process uses the TPU compiler ({error})") from error
         raise ValueError(
             f"topology {name}: the TPU compiler is not there ({error}); pip install --no-deps libtpu==0.0.42"
         ) from error
