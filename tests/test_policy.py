@@ -4,6 +4,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -300,3 +301,79 @@ def test_golden_training_trajectory(golden, padding):
     # or nearly nothing, the last digits decide: hence the tolerance.
     for path, expected in golden_tree(data, "final/").items():
         np.testing.assert_allclose(flatten(params)[path], expected, atol=4e-5, err_msg=str(path))
+
+
+# ---- beyond the paper ----
+
+
+def test_clipping_by_hand():
+    """Frames drawn at log-probabilities 0.3 lower or higher: only improvements beyond the limits are cut off."""
+    logits = jnp.log(jnp.array([[0.1, 0.2, 0.3, 0.4]]))
+    picks, rewards = jnp.array([[[0, 1], [2, 3]]]), jnp.array([[1.0, 0.0]])
+    log_probs = policy.independent_log_probs(logits, picks)
+    drawn = log_probs - jnp.array([[[0.3, -0.3], [0.3, -0.3]]])  # ratios 1.35 and 0.74
+    objective = Objective(advantage="dr_grpo", clip_low=0.2, clip_high=0.28)
+    value, metrics = policy.loss(logits, picks, rewards, objective, drawn_log_probs=drawn)
+    up, down = np.exp(0.3), np.exp(-0.3)
+    # A = 0.5: min(r A, clip(r) A) = 0.64, r A; A = -0.5: r A, clip(r) A = -0.4
+    expected = -(0.5 * 1.28 + 0.5 * down - 0.5 * up - 0.5 * 0.8) / 4
+    assert value == pytest.approx(expected, abs=1e-6) and metrics["clipped"] == 1.0
+    grad = jax.grad(lambda x: policy.loss(x, picks, rewards, objective, drawn_log_probs=drawn)[0])(logits)[0]
+    score = lambda frame: np.eye(4)[frame] - np.array([0.1, 0.2, 0.3, 0.4])  # noqa: E731
+    np.testing.assert_allclose(grad, -(0.5 * down * score(1) - 0.5 * up * score(2)) / 4, atol=1e-6)
+
+
+def test_the_first_of_several_steps_is_the_papers():
+    """With the limits far away, two inner steps are one step, then one on the ratio to the policy that drew."""
+    logits = jnp.array([[0.3, -1.0, 2.0, 0.1]])
+    picks, rewards = jnp.array([[[0, 1], [1, 2]]]), jnp.array([[1.0, 0.0]])
+    optimizer = optax.sgd(0.5)
+    drawn = policy.independent_log_probs(logits, picks)
+    expected = logits
+    for _ in range(2):
+        objective = Objective(clip_low=0.99, clip_high=99.0)
+        grad = jax.grad(lambda x: policy.loss(x, picks, rewards, objective, drawn)[0])(expected)  # noqa: B023
+        expected = expected - 0.5 * grad
+    new, _, metrics = policy.update(
+        lambda x: x, optimizer, logits, optimizer.init(logits), picks, rewards, objective, inner_steps=2
+    )
+    np.testing.assert_allclose(new, expected, atol=1e-6)
+    once = policy.update(lambda x: x, optimizer, logits, optimizer.init(logits), picks, rewards)[0]
+    assert (new != once).any() and metrics["clipped"] == 0
+
+
+def test_kl_and_entropy_by_hand():
+    p, q = np.array([0.7, 0.2, 0.1]), np.array([0.25, 0.25, 0.5])
+    logits, reference = (jnp.log(jnp.array([[*x, 0.0]])) for x in (p, q))
+    expected = (p * np.log(p / q)).sum()
+    np.testing.assert_allclose(policy.kl_divergence(logits, reference), [expected], rtol=1e-5)
+    picks, rewards = jnp.array([[[0], [1]]]), jnp.zeros((1, 2))
+    value, metrics = policy.loss(logits, picks, rewards, Objective(kl=0.5, entropy=0.1), reference=reference)
+    assert value == pytest.approx(0.5 * expected + 0.1 * (p * np.log(p)).sum(), rel=1e-5)
+    assert metrics["kl"] == pytest.approx(expected, rel=1e-5)
+    grad = jax.grad(lambda x: policy.loss(x, picks, rewards, Objective(kl=1.0), reference=reference)[0])(logits)
+    np.testing.assert_allclose(grad[0], [*(p * (np.log(p / q) - expected)), 0], atol=1e-5)
+    with pytest.raises(ValueError, match="initial agent's logits are not given"):
+        policy.loss(logits, picks, rewards, Objective(kl=1.0))
+
+
+def test_skipped_groups_do_not_count():
+    logits, picks = jnp.array([[0.3, -1.0, 2.0], [0.0, 0.5, -0.5]]), jnp.array([[[0], [1]], [[0], [2]]])
+    rewards = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+
+    def grad(objective, rows):
+        return jax.grad(lambda x: policy.loss(x[rows], picks[rows], rewards[rows], objective)[0])(logits)
+
+    skip = Objective(dead_groups="skip")
+    np.testing.assert_allclose(grad(skip, slice(0, 2)), grad(Objective(), slice(0, 1)), atol=1e-7)
+    np.testing.assert_allclose(grad(Objective(), slice(0, 2)), grad(skip, slice(0, 2)) / 2, atol=1e-7)
+    assert not grad(skip, slice(1, 2)).any()
+
+
+def test_label_loss_by_hand():
+    logits = jnp.log(jnp.array([[0.1, 0.2, 0.7, 0.0], [0.5, 0.25, 0.25, 0.0], [0.3, 0.3, 0.4, 0.0]]))
+    labels = jnp.array([[True, True, False, False], [False, True, False, False], [False] * 4])
+    expected = -(np.log(0.1 * 0.2) / 2 + np.log(0.25)) / 2
+    assert policy.label_loss(logits, labels) == pytest.approx(expected, rel=1e-5)
+    assert jnp.isfinite(jax.grad(policy.label_loss)(logits, labels)).all()
+    assert policy.label_loss(logits, jnp.zeros((3, 4), bool)) == 0

@@ -1,5 +1,7 @@
 """The compiled programs `sample` and `update`: the same on every mesh, compiled once per shape."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +99,33 @@ def test_a_draw_depends_on_seed_step_and_question_alone(golden, config):
     wider = {name: np.pad(rows, padded[name]) if name in padded else rows for name, rows in batch.items()}
     np.testing.assert_array_equal(np.asarray(sample(agent, wider, np.int32(2), k=K)), draws)
     assert jnp.all(jnp.diff(jnp.sort(draws), axis=-1) > 0), "no frame twice"
+
+
+def test_several_optimizer_steps_and_a_warm_start(golden, config):
+    """The learning rate follows the optimiser's own count, and labels are learned."""
+    changed = dataclasses.replace(config.policy, inner_steps=3, warm_start_steps=4, kl=0.1, tau_end=0.025)
+    config = dataclasses.replace(config, policy=changed)
+    mesh = sharding.make_mesh([("data", 2), ("model", 1)], DEVICES[:2])
+    graphdef, agent = load_agent(golden / "tspo_agent", kind="question_aware")
+    initial = sharding.put_replicated(mesh, agent)
+    state = sharding.put_replicated(mesh, TrainState(agent, programs.make_optimizer(config).init(agent)))
+    batch = sharding.put_batch(mesh, make_batch(0))
+    labels = sharding.put_batch(mesh, (np.arange(T) < 3) & np.ones((B, 1), bool))
+    warm_start, losses = programs.make_warm_start(graphdef, config, mesh), []
+    for step in range(4):
+        state, metrics = warm_start(state, batch, labels, np.int32(step))
+        losses.append(float(metrics["label_loss"]))
+    assert losses[3] < losses[0] and metrics["learning_rate"] == pytest.approx(5e-4 * (1 - 3 / 22), rel=1e-5)
+    draws = programs.make_sample(graphdef, config, mesh)(state.agent, batch, np.int32(4), k=K)
+    rewards = sharding.put_batch(mesh, {"total": np.asarray(draws % 7 == 0).mean(-1, dtype=np.float32)})
+    update = programs.make_update(graphdef, config, mesh)
+    state, metrics = update(state, batch, draws, rewards, np.int32(4), initial)
+    assert metrics["learning_rate"] == pytest.approx(5e-4 * (1 - 4 / 22), rel=1e-5) and metrics["kl"] > 0
+    counts = [x for x in jax.tree.leaves(state.optimizer) if x.shape == ()]
+    assert counts and all(count == 7 for count in counts)
+
+
+def test_option_log_probs_by_hand():
+    logits = np.log(np.array([[[0.1, 0.2, 0.3, 0.4]]], np.float32))
+    found = programs.option_log_probs(logits, np.array([[3, 1, -1]]))
+    np.testing.assert_allclose(found[0, 0], [np.log(2 / 3), np.log(1 / 3), -np.inf], rtol=1e-5)

@@ -86,3 +86,25 @@ def test_batch_and_weights():
 def test_bad_input(kind, weights, message):
     with pytest.raises(ValueError, match=message):
         rewards.group_rewards(kind, [["A"]], ["A"], np.zeros((1, 1, 1), int), np.ones((1, 1), bool), weights)
+
+
+def test_coverage_by_hand():
+    picks = np.array([[0, 1, 2, 3], [0, 5, 10, 19], [0, 4, 5, 6]])
+    np.testing.assert_allclose(rewards.coverage(picks, 20), [0.25, 1.0, 0.5])
+    assert rewards.coverage(np.array([[18, 3]]), 20)[0] == 1
+
+
+def test_soft_rewards_by_hand():
+    log_probs = np.log([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]).astype(np.float32)
+    np.testing.assert_allclose(rewards.right_option(log_probs, "<answer>c</answer>"), [0.3, 0.1], rtol=1e-5)
+    np.testing.assert_allclose(
+        rewards.right_option(log_probs, "C", margin=True), [np.log(3 / 4), np.log(1 / 7)], rtol=1e-5
+    )
+    weights = {"general": {"accuracy": 1.0, "probability": 2.0, "margin": 0.5, "coverage": 0.1}}
+    picks = np.array([[[0, 9], [1, 2]]])
+    found = rewards.group_rewards("general", [["C", "A"]], ["C"], picks, None, weights, np.array([10]), log_probs[None])
+    np.testing.assert_allclose(
+        found["total"][0],
+        [1 + 0.6 + 0.5 * np.log(3 / 4) + 0.1, 0.2 + 0.5 * np.log(1 / 7) + 0.05],
+        rtol=1e-5,
+    )

@@ -1,5 +1,8 @@
 """Run folders: whose they are, checkpoints written and read back exactly, and only whole ones."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from tspo_jax.run_folder import (
     check_run,
     differences,
     find_checkpoint,
+    in_use,
     read_agent,
     write_run_config,
 )
@@ -102,3 +106,41 @@ def test_no_checkpoint_is_an_error(tmp_path):
         read_agent(tmp_path)
     with pytest.raises(RunFolderError, match="holds no checkpoint"):
         read_agent(tmp_path / "absent")
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    """Until its process ends, even by kill -9."""
+    hold = (
+        "import sys, time, tspo_jax.run_folder as r\nwith r.in_use(sys.argv[1]): print(1, flush=True); time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(RunFolderError, match=f"is in use by process {process.pid} on "), in_use(tmp_path):
+            pass
+        process.kill()
+    with in_use(tmp_path):
+        pass
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, state):
+    """In a process that may write no file as large as a checkpoint."""
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {"next_batch": 1})
+    script = f"""if True:
+        import resource, signal, sys
+        import jax, numpy as np
+        from tspo_jax.run_folder import Checkpoints, TrainState
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        with Checkpoints({str(tmp_path)!r}, keep=1) as checkpoints:
+            noise = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+            checkpoints.save(2, TrainState({{"a": noise}}, {{"b": noise}}), {{}})
+    """
+    failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert failed.returncode != 0
+    assert find_checkpoint(tmp_path).name == "1"
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        restored, iterator = checkpoints.restore(1, like=jax.tree.map(jax.numpy.asarray, state))
+    assert iterator == {"next_batch": 1}
+    assert_equal(restored, state)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +23,7 @@ from tspo_jax.checkpoints import load_agent
 from tspo_jax.metrics import read_rows
 from tspo_jax.models.layers import split_params
 from tspo_jax.models.temporal_agent import TemporalAgent
-from tspo_jax.run_folder import RunFolderError, read_agent
+from tspo_jax.run_folder import RunFolderError, find_checkpoint, read_agent
 
 NUM_STEPS = 6
 TIMES = ("seconds/", "compilations")
@@ -193,6 +196,7 @@ def test_same_on_every_mesh(needles, tmp_path, shape):
 def test_bad_input_is_named(config, tmp_path):
     wide = split_params(TemporalAgent(32, rngs=nnx.Rngs(0)))[1]
     weights.save_params(tmp_path / "wide", wide, weights.agent_format(weights.SELECTOR))
+    (tmp_path / "wide" / "config.json").write_text("{}")
 
     def change(field, **values):
         return dataclasses.replace(config, **{field: dataclasses.replace(getattr(config, field), **values)})
@@ -222,3 +226,84 @@ def test_command_line_errors_are_one_line(tmp_path):
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr.strip() == ("error: config.optimizer.learnin_rate does not exist; did you mean learning_rate?")
+
+
+def test_everything_beyond_the_paper_at_once(config, tmp_path):
+    """Two steps on labels, four of RL with random K, soft rewards, inner steps and a KL: it runs, and resumes."""
+    policy = dataclasses.replace(
+        config.policy, random_k=(2, 4), inner_steps=2, warm_start_steps=2, kl=0.01, entropy=0.001, dead_groups="skip",
+        advantage="leave_one_out", log_prob="plackett_luce",
+    )  # fmt: skip
+    general, specific = (
+        dataclasses.replace(kind, probability=1.0, coverage=0.1) for kind in (config.data.general, config.data.specific)
+    )
+    data = dataclasses.replace(config.data, general=general, specific=specific)
+    agent = dataclasses.replace(config.agent, kind="question_aware")
+    answerer = dataclasses.replace(config.answerer, option_text="{letter}")
+    config = dataclasses.replace(config, policy=policy, data=data, agent=agent, answerer=answerer, num_steps=4)
+    rows, params = run(config, tmp_path)
+    assert ["label_loss" in row for row in rows] == [True, True, False, False]
+    for row in rows[2:]:
+        kind = "specific" if "reward/specific" in row else "general"
+        assert 0 < row[f"probability/{kind}"] < 1 and 0 < row[f"coverage/{kind}"] <= 1 and row["dead_groups"] == 0
+        assert row["kl"] >= 0 and 0 <= row["clipped"] <= 1 and row["grad_norm"] > 0
+    assert abs(params["modulation"]["kernel"]).max() > 0
+    assert len({training.step_k(config, step) for step in range(20)}) == 2
+
+
+def test_labels_are_the_evidence_or_else_the_target(config):
+    store = training.FrameStore(config.data.store, training.load_clip(config.agent.clip).identity)
+    questions = training.read_questions(config.data.questions)[0][:2]
+    questions[0] = dataclasses.replace(questions[0], evidence=((2.0, 4.5), (7.0, 8.0)))
+    names = (SHORT, LONG)
+    rows = {
+        "index": np.array([0, 1]),
+        "mask": np.arange(12) < np.array([[10], [12]]),
+        "needle_mask": np.arange(12) < np.array([[0], [5]]),
+        "video": np.where(np.arange(12) < 10, names.index(LONG), -1) * np.ones((2, 1), int),
+        "frame": np.arange(12) * np.ones((2, 1), int),
+    }
+    labels = training.evidence_labels(questions, store, names, rows)
+    assert np.flatnonzero(labels[0]).tolist() == [2, 3, 4, 7] and np.flatnonzero(labels[1]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_sigterm_saves_and_the_next_start_goes_on(config, undisturbed, tmp_path, monkeypatch):
+    def terminate_in_step_2(self, step, *args, original=training.Reporter.start_row):
+        original(self, step, *args)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Reporter, "start_row", terminate_in_step_2)
+        assert not training.train(config, tmp_path, jax.devices()[:1])
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert find_checkpoint(tmp_path).name == "2"
+    rows, agent = run(config, tmp_path)
+    assert without_times(rows) == without_times(undisturbed[1])
+    jax.tree.map(np.testing.assert_array_equal, agent, undisturbed[2])
+
+
+def test_a_step_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
+    """Its batch is saved, and no checkpoint is of it."""
+
+    def broken(config, rows, *args, original=training.measure):
+        return {name: x * np.float32(np.nan) for name, x in original(config, rows, *args).items()}
+
+    monkeypatch.setattr(training, "measure", broken)
+    with pytest.raises(training.NotFiniteError, match="step 1: .*grad_norm.* not finite; its batch is in"):
+        run(dataclasses.replace(config, checkpoint_every=1), tmp_path)
+    (path,) = tmp_path.glob("not_finite_step_1*.npz")
+    assert np.load(path)["features"].shape == (8, 40, 64)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_resuming_on_more_devices(needles, tmp_path):
+    """Stopped on one device, continued on eight: the same to float tolerance."""
+    config, expected_rows, expected_agent = needles
+    run(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    rows, agent = run(config, tmp_path, num_devices=8)
+    assert len(rows) == NUM_STEPS
+    for row, expected in zip(without_times(rows), without_times(expected_rows), strict=True):
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), agent, expected_agent)

@@ -45,6 +45,7 @@ class Answerer:
     prefill_chunk: int = 0  # frame sets of a question that are prefilled at a time, a divisor of group_size; 0 = all
     template: str = ""  # conversation, a name of prompts.TEMPLATES; "" = the one that the model was trained on
     video: VideoOptions = group(VideoOptions)  # for models that leave a choice: Qwen2.5-VL
+    option_text: str = "{letter}"  # how its answer begins ({letter}, {option}); for rewards probability and margin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,11 @@ class General:
     """Samples that need the whole video: the paper's comprehensive understanding."""
 
     k: int = 8  # frames to pick
-    accuracy: float = 1.0  # weight of this reward
+    accuracy: float = 1.0  # weight of this reward: 1 for a right answer
+    # Weights of further rewards, none of which the paper has.
+    coverage: float = 0.0  # share of k equal parts of the video with a pick
+    probability: float = 0.0  # of the right option, among the options
+    margin: float = 0.0  # log-probability of the right option minus that of the best wrong one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +71,10 @@ class Specific:
     distractor_groups: int = 12
     max_distractor_groups: int = 12  # the paper's 10-60 minutes are 11 to 68
     accuracy: float = 1.0
-    location: float = 1.0
+    location: float = 1.0  # weight of the reward that is the share of picks in the target video
+    coverage: float = 0.0
+    probability: float = 0.0
+    margin: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +95,17 @@ class Policy:
     group_size: int = 8  # frame sets drawn per question
     tau_start: float = 0.025  # temperature of the scores, annealed linearly over the run
     tau_end: float = 0.01
-    advantage: str = "grpo"
-    log_prob: str = "independent"
+    advantage: str = "grpo"  # or dr_grpo (not divided by the standard deviation), leave_one_out
+    log_prob: str = "independent"  # or plackett_luce, the exact one of an ordered draw without replacement
+    # From here on the paper's recipe has none; see policy.Objective.
+    inner_steps: int = 1  # optimiser steps on each batch of answers
+    clip_low: float = 0.2  # limits of the ratio to the policy that drew, for inner_steps > 1
+    clip_high: float = 0.2
+    dead_groups: str = "keep"  # or skip: groups of equal rewards do not count in the mean
+    entropy: float = 0.0  # weight of the scores' entropy, which is raised
+    kl: float = 0.0  # weight of the divergence from the initial agent, which is lowered
+    random_k: tuple[int, ...] = ()  # K of a step is one of these by chance instead of data.*.k
+    warm_start_steps: int = 0  # first steps of the run: trained on labels (needle masks, evidence), no rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +146,8 @@ class Evaluation:
     methods: tuple[str, ...] = ("uniform", "clip-topk", "topk")
     budgets: tuple[int, ...] = (64,)  # frames that the answerer sees
     batch_size: int = 8  # prompts that are answered at a time
+    frame_idx: str = ""  # index file whose frames are answered from as well, as method frame-idx
+    controls: tuple[str, ...] = ()  # of permuted, random and blank: how much of an answer is not due to the selection
     protocol: str = "strict"  # how a benchmark's answers are read: strict, or published with its slips
     allow_missing: bool = False  # leave out questions whose video is not in the store
 
@@ -166,6 +185,8 @@ AT_LEAST = {
     "data.general.k": 1,
     "data.specific.k": 1,
     "policy.group_size": 2,  # rewards are compared within a group
+    "policy.inner_steps": 1,
+    "policy.warm_start_steps": 0,
 }
 ONE_OF = {"agent.kind": ("paper", "question_aware"), "answerer.dtype": ("bfloat16", "float32")}
 

@@ -193,15 +193,32 @@ ADVANTAGES = {"grpo": grpo, "dr_grpo": dr_grpo, "leave_one_out": leave_one_out}
 
 @dataclass(frozen=True)
 class Objective:
-    """What is optimised; the defaults are the paper's. Raises ValueError for a name that does not exist."""
+    """What is optimised; the defaults are the paper's. Raises ValueError for a name or number that makes no sense.
+
+    Attributes:
+      advantage, log_prob: of ADVANTAGES, LOG_PROBS.
+      clip_low, clip_high: the ratio to the log-probabilities at the time of drawing counts between 1 - clip_low and
+        1 + clip_high (PPO, and DAPO's two limits). It is 1 in the first step on a draw, so they matter in further ones.
+      dead_groups: keep = the mean is over all groups, as in the paper; skip = over those that teach something.
+      entropy: weight of the entropy of the scores, which is raised.
+      kl: weight of KL(policy || initial agent) over the frames, which is lowered.
+    """
 
     advantage: str = "grpo"
     log_prob: str = "independent"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dead_groups: str = "keep"
+    entropy: float = 0.0
+    kl: float = 0.0
 
     def __post_init__(self):
-        for field, known in (("advantage", ADVANTAGES), ("log_prob", LOG_PROBS)):
+        for field, known in (("advantage", ADVANTAGES), ("log_prob", LOG_PROBS), ("dead_groups", ("keep", "skip"))):
             if getattr(self, field) not in known:
                 raise ValueError(f"objective.{field} is {getattr(self, field)!r}, not one of {', '.join(known)}")
+        for field in ("clip_low", "clip_high", "entropy", "kl"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"objective.{field} is {getattr(self, field)}, it must be at least 0")
 
 
 PAPER = Objective()
@@ -213,8 +230,21 @@ def score_entropy(logits: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.exp(log_probs) * jnp.where(jnp.isfinite(log_probs), log_probs, 0.0), axis=-1)
 
 
+def kl_divergence(logits: jax.Array, reference: jax.Array) -> jax.Array:
+    """KL(softmax(logits) || softmax(reference)) in nats; both [B,T] with -inf on the same padding -> [B]."""
+    log_probs, others = jax.nn.log_softmax(logits), jax.nn.log_softmax(reference)
+    is_frame = jnp.isfinite(logits)
+    difference = jnp.where(is_frame, log_probs, 0.0) - jnp.where(is_frame, others, 0.0)
+    return jnp.sum(jnp.exp(log_probs) * difference, axis=-1)
+
+
 def loss(
-    logits: jax.Array, picks: jax.Array, rewards: jax.Array, objective: Objective = PAPER
+    logits: jax.Array,
+    picks: jax.Array,
+    rewards: jax.Array,
+    objective: Objective = PAPER,
+    drawn_log_probs: jax.Array | None = None,
+    reference: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """The paper's surrogate: -mean over B and G of A * mean_k exp(lp_k - stop_grad(lp_k)).
 
@@ -224,24 +254,57 @@ def loss(
       logits: [B,T], -inf on padding.
       picks: int [B,G,K]; in the order of drawing if the objective is Plackett-Luce.
       rewards: [B,G].
-      objective: which advantages and log-probabilities.
+      objective: which advantages and log-probabilities, and what is added.
+      drawn_log_probs: [B,G,K] of the policy that drew; then the ratio to it is clipped. None = the policy itself.
+      reference: logits [B,T] of the initial agent, needed where objective.kl counts.
 
-    Returns: the loss and the metrics `score_entropy` (nats, mean), `advantage_std` (within groups, mean) and
-      `dead_groups` (share of groups whose rewards are all equal: they teach nothing).
+    Returns: the loss and the metrics `score_entropy` (nats, mean), `advantage_std` (within groups, mean),
+      `dead_groups` (share of groups whose rewards are all equal: they teach nothing), `kl` where there is a reference,
+      and `clipped` (share of frames whose ratio is outside the limits) where there are drawn_log_probs.
 
-    Raises: ValueError for groups of one.
+    Raises: ValueError for groups of one, and a KL without a reference.
     """
     if rewards.shape[-1] < 2:
         raise ValueError("a group has 1 draw: group_size must be at least 2 to compare rewards")
+    if objective.kl and reference is None:
+        raise ValueError("objective.kl counts, but the initial agent's logits are not given")
     advantages = ADVANTAGES[objective.advantage](rewards)
     log_probs = LOG_PROBS[objective.log_prob](logits, picks)
-    ratio = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
+    is_dead = jnp.max(rewards, axis=-1) == jnp.min(rewards, axis=-1)
+    entropy = score_entropy(logits).mean()
     metrics = {
-        "score_entropy": score_entropy(logits).mean(),
+        "score_entropy": entropy,
         "advantage_std": jnp.std(advantages, axis=-1, ddof=1).mean(),
-        "dead_groups": jnp.mean(jnp.max(rewards, axis=-1) == jnp.min(rewards, axis=-1)),
+        "dead_groups": jnp.mean(is_dead),
     }
-    return -jnp.mean(ratio.mean(axis=-1) * advantages), metrics
+    if drawn_log_probs is None:
+        ratio = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
+        value = -jnp.mean(ratio.mean(axis=-1) * advantages)
+    else:
+        ratio = jnp.exp(log_probs - jax.lax.stop_gradient(drawn_log_probs))
+        within = jnp.clip(ratio, 1 - objective.clip_low, 1 + objective.clip_high)
+        value = -jnp.mean(jnp.minimum(ratio * advantages[..., None], within * advantages[..., None]))
+        metrics["clipped"] = jnp.mean(ratio != within)
+    if objective.dead_groups == "skip":
+        value *= is_dead.size / jnp.maximum(jnp.sum(~is_dead), 1)
+    if objective.entropy:
+        value -= objective.entropy * entropy
+    if reference is not None:
+        metrics["kl"] = kl_divergence(logits, reference).mean()
+        value += objective.kl * metrics["kl"]
+    return value, metrics
+
+
+def label_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy of the scores with labels, for a warm start before TSPO: -mean log softmax(logits) over them.
+
+    Args:
+      logits: [B,T], -inf on padding.
+      labels: bool [B,T], the frames that hold the evidence; a question without any does not count.
+    """
+    log_probs = jnp.where(labels, jax.nn.log_softmax(logits), 0.0)
+    of_question = -log_probs.sum(-1) / jnp.maximum(labels.sum(-1), 1)
+    return of_question.sum() / jnp.maximum(labels.any(-1).sum(), 1)
 
 
 def update(
@@ -252,24 +315,44 @@ def update(
     picks: jax.Array,
     rewards: jax.Array,
     objective: Objective = PAPER,
+    inner_steps: int = 1,
+    reference: jax.Array | None = None,
 ) -> tuple[Params, optax.OptState, Metrics]:
-    """One optimiser step on `loss`.
+    """`inner_steps` optimiser steps on `loss`; the paper takes one.
 
     Args:
       score: params -> logits [B,T] of this batch at this step's temperature.
       optimizer: from `make_optimizer`, `opt_state` from its init.
-      params: of the agent.
+      params: of the agent that drew the picks.
       picks: int [B,G,K].
       rewards: [B,G].
-      objective: of `loss`.
+      objective, reference: of `loss`.
 
     Returns: new params, new optimiser state, and the metrics of `loss` with its value as `loss` and the norm
-      of the gradients before clipping as `grad_norm`.
+      of the gradients before clipping as `grad_norm`; means over the steps.
     """
+    drawn_log_probs = LOG_PROBS[objective.log_prob](score(params), picks) if inner_steps > 1 else None
 
     def loss_of(params):
-        return loss(score(params), picks, rewards, objective)
+        return loss(score(params), picks, rewards, objective, drawn_log_probs, reference)
 
+    def step(state, _):
+        params, opt_state, metrics = descend(loss_of, optimizer, *state)
+        return (params, opt_state), metrics
+
+    if inner_steps == 1:
+        return descend(loss_of, optimizer, params, opt_state)
+    (params, opt_state), metrics = jax.lax.scan(step, (params, opt_state), length=inner_steps)
+    return params, opt_state, jax.tree.map(jnp.mean, metrics)
+
+
+def descend(
+    loss_of: Callable[[Params], tuple[jax.Array, Metrics]],
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    opt_state: optax.OptState,
+) -> tuple[Params, optax.OptState, Metrics]:
+    """One optimiser step on a loss with metrics, to which its value (`loss`) and `grad_norm` are added."""
     (value, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     metrics = {**metrics, "loss": value, "grad_norm": optax.global_norm(grads)}

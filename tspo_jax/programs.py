@@ -9,6 +9,7 @@ is a dict of arrays over the mesh axis `data`:
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -31,11 +32,28 @@ def temperature(config: Config, step) -> jax.Array:
     return policy.temperature(step, config.num_steps, config.policy.tau_start, config.policy.tau_end)
 
 
+def optimizer_steps(config: Config, step, minimum: Callable = jnp.minimum):
+    """Steps that the optimiser has taken after `step` steps of the run: several in each that has a rollout."""
+    p = config.policy
+    return step * p.inner_steps - minimum(step, p.warm_start_steps) * (p.inner_steps - 1)
+
+
+def learning_rate(config: Config, step) -> jax.Array:
+    """At a step of the run: what the optimiser's own count gives."""
+    total = optimizer_steps(config, config.num_steps, min)
+    return policy.learning_rate(optimizer_steps(config, step), total, config.optimizer.learning_rate)
+
+
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    o = config.optimizer
+    o, total = config.optimizer, optimizer_steps(config, config.num_steps, min)
     return policy.make_optimizer(
-        config.num_steps, o.learning_rate, o.max_grad_norm, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay
+        total, o.learning_rate, o.max_grad_norm, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay
     )
+
+
+def make_objective(config: Config) -> policy.Objective:
+    p = config.policy
+    return policy.Objective(p.advantage, p.log_prob, p.clip_low, p.clip_high, p.dead_groups, p.entropy, p.kl)
 
 
 def make_sample(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
@@ -50,15 +68,16 @@ def make_sample(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
 
 
 def make_update(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
-    """The program (state, batch, draws, measured, step) -> (new state, metrics).
+    """The program (state, batch, draws, measured, step, initial=None) -> (new state, metrics).
 
     `state` is donated. `measured` is a dict of float arrays over `data`: `total` [B,G] is the reward that is optimised;
-    the mean of each is among the metrics, taken here so that it is one over all processes.
+    the mean of each is among the metrics, taken here so that it is one over all processes. `initial` is the agent that
+    the run started from, needed where config.policy.kl counts.
     """
-    objective = policy.Objective(config.policy.advantage, config.policy.log_prob)
+    objective = make_objective(config)
     optimizer = make_optimizer(config)
 
-    def update(state, batch, draws, measured, step):
+    def update(state, batch, draws, measured, step, initial=None):
         tau = temperature(config, step)
         agent, opt_state, metrics = policy.update(
             lambda agent: score(graphdef, agent, batch, tau),
@@ -68,12 +87,42 @@ def make_update(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
             draws,
             measured["total"],
             objective,
+            config.policy.inner_steps,
+            None if initial is None else score(graphdef, initial, batch, tau),
         )
         metrics |= {name: values.mean() for name, values in measured.items()}
-        metrics |= {
-            "tau": tau,
-            "learning_rate": policy.learning_rate(step, config.num_steps, config.optimizer.learning_rate),
-        }
+        metrics |= {"tau": tau, "learning_rate": learning_rate(config, step)}
         return TrainState(agent, opt_state), metrics
 
     return jax.jit(update, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+
+def make_warm_start(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
+    """The program (state, batch, labels bool [B,T], step) -> (new state, metrics): a step on labels, without rollout.
+
+    `state` is donated. Metrics: `label_loss`, `score_entropy`, `grad_norm`, `tau`, `learning_rate`.
+    """
+    optimizer = make_optimizer(config)
+
+    def warm_start(state, batch, labels, step):
+        tau = temperature(config, step)
+
+        def loss_of(agent):
+            logits = score(graphdef, agent, batch, tau)
+            return policy.label_loss(logits, labels), {"score_entropy": policy.score_entropy(logits).mean()}
+
+        agent, opt_state, metrics = policy.descend(loss_of, optimizer, state.agent, state.optimizer)
+        metrics = {"label_loss": metrics.pop("loss"), **metrics}
+        return TrainState(agent, opt_state), metrics | {"tau": tau, "learning_rate": learning_rate(config, step)}
+
+    return jax.jit(warm_start, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+
+@jax.jit
+def option_log_probs(first_logits: jax.Array, option_tokens: jax.Array) -> jax.Array:
+    """How likely an MLLM begins its answer with each option, among the options.
+
+    first_logits [B,G,V], option_tokens int [B,O] (-1 where a question has fewer) -> float32 [B,G,O].
+    """
+    of_options = jnp.take_along_axis(first_logits, jnp.maximum(option_tokens, 0)[:, None], axis=-1)
+    return jax.nn.log_softmax(jnp.where(option_tokens[:, None] < 0, -jnp.inf, of_options.astype(jnp.float32)))

@@ -43,6 +43,29 @@ def temporal_location(picks: np.ndarray, needle_mask: np.ndarray) -> np.ndarray:
     return np.asarray(needle_mask)[np.asarray(picks)].mean(axis=-1, dtype=np.float32)
 
 
+def coverage(picks: np.ndarray, num_frames: int) -> np.ndarray:
+    """Share of K equal parts of the video that hold a picked frame: picks [G,K] -> float32 [G], 1 where all do."""
+    picks = np.asarray(picks)
+    parts = np.sort(picks * picks.shape[-1] // num_frames, axis=-1)
+    return (1 + (np.diff(parts, axis=-1) > 0).sum(-1)).astype(np.float32) / np.float32(picks.shape[-1])
+
+
+def right_option(option_log_probs: np.ndarray, solution: str, margin: bool = False) -> np.ndarray:
+    """Soft form of `accuracy`: how much the MLLM leans towards the right option, graded where all answers are wrong.
+
+    Args:
+      option_log_probs: float [G,O], log-probabilities of the O options.
+      margin: return log p(right) - max log p(wrong) instead of p(right).
+
+    Returns: float32 [G].
+    """
+    right = ord(solution_letter(solution)) - ord("A")
+    if not margin:
+        return np.exp(option_log_probs[:, right]).astype(np.float32)
+    wrong = np.delete(option_log_probs, right, axis=1).max(axis=1)
+    return (option_log_probs[:, right] - wrong).astype(np.float32)
+
+
 def group_rewards(
     kind: str,
     completions: Sequence[Sequence[str]],
@@ -50,6 +73,8 @@ def group_rewards(
     picks: np.ndarray,
     needle_mask: np.ndarray | None,
     weights: Mapping[str, Mapping[str, float]] = PAPER_WEIGHTS,
+    num_frames: np.ndarray | None = None,
+    option_log_probs: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Rewards of a batch of one kind.
 
@@ -59,7 +84,9 @@ def group_rewards(
       solutions: [B].
       picks: int [B,G,K].
       needle_mask: bool [B,T], True on frames of the target video; unused where location does not count.
-      weights: kind -> reward name -> weight.
+      weights: kind -> reward name -> weight; names: accuracy, location, coverage, probability, margin.
+      num_frames: int [B], candidate frames of the question; for coverage.
+      option_log_probs: float [B,G,O]; for probability and margin.
 
     Returns: float32 [B,G] of each reward that counts for this kind, and of `total`, their weighted sum.
 
@@ -70,6 +97,9 @@ def group_rewards(
     rules = {
         "accuracy": lambda b: [accuracy(completion, solutions[b]) for completion in completions[b]],
         "location": lambda b: temporal_location(picks[b], needle_mask[b]),
+        "coverage": lambda b: coverage(picks[b], num_frames[b]),
+        "probability": lambda b: right_option(option_log_probs[b], solutions[b]),
+        "margin": lambda b: right_option(option_log_probs[b], solutions[b], margin=True),
     }
     if unknown := weights[kind].keys() - rules:
         raise ValueError(f"weights.{kind} names {min(unknown)!r}, not one of {', '.join(rules)}")

@@ -4,8 +4,12 @@ A checkpoint after `step` updates holds the agent, the optimiser's state and the
 networks are never saved, and randomness needs no state: it is a function of (seed, step, question index).
 """
 
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +48,29 @@ def check_run(folder: str | Path, config: Mapping[str, Any], may_differ: tuple[s
         raise RunFolderError(
             f"{path} is missing, but there are checkpoints: not a run folder; choose another --run_dir"
         )
+
+
+@contextmanager
+def in_use(folder: str | Path) -> Iterator[None]:
+    """Keeps other processes out of a run folder until the end of the `with` block, or of this process however it ends.
+
+    Raises RunFolderError naming the process that uses it.
+    """
+    path = Path(folder) / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            user = file.read().strip() or "another process"
+            raise RunFolderError(
+                f"{folder} is in use by {user}; wait for its end, or choose another --run_dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def write_run_config(folder: str | Path, config: Mapping[str, Any]) -> None:
