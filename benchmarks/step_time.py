@@ -31,7 +31,7 @@ from PIL import Image
 
 from tspo_jax import config as cfg
 from tspo_jax import programs, sharding
-from tspo_jax.checkpoints import Generation, llava_video
+from tspo_jax.checkpoints import Generation, answerer_architecture
 from tspo_jax.models.clip import Clip, ClipConfig
 from tspo_jax.models.layers import abstract_module, merge_params
 from tspo_jax.models.preprocessing import ImageProcessor
@@ -139,7 +139,7 @@ class World:
     def __init__(self, setting: Setting, answer_tokens: int):
         self.setting, self.answer_tokens = setting, answer_tokens
         dtype, rng = jnp.dtype(setting.dtype), np.random.default_rng(0)
-        self.answerer = llava_video(setting.answerer)
+        self.answerer = answerer_architecture(setting.answerer, "the benchmark")
         self.params = random_params(self.answerer.abstract, dtype)
         self.clip_config = ClipConfig.from_hf(setting.clip)
         self.clip_graphdef, abstract = abstract_module(lambda rngs: Clip(self.clip_config, rngs=rngs))
