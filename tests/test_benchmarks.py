@@ -221,3 +221,14 @@ def test_files_and_names_that_do_not_exist(tmp_path):
 def test_published_generators_are_seeded():
     letter = benchmarks.lookup("longvideobench").published_letter
     assert letter("?", random.Random("1 q")) == letter("?", random.Random("1 q"))
+
+
+@pytest.mark.parametrize("benchmark", FILES)
+def test_options_of_every_question_can_be_permuted(items, benchmark):
+    """There and back gives the prompt as it was; the right option stays right."""
+    for item in items[benchmark]:
+        order = list(range(len(item.options)))[::-1]
+        turned = benchmarks.permuted(item, order)
+        assert turned.options[ord(turned.answer) - 65] == item.options[ord(item.answer) - 65]
+        assert len(turned.prompt) == len(item.prompt) and sorted(turned.prompt) == sorted(item.prompt)
+        assert benchmarks.permuted(turned, order) == item

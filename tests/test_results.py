@@ -89,3 +89,49 @@ def test_budgets_are_apart():
     summary = summarize([row(0, "topk", True, k=8), row(0, "topk", False, k=16)], ("topk",))
     assert [find(summary["accuracy"], k=k, label="all")["accuracy"] for k in (8, 16)] == [1, 0]
     assert summary["differences"] == []
+
+
+def lettered(i, method, letter, k=8):
+    return row(i, method, letter == "A", k=k) | {"letter": letter}
+
+
+def test_controls():
+    """Of 8 questions (A is right) permuting changes 2 letters and 1 outcome; half the questions need no frame."""
+    uniform, topk = "AAAABBBB", "AAAABBBA"
+    permuted, blank, random = "AAABBBBC", "AAAACCCC", "AAAABBBB"
+    rows = [
+        lettered(i, method, letter)
+        for method, letters in {
+            "uniform": uniform, "topk": topk, "permuted": permuted, "blank": blank, "random": random,
+        }.items()
+        for i, letter in enumerate(letters)
+    ]  # fmt: skip
+    summary = summarize(rows, ("topk",))
+    (controls,) = summary["controls"]
+    assert controls == {
+        "k": 8, "n": 8, "churn": 2 / 8, "churn_correct": 1 / 8, "churn_floor": pytest.approx(1.96 / 8, rel=1e-3),
+        "frames_matter": 4 / 8, "blank": 4 / 8,
+    }  # fmt: skip
+    assert find(summary["accuracy"], method="permuted", label="all")["accuracy"] == 3 / 8
+    console = Console(width=200, file=io.StringIO())
+    console.print(table(summary))
+    text = " ".join(console.file.getvalue().split())
+    assert "changes 25.0 % of the letters" in text and "the frames matter in 50.0 %" in text and "blank" in text
+
+
+def test_a_difference_below_the_churn_floor_is_noise():
+    """Certain by its interval (8 of 40 questions), but permuting the options flips 24 answers."""
+    rows = [lettered(i, "topk", "A") for i in range(40)]
+    rows += [lettered(i, "uniform", "B" if i < 8 else "A") for i in range(40)]
+    assert not find(summarize(rows, ("topk",))["differences"], label="all")["inside_noise"]
+    rows += [lettered(i, "permuted", "B" if i < 32 else "A") for i in range(40)]
+    assert find(summarize(rows, ("topk",))["differences"], label="all")["inside_noise"]
+
+
+def test_missing_videos_are_said_in_the_table():
+    summary = summarize([row(0, "topk", True)], ("topk",)) | {"missing_videos": ["lost.mp4"]}
+    console = Console(width=200, file=io.StringIO())
+    console.print(table(summary))
+    assert "without the questions about 1 videos that are missing: lost.mp4" in " ".join(
+        console.file.getvalue().split()
+    )

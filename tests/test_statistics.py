@@ -80,3 +80,11 @@ def test_lengths_that_do_not_fit():
         statistics.clustered_mean([1, 0], ["a"])
     with pytest.raises(ValueError, match="at least one"):
         statistics.clustered_mean([], [])
+
+
+def test_churn_floor():
+    """100 of 400 answers flip, one per video: standard deviation sqrt(100) / 400; in one video, all go together."""
+    flips = np.arange(400) < 100
+    assert statistics.churn_floor(flips, np.arange(400)) == pytest.approx(1.96 * 10 / 400, rel=1e-3)
+    assert statistics.churn_floor(flips, np.zeros(400)) == pytest.approx(1.96 * 100 / 400, rel=1e-3)
+    assert statistics.churn_floor(np.zeros(5), np.arange(5)) == 0

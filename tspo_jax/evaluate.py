@@ -44,7 +44,7 @@ from tspo_jax.checkpoints import (
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.questions import read_questions
-from tspo_jax.evaluation import benchmarks, keyframe_metrics, results
+from tspo_jax.evaluation import benchmarks, frame_indices, keyframe_metrics, results
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.evaluation.results import ResultFile
 from tspo_jax.scoring import AGENT_METHODS, Scorer, pick
@@ -58,14 +58,20 @@ class FrameSet:
     """Frames to answer a question from.
 
     Attributes:
-      item: the question.
+      item: the question, its options in the order in which they are asked.
       picks: candidate indices, ascending.
       choices: the (method, K) that chose them.
+      scores: of the picks, by the agent.
+      order: the question's options in terms of the original ones.
+      blank: black frames are shown instead.
     """
 
     item: Item
     picks: tuple[int, ...]
     choices: tuple[tuple[str, int], ...]
+    scores: tuple[float, ...]
+    order: tuple[int, ...]
+    blank: bool = False
 
 
 def evaluate(config: Config, run_dir: str | Path, agent_folder: str | Path | None = None) -> dict:
@@ -88,6 +94,7 @@ def evaluate(config: Config, run_dir: str | Path, agent_folder: str | Path | Non
             )
         console.print(f"{len(absent)} videos are not in {store.folder}, their questions are left out: {listed}")
         items = [item for item in items if item.video in store]
+    chosen = read_index_file(config, store, items) if asked.frame_idx else {}
     agent = read_agent(config, agent_folder or run_dir)
     mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
     sharding.check_batch_size(mesh, asked.batch_size)
@@ -99,13 +106,15 @@ def evaluate(config: Config, run_dir: str | Path, agent_folder: str | Path | Non
     }
     run_folder.check_run(folder, record, may_differ=("agent_folder", "config"))
     run_folder.write_run_config(folder, record)
-    wanted = {(item.id, method, k) for item in items for method in asked.methods for k in asked.budgets}
+    wanted = {(item.id, m, k) for item in items for m in (*asked.methods, *asked.controls) for k in asked.budgets}
+    most = max(map(len, chosen.values()), default=0)
+    wanted |= {(item_id, results.INDEX_FILE, most) for item_id in chosen}
     with ResultFile(folder / "rows.jsonl") as file, _progress(console) as progress:
         todo = wanted - file.keys()
         task = progress.add_task("evaluating", total=len(wanted), completed=len(wanted) - len(todo))
         if todo:
             answerer = _load_answerer(config, mesh)
-            sets = choose(items, store, Scorer(clip, agent), todo)
+            sets = choose(items, store, Scorer(clip, agent), todo, chosen, config.seed)
             alike = batches(sets, asked.batch_size, store, answerer)
             for batch, texts in answer(alike, items, store, answerer, config, mesh):
                 rows = [row for s, text in zip(batch, texts, strict=True) for row in to_rows(s, text, store, config)]
@@ -129,6 +138,11 @@ def check(asked: config_module.Evaluation) -> None:
     if unknown := set(asked.methods) - set(selection.METHODS):
         known = ", ".join(selection.METHODS)
         raise ValueError(f"config.evaluation.methods has {sorted(unknown)[0]!r}, which is not one of {known}")
+    if unknown := set(asked.controls) - set(results.CONTROLS):
+        known = ", ".join(results.CONTROLS)
+        raise ValueError(f"config.evaluation.controls has {sorted(unknown)[0]!r}, which is not one of {known}")
+    if results.PERMUTED in asked.controls and "uniform" not in asked.methods:
+        raise ValueError("config.evaluation.controls: permuted is compared with method uniform, which methods lacks")
     if not asked.methods or not asked.budgets or any(type(k) is not int or k < 1 for k in asked.budgets):
         raise ValueError("config.evaluation: at least one method and one budget (frames, at least 1) are needed")
     if asked.protocol not in benchmarks.PROTOCOLS:
@@ -155,6 +169,27 @@ def read_items(config: Config) -> list[Item]:
     ]
 
 
+def read_index_file(config: Config, store: FrameStore, items: Sequence[Item]) -> dict[str, tuple[int, ...]]:
+    """The candidates (item id -> indices) that are nearest to the frames of config.evaluation.frame_idx.
+
+    Raises ValueError for a file without one of the questions, and for frames behind the end of their video.
+    """
+    asked = config.evaluation
+    selections = frame_indices.read(asked.frame_idx, asked.benchmark, read_items(config), allow_missing=True)
+    if missing := [item.id for item in items if item.id not in selections]:
+        raise ValueError(f"{asked.frame_idx}: no row for question {missing[0]} ({len(missing)} are missing)")
+    chosen = {}
+    for item in items:
+        selection, video = selections[item.id], store.video(item.video)
+        try:
+            selection.check_inside(video.num_video_frames)
+        except ValueError as error:
+            raise ValueError(f"{asked.frame_idx}: {error}") from None
+        distance = np.abs(video.frame_idx[:, None] - np.asarray(selection.frame_idx))
+        chosen[item.id] = tuple(np.unique(distance.argmin(axis=0)).tolist())
+    return chosen
+
+
 def read_agent(config: Config, folder: str | Path) -> tuple:
     """(graphdef, params) of a run folder, a checkpoint in it, or a TSPO or CLIP folder."""
     shape = {"window": config.agent.window, "num_heads": config.agent.num_heads}
@@ -173,7 +208,7 @@ def settings(config: Config, clip: ClipEncoder, agent: tuple) -> dict:
     return {
         "benchmark": asked.benchmark,
         "questions": asked.questions,
-        "questions_sha256": hashlib.sha256(Path(asked.questions).read_bytes()).hexdigest()[:16],
+        "questions_sha256": _sha256(asked.questions),
         "store": asked.store or config.data.store,
         "clip": {"folder": config.agent.clip, "identity": clip.identity},
         "agent": {"parameters_sha256": digest.hexdigest()[:16], "window": config.agent.window},
@@ -181,16 +216,25 @@ def settings(config: Config, clip: ClipEncoder, agent: tuple) -> dict:
         | {"identity": weights.checkpoint_identity(config.answerer.folder)},
         "protocol": asked.protocol,
         "seed": config.seed,
-    }
+    } | ({"frame_idx_sha256": _sha256(asked.frame_idx)} if asked.frame_idx else {})
+
+
+def _sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 # ---- select ----------------------------------------------------------------------------------------------
 
 
 def choose(
-    items: Sequence[Item], store: FrameStore, scorer: Scorer, todo: Set[tuple[str, str, int]]
+    items: Sequence[Item],
+    store: FrameStore,
+    scorer: Scorer,
+    todo: Set[tuple[str, str, int]],
+    chosen: Mapping[str, tuple[int, ...]],
+    seed: int,
 ) -> Iterator[FrameSet]:
-    """The frame sets of the (id, method, k) in `todo`, video by video."""
+    """The frame sets of the (id, method, k) in `todo`, video by video; `chosen` are those of an index file."""
     choices: dict[str, list[tuple[str, int]]] = {}
     for item_id, method, k in sorted(todo):
         choices.setdefault(item_id, []).append((method, k))
@@ -203,11 +247,41 @@ def choose(
         texts = scorer.clip.text_features([item.query for item in asked])
         for item, text in zip(asked, texts, strict=True):
             clip_scores, scores = scorer(features, text)
-            agreeing: dict[tuple[int, ...], list[tuple[str, int]]] = {}
+            order = tuple(range(len(item.options)))
+            agreeing: dict[tuple, list[tuple[str, int]]] = {}
             for method, k in choices[item.id]:
-                agreeing.setdefault(tuple(pick(method, clip_scores, scores, k).tolist()), []).append((method, k))
-            for picks, chosen_by in agreeing.items():
-                yield FrameSet(item, picks, tuple(chosen_by))
+                if method == results.INDEX_FILE:
+                    picks = chosen[item.id]
+                elif method == results.RANDOM:
+                    picks = pick("topk", clip_scores, random_generator(seed, item, k).random(len(scores)), k).tolist()
+                elif method in results.CONTROLS:
+                    picks = pick("uniform", clip_scores, scores, k).tolist()
+                else:
+                    picks = pick(method, clip_scores, scores, k).tolist()
+                asked_as = method if method in (results.PERMUTED, results.BLANK) else ""
+                agreeing.setdefault((tuple(picks), asked_as), []).append((method, k))
+            for (picks, asked_as), chosen_by in agreeing.items():
+                of_picks = tuple(scores[list(picks)].tolist())
+                if asked_as == results.PERMUTED:
+                    shuffled = shuffled_order(seed, item)
+                    yield FrameSet(benchmarks.permuted(item, shuffled), picks, tuple(chosen_by), of_picks, shuffled)
+                else:
+                    yield FrameSet(item, picks, tuple(chosen_by), of_picks, order, asked_as == results.BLANK)
+
+
+def random_generator(seed: int, item: Item, k: int) -> np.random.Generator:
+    """Of one question and budget; independent of the order in which questions are answered."""
+    digest = hashlib.sha256(f"{item.id} {k}".encode()).digest()
+    return np.random.default_rng([seed, *np.frombuffer(digest[:16], np.uint32)])
+
+
+def shuffled_order(seed: int, item: Item) -> tuple[int, ...]:
+    """An order of the options that moves at least one of them."""
+    rng, identity = random_generator(seed, item, 0), tuple(range(len(item.options)))
+    order = identity
+    while order == identity and len(identity) > 1:
+        order = tuple(rng.permutation(len(identity)).tolist())
+    return order
 
 
 def batches(sets: Iterable[FrameSet], size: int, store: FrameStore, answerer: Answerer) -> Iterator[list[FrameSet]]:
@@ -237,15 +311,18 @@ def answer(
     """Frame sets and the answers to them. The frames of a batch are read while the one before is being answered."""
     program = rollout.Rollout.of(answerer, max_new_tokens=config.answerer.max_new_tokens)
     template = config.answerer.template or answerer.template
-    tokens = {
-        item.id: prompts.tokenize(prompts.render(item.prompt, template, ""), answerer.tokenizer) for item in items
-    }
-    length = -(-max(map(len, tokens.values())) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+
+    def tokens(item: Item) -> list[int]:
+        return prompts.tokenize(prompts.render(item.prompt, template, ""), answerer.tokenizer)
+
+    # Room for options in another order, which may need a few tokens more.
+    length = -(-max(len(tokens(item)) + 8 for item in items) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     pad_token = answerer.generation.pad_token_id
 
     def read(frame_set: FrameSet) -> np.ndarray:
         frames = store.frames(frame_set.item.video, frame_set.picks)
-        return np.stack([answerer.processor.crop(frame) for frame in frames])
+        pixels = np.stack([answerer.processor.crop(frame) for frame in frames])
+        return np.zeros_like(pixels) if frame_set.blank else pixels
 
     def start(batch: list[FrameSet], pool: ThreadPoolExecutor) -> rollout.Answers:
         # The last batch is filled up with its last set, so that it has the shape of the others.
@@ -253,7 +330,7 @@ def answer(
         frames = list(pool.map(read, batch))
         frames = np.stack(frames + frames[-1:] * (len(full) - len(batch)))
         index = np.broadcast_to(np.arange(frames.shape[1], dtype=np.int32), (len(full), 1, frames.shape[1]))
-        ids, lengths = prompts.pad([tokens[s.item.id] for s in full], pad_token, length)
+        ids, lengths = prompts.pad([tokens(s.item) for s in full], pad_token, length)
         return program(answerer.params, *sharding.put_batch(mesh, (frames, index, ids, lengths)))
 
     def finish(batch: list[FrameSet], answers: rollout.Answers) -> tuple[list[FrameSet], list[str]]:
@@ -278,6 +355,7 @@ def to_rows(frame_set: FrameSet, text: str, store: FrameStore, config: Config) -
         letter = benchmarks.answer_letter(asked.benchmark, item, text, asked.protocol, config.seed)
     else:
         letter = rewards.option_letter(text)
+    original = dict(zip(benchmarks.LETTERS, (benchmarks.LETTERS[i] for i in frame_set.order), strict=False))
     video = store.video(item.video)
     picks = list(frame_set.picks)
     row = {
@@ -287,8 +365,10 @@ def to_rows(frame_set: FrameSet, text: str, store: FrameStore, config: Config) -
         "frame_idx": video.frame_idx[picks].tolist(),
         "timestamps": [round(t, 3) for t in video.timestamps[picks].tolist()],
         "answer": text,
-        "letter": letter,
-        "solution": item.answer,
+        "fps": video.fps,
+        "scores": [round(score, 5) for score in frame_set.scores],
+        "letter": original.get(letter, letter),
+        "solution": original[item.answer],
         "correct": letter == item.answer,
         "groups": {name: list(labels) for name, labels in item.groups.items()},
     }

@@ -262,6 +262,23 @@ def _time_reference(text: str) -> tuple[tuple[float, float], ...]:
     return ((min(seconds), max(seconds)),)
 
 
+def permuted(item: Item, order: Sequence[int]) -> Item:
+    """The question with option order[i] in place i; prompt and right letter accordingly.
+
+    Raises BenchmarkError where the prompt does not hold the options one after the other, each behind its letter.
+    """
+    parts, rest = [], item.prompt
+    for letter, option, new in zip(LETTERS, item.options, order, strict=False):
+        found = re.search(rf"^(?:\({letter}\)|{letter}[.):])[^\S\n]*(?={re.escape(option)})", rest, re.MULTILINE)
+        if not found:
+            raise BenchmarkError(f"question {item.id}: option {letter} is not in its prompt, so it cannot be moved")
+        parts += [rest[: found.end()], item.options[new]]
+        rest = rest[found.end() + len(option) :]
+    right = list(order).index(LETTERS.index(item.answer))
+    options = tuple(item.options[new] for new in order)
+    return dataclasses.replace(item, prompt="".join([*parts, rest]), options=options, answer=LETTERS[right])
+
+
 # ---- answers ---------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,11 @@ A row is the answer to one question from the frames of one method and budget K:
     timestamps                    seconds
     answer, letter, correct       what the answerer wrote, the option it names (null: none), whether that is right
     solution, groups              the right letter; grouping -> labels of the question, e.g. {"family": ["lookup"]}
+    fps, scores                   of the video; the agent's scores of the picked candidates
+
+Three methods are controls, which tell how much of an answer has other causes than the selection: `permuted` shows the
+frames of `uniform` and the options in another order (letters are those of the original order), `random` shows random
+frames, `blank` as many black ones.
 """
 
 import json
@@ -21,6 +26,8 @@ from rich.table import Table
 from tspo_jax.evaluation import statistics
 from tspo_jax.selection import METHODS
 
+INDEX_FILE = "frame-idx"  # the method of rows whose frames come from an index file
+PERMUTED, RANDOM, BLANK = CONTROLS = ("permuted", "random", "blank")
 RESAMPLES = 2000
 BASELINES = ("uniform", "clip-topk")
 ALL = "all"
@@ -76,12 +83,17 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0) ->
       num_questions, num_videos;
       accuracy: a list of {method, k, grouping, label, n, accuracy, low, high}, in [0, 1];
       differences: a list of {method, baseline, k, grouping, label, n, difference, low, high, p_value, mcnemar_p,
-        inside_noise}, over the questions that both have answered;
+        inside_noise}, over the questions that both have answered; inside the noise is a difference whose interval
+        holds 0, or that is below the churn floor;
+      controls: a list of {k, n, churn, churn_correct, churn_floor, frames_matter, blank}, of what was measured
+        (`controls_of`);
       all questions have the grouping and label "all".
     """
     answers: dict[tuple[str, int], dict[str, Mapping]] = {}
     for row in rows:
         answers.setdefault((row["method"], row["k"]), {})[row["id"]] = row
+    controls = [row for k in sorted({k for _, k in answers}) if len(row := controls_of(answers, k)) > 1]
+    floors = {row["k"]: row.get("churn_floor", 0.0) for row in controls}
     accuracy, differences = [], []
     for (method, k), own in answers.items():
         for where, ids in _groups(own):
@@ -89,7 +101,7 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0) ->
             estimate = statistics.clustered_mean(correct, videos, seed, RESAMPLES)
             numbers = {"n": len(ids), "accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
             accuracy.append({"method": method, "k": k} | where | numbers)
-        for baseline in BASELINES if method in trained else ():
+        for baseline in BASELINES if method in (*trained, INDEX_FILE) else ():
             other = answers.get((baseline, k), {})
             for where, ids in _groups({i: row for i, row in own.items() if i in other}):
                 a, videos = _correct(own, ids)
@@ -97,9 +109,10 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0) ->
                 difference = statistics.paired_difference(a, b, videos, seed, RESAMPLES)
                 numbers = {"n": len(ids), "difference": difference.value, "low": difference.low}
                 numbers |= {"high": difference.high, "p_value": difference.p_value}
-                numbers |= {"mcnemar_p": statistics.mcnemar(a, b), "inside_noise": difference.inside_noise}
+                noise = difference.inside_noise or (where["label"] == ALL and abs(difference.value) <= floors.get(k, 0))
+                numbers |= {"mcnemar_p": statistics.mcnemar(a, b), "inside_noise": noise}
                 differences.append({"method": method, "baseline": baseline, "k": k} | where | numbers)
-    order = list(METHODS)
+    order = [*CONTROLS, *METHODS, INDEX_FILE]
     for table_rows in (accuracy, differences):  # the order of the file's rows, in which they were answered, is no use
         table_rows.sort(
             key=lambda row: (
@@ -118,7 +131,40 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0) ->
         "num_videos": len({row["video"] for row in everything}),
         "accuracy": accuracy,
         "differences": differences,
+        "controls": controls,
     }
+
+
+def controls_of(answers: Mapping[tuple[str, int], Mapping[str, Mapping]], k: int) -> dict:
+    """How far answers at budget k depend on the frames, and how far on nothing.
+
+    Args:
+      answers: (method, k) -> question id -> row.
+
+    Returns: {"k"} and, each where its rows are there, with shares in [0, 1]:
+      churn, churn_correct: questions whose letter, and whose being right, changes with the order of the options alone;
+      churn_floor: difference of accuracies that such flips explain (statistics.churn_floor);
+      frames_matter: questions whose letter is not the same from all frame sets, of any method, random or blank; the
+        others can show no difference between methods (at least two frame sets are needed);
+      blank: accuracy without anything to see;
+      n: questions that have all of these rows.
+    """
+    at_k = {method: rows for (method, budget), rows in answers.items() if budget == k}
+    found = {"k": k}
+    if PERMUTED in at_k and "uniform" in at_k:
+        both = [(row, at_k["uniform"][i]) for i, row in at_k[PERMUTED].items() if i in at_k["uniform"]]
+        flips = [a["correct"] != b["correct"] for a, b in both]
+        if both:
+            found["churn"] = float(np.mean([a["letter"] != b["letter"] for a, b in both]))
+            found["churn_correct"] = float(np.mean(flips))
+            found["churn_floor"] = statistics.churn_floor(np.array(flips), [row["video"] for row, _ in both])
+    sets = [rows for method, rows in at_k.items() if method != PERMUTED]
+    common = set.intersection(*map(set, sets)) if sets else set()
+    if common and {RANDOM, BLANK} & at_k.keys():
+        found["frames_matter"] = float(np.mean([len({rows[i]["letter"] for rows in sets}) > 1 for i in common]))
+    if at_k.get(BLANK):
+        found["blank"] = float(np.mean([row["correct"] for row in at_k[BLANK].values()]))
+    return found | ({"n": len(common)} if len(found) > 1 else {})
 
 
 def _groups(answers: Mapping[str, Mapping]) -> list[tuple[dict[str, str], list[str]]]:
@@ -135,11 +181,30 @@ def _correct(answers: Mapping[str, Mapping], ids: Sequence[str]) -> tuple[np.nda
     return np.array([answers[i]["correct"] for i in ids]), [answers[i]["video"] for i in ids]
 
 
+def controls_text(controls: Mapping) -> str:
+    """One line on what answers depend on at one budget."""
+    parts = []
+    if "churn" in controls:
+        parts.append(
+            f"another order of the options changes {100 * controls['churn']:.1f} % of the letters and flips "
+            f"{100 * controls['churn_correct']:.1f} % of right and wrong: differences up to "
+            f"{100 * controls['churn_floor']:.1f} points are noise"
+        )
+    if "frames_matter" in controls:
+        parts.append(f"the frames matter in {100 * controls['frames_matter']:.1f} % of the questions")
+    if "blank" in controls:
+        parts.append(f"{100 * controls['blank']:.1f} % are right without any frame")
+    return f"K = {controls['k']}: " + "; ".join(parts)
+
+
 def table(summary: Mapping) -> Table:
     """The summary for the terminal; differences inside the noise are marked `~`."""
+    notes = ["accuracy in %, differences in points, [95 % interval over videos], ~ inside the noise"]
+    if missing := summary.get("missing_videos"):
+        notes.append(f"without the questions about {len(missing)} videos that are missing: {', '.join(missing[:5])}")
     out = Table(
         title=f"{summary['num_questions']} questions about {summary['num_videos']} videos",
-        caption="accuracy in %, differences in points, [95 % interval over videos], ~ inside the noise",
+        caption="\n".join(notes + [controls_text(controls) for controls in summary["controls"]]),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )

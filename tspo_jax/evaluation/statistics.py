@@ -73,6 +73,25 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
+def churn_floor(flips: np.ndarray, clusters: Sequence[str], level: float = 0.95) -> float:
+    """The difference of two accuracies that chance reaches where so many answers flip without a reason.
+
+    A change that carries no information (the order of the options) makes some right answers wrong and some wrong ones
+    right. If each flip goes either way, the difference over n questions has the standard deviation
+    sqrt(sum over videos of flips^2) / n, flips of one video going together.
+
+    Args:
+      flips: bool [n], whether a question's answer turned from right to wrong or back.
+      clusters: videos [n].
+      level: share of differences that stay below.
+
+    Returns: absolute difference in [0, 1].
+    """
+    _, cluster = np.unique(np.asarray(clusters, str), return_inverse=True)
+    together = np.bincount(cluster, np.asarray(flips, float))
+    return float(stats.norm.ppf((1 + level) / 2) * np.sqrt(np.sum(together**2)) / len(flips))
+
+
 def over_seeds(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Mean over training seeds with the interval of Student's t; one seed gives none."""
     values = np.asarray(values, float)
