@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tspo_jax.rewards import solution_letter
@@ -80,12 +80,17 @@ def read_questions(
             questions.append(question)
         except QuestionError as error:
             errors.append(f"{source}: {error}")
+    raise_if_bad(path, questions, errors, strict)
+    return questions, errors
+
+
+def raise_if_bad(path: Path, questions: list, errors: list[str], strict: bool) -> None:
+    """Raises QuestionError that lists the errors, where strict or no question is good."""
     if not questions and not errors:
         errors.append(f"{path}: file: has no questions")
     if errors and (strict or not questions):
         more = f"\n... and {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
         raise QuestionError(f"{len(errors)} bad question(s)\n" + "\n".join(errors[:_SHOWN_ERRORS]) + more)
-    return questions, errors
 
 
 def video_path(name: str, field: str = "video") -> str:
@@ -121,21 +126,43 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
     return text.strip(), ()
 
 
-def without_tags(text: str) -> str:
-    """`original_question` without its image tag and closing sentences; raises QuestionError for a second tag."""
+def without_tags(text: str, field: str = "original_question") -> str:
+    """A question without its image tag and closing sentences; raises QuestionError for a second tag."""
     text = text.replace(f"{IMAGE_TAG}\n", "", 1)
     for tail in TAILS:
         text = text.replace(tail, "")
     if IMAGE_TAG in text:
-        raise QuestionError(f"original_question: {IMAGE_TAG} stands elsewhere than on a line of its own at the start")
+        raise QuestionError(f"{field}: {IMAGE_TAG} stands elsewhere than on a line of its own at the start")
     return text
 
 
+def solution_of_option(answer: str) -> str | None:
+    """The letter that an answer such as 'A.', '(A) Black.' or 'A' begins with; None where it begins with none."""
+    match = _OPTION.match(answer.strip()) or re.fullmatch("()([A-Z])", answer.strip())
+    return (match[1] or match[2]) if match else None
+
+
+def row(id: str, video: str, stem: str, options: Sequence[str], answer: str, kind: str) -> dict:
+    """A line of a TSPO-10K file; `answer` is the letter."""
+    lines = [f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options)]
+    right = lines[ord(answer) - ord("A")]
+    return {
+        "id": id,
+        "video": video,
+        "original_question": "\n".join([IMAGE_TAG, stem, *lines]),
+        "original_answer": right,
+        "problem": f"{IMAGE_TAG}\n{stem}",
+        "solution": f"<answer>{answer.lower()}</answer>",
+        "complete_answer": right,
+        "type": kind,
+    }
+
+
 def question_of_row(row: dict, index: int, source: str, video_folder: str | Path | None) -> Question:
-    texts = {field: _text(row, field) for field in ("video", "original_question", "solution", "type")}
+    texts = {field: text_field(row, field) for field in ("video", "original_question", "solution", "type")}
     for field in ("original_answer", "problem", "complete_answer", "family"):
         if row.get(field) is not None:
-            _text(row, field)
+            text_field(row, field)
     video = video_path(texts["video"])
     if video_folder is not None and not (Path(video_folder) / video).is_file():
         raise QuestionError(f"video: no file {video} in {video_folder}")
@@ -167,7 +194,8 @@ def _json_object(line: bytes) -> dict:
     return row
 
 
-def _text(row: dict, field: str) -> str:
+def text_field(row: dict, field: str) -> str:
+    """A text that is not empty; raises QuestionError."""
     if field not in row:
         raise QuestionError(f"{field}: is missing")
     value = row[field]
