@@ -205,6 +205,9 @@ def test_bad_input_is_named(config, tmp_path):
         (dataclasses.replace(config, batch_size=3), "batch_size is 3: it must be a multiple of mesh axis data"),
         (change("mesh", axes=(("data", 3), ("model", 1))), "does not make 2 devices"),
         (change("data", buckets=(8,)), "more than the largest of"),
+        (change("policy", random_k=(2, 0)), "config.policy.random_k is .2, 0.: at least one frame"),
+        (change("policy", random_k=(2, 26)), "26 frames are to be picked, but there may be only"),
+        (change("policy", advantage="ppo"), "objective.advantage is 'ppo', not one of grpo"),
         (change("agent", clip=str(tmp_path)), "config.json: no such file"),
         (change("answerer", template="x"), "template is 'x', not one of"),
         (
@@ -241,6 +244,7 @@ def test_everything_beyond_the_paper_at_once(config, tmp_path):
     agent = dataclasses.replace(config.agent, kind="question_aware")
     answerer = dataclasses.replace(config.answerer, option_text="{letter}")
     config = dataclasses.replace(config, policy=policy, data=data, agent=agent, answerer=answerer, num_steps=4)
+    config = dataclasses.replace(config, profile_steps=1)
     rows, params = run(config, tmp_path)
     assert ["label_loss" in row for row in rows] == [True, True, False, False]
     for row in rows[2:]:
@@ -248,6 +252,7 @@ def test_everything_beyond_the_paper_at_once(config, tmp_path):
         assert 0 < row[f"probability/{kind}"] < 1 and 0 < row[f"coverage/{kind}"] <= 1 and row["dead_groups"] == 0
         assert row["kl"] >= 0 and 0 <= row["clipped"] <= 1 and row["grad_norm"] > 0
     assert abs(params["modulation"]["kernel"]).max() > 0
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert len({training.step_k(config, step) for step in range(20)}) == 2
 
 

@@ -88,6 +88,11 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
 
     # What is frozen: the answerer, and the questions as CLIP and the answerer read them.
     questions, _ = read_questions(config.data.questions)
+    if config.policy.warm_start_steps and not any(q.evidence or q.kind == "specific" for q in questions):
+        raise ValueError(
+            f"config.policy.warm_start_steps is {config.policy.warm_start_steps}, but {config.data.questions} has "
+            "nothing to learn from: neither evidence nor specific questions"
+        )
     clip = load_clip(config.agent.clip)
     store = FrameStore(config.data.store, clip.identity)
     width, text = clip.width, clip.text_features([question.query for question in questions])
@@ -148,9 +153,14 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         pool = stack.enter_context(ThreadPoolExecutor(config.data.decode_threads))
         preemption = stack.enter_context(Preemption())
 
+        profiled = range(start + 2, start + 2 + config.profile_steps)
+        profile = stack.enter_context(ExitStack())
+
         def finish_step() -> bool:
             """Whether the run must stop after this step."""
             report.start_row(step + 1, rows, metrics, watch)
+            if profiled and step == profiled[-1]:
+                profile.close()
             must_stop = preemption.must_stop(step + 1)
             if must_stop or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.num_steps:
                 report.finish_row()
@@ -158,6 +168,8 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
             return must_stop and step + 1 < config.num_steps
 
         for step in range(start, config.num_steps):
+            if profiled and step == profiled[0]:
+                profile.enter_context(jax.profiler.trace(str(run_dir / "profile")))
             watch = Stopwatch()
             with watch("data"):
                 rows = next(loader)
@@ -210,6 +222,8 @@ def start_distributed(config: Config) -> None:
 
 def loader_config(config: Config) -> LoaderConfig:
     data, specific = config.data, config.data.specific
+    if any(k < 1 for k in config.policy.random_k):
+        raise ValueError(f"config.policy.random_k is {config.policy.random_k}: at least one frame has to be picked")
     return LoaderConfig(
         batch_size=config.batch_size,
         picks={
