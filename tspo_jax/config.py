@@ -168,6 +168,7 @@ class Config:
     log_every: int = 1  # steps between two lines on the terminal; metrics.jsonl and TensorBoard get every step
     checkpoint_every: int = 25  # steps
     keep_checkpoints: int = 3
+    profile_steps: int = 0  # a profiler trace of so many steps goes to RUN_DIR/profile; the first two are left out
 
 
 # The least that a field may be; everything else with a limit is checked where it is used.
@@ -181,6 +182,7 @@ AT_LEAST = {
     "answerer.encode_chunk": 1,
     "answerer.prefill_chunk": 0,
     "data.workers": 0,
+    "profile_steps": 0,
     "data.decode_threads": 1,
     "data.general.k": 1,
     "data.specific.k": 1,
@@ -192,7 +194,7 @@ ONE_OF = {"agent.kind": ("paper", "question_aware"), "answerer.dtype": ("bfloat1
 
 # What may change between two starts of one run: where it runs and what it prints, not what it computes.
 MAY_DIFFER = ("evaluation", "mesh", "distributed", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers")
-MAY_DIFFER += ("data.decode_threads", "answerer.encode_chunk", "answerer.prefill_chunk")
+MAY_DIFFER += ("profile_steps", "data.decode_threads", "answerer.encode_chunk", "answerer.prefill_chunk")
 
 
 def default() -> ConfigDict:
