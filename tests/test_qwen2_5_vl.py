@@ -1,5 +1,6 @@
 """Qwen2.5-VL against Hugging Face's class on small random weights: image tower, positions, logits, answers."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -293,6 +294,34 @@ def test_generated_tokens_follow_the_newer_rule(folder, reference):
         pad_token_id=PAD,
     )
     assert np.asarray(answers.tokens)[0, 0, : answers.lengths[0, 0]].tolist() == generated[0, whole.shape[1] :].tolist()
+
+
+def test_repetition_penalty_counts_the_prompt(folder, reference):
+    """As in Hugging Face's class, which generates from token ids: prompts of two lengths, padded."""
+    answerer = load_answerer(folder, video=VideoOptions(next_position="after_space"))
+    generation = dataclasses.replace(answerer.generation, repetition_penalty=1.5)
+    assert generation.video_token_id == reference.config.video_token_id
+    texts = [prompts.render(text, "qwen2_5_vl", "") for text in ("Why?", "Who is it that opens the door?")]
+    ids = [prompts.tokenize(text, answerer.tokenizer) for text in texts]
+    frames = np.random.default_rng(5).integers(0, 256, (4, 28, 28, 3)).astype(np.uint8)
+    options = dict(max_new_tokens=5)
+    rollout = Rollout(answerer.graphdef, answerer.processor.normalize, generation, **options)
+    index = np.broadcast_to(np.arange(4), (2, 1, 4))
+    answers = rollout(answerer.params, np.stack([frames, frames]), index, *prompts.pad(ids, PAD, multiple=16))
+    patches, grid = flat_patches(np.asarray(answerer.processor.normalize(frames)))
+    for b in range(2):
+        at = ids[b].index(VIDEO_TOKEN)
+        whole = torch.tensor([ids[b][:at] + [reference.config.video_token_id] * 2 + ids[b][at + 1 :]])
+        video = dict(
+            pixel_values_videos=patches,
+            video_grid_thw=grid,
+            second_per_grid_ts=torch.tensor([1.0]),
+            mm_token_type_ids=(whole == reference.config.video_token_id).int() * 2,
+        )
+        options = dict(do_sample=False, eos_token_id=END, pad_token_id=PAD) | options
+        theirs = reference.generate(input_ids=whole, **video, **options, repetition_penalty=1.5)[0, whole.shape[1] :]
+        plain = reference.generate(input_ids=whole, **video, **options)[0, whole.shape[1] :]
+        assert np.asarray(answers.tokens)[b, 0, : answers.lengths[b, 0]].tolist() == theirs.tolist() != plain.tolist()
 
 
 def test_pairs_that_sets_share_are_encoded_once():

@@ -221,11 +221,16 @@ def read_tokenizer(kind: type, folder: Path, vocab_size: int) -> PreTrainedToken
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """How a checkpoint wants its answers decoded: greedily, with its own end tokens and repetition penalty."""
+    """How a checkpoint wants its answers decoded: greedily, with its own end tokens and repetition penalty.
+
+    The penalty holds for the prompt's tokens too, with `video_token_id` for the video, where that is given. Without it
+    only generated tokens count, as for LLaVA-Video, whose prompts are embeddings to the original.
+    """
 
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     repetition_penalty: float
+    video_token_id: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,4 +339,6 @@ def read_generation(folder: Path) -> Generation:
     if eos == (None,):
         raise weights.CheckpointError(f"{folder}/config.json: eos_token_id is missing")
     pad = config.get("pad_token_id")
-    return Generation(eos, eos[-1] if pad is None else pad, float(own.get("repetition_penalty") or 1.0))
+    penalty = float(own.get("repetition_penalty") or 1.0)
+    video = config.get("video_token_id")  # named by the models whose prompts are token ids to Hugging Face's class
+    return Generation(eos, eos[-1] if pad is None else pad, penalty, video)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from tspo_jax import sharding
 from tspo_jax.checkpoints import Answerer, Generation
 from tspo_jax.models.layers import merge_params
+from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
 
 class Answers(NamedTuple):
@@ -155,6 +156,7 @@ class Rollout:
                 places.reshape(B * G, *places.shape[2:]),
                 self.generation,
                 self.max_new_tokens,
+                _repeat(penalized_tokens(prompt_ids, prompt_lengths, self.generation, first_logits.shape[-1]), G),
             )
         logits = first_logits if self.return_first_logits else None
         return Answers(tokens.reshape(B, G, -1), lengths.reshape(B, G), steps, logits)
@@ -177,6 +179,20 @@ def encode_units(index: jax.Array, num_frames: int, size: int) -> tuple[jax.Arra
     unique = partial(jnp.unique, size=units.shape[1], fill_value=0, return_inverse=True)
     codes, inverse = jax.vmap(unique)(units @ weights)
     return codes[..., None] // weights % num_frames, inverse.reshape(B, G, -1)
+
+
+def penalized_tokens(ids: jax.Array, lengths: jax.Array, generation: Generation, vocab_size: int) -> jax.Array:
+    """The tokens that the repetition penalty holds for from the start: bool [B, V] of prompts int [B, N].
+
+    Those of the prompt, or none, as Hugging Face's class of the model passes tokens or embeddings (see Generation).
+    """
+    B, N = ids.shape
+    none = jnp.zeros((B, vocab_size), bool)
+    if generation.video_token_id is None:
+        return none
+    ids = jnp.where(ids == VIDEO_TOKEN, generation.video_token_id, ids)
+    ids = jnp.where(jnp.arange(N) < lengths[:, None], ids, vocab_size)  # padding is out of range and dropped
+    return none.at[jnp.arange(B)[:, None], ids].set(True, mode="drop")
 
 
 def _repeat(x: jax.Array, times: int) -> jax.Array:
@@ -235,17 +251,19 @@ def greedy_decode(
     places: jax.Array,
     generation: Generation,
     max_new_tokens: int,
+    penalized: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Greedy answers of P prompts that have been prefilled; stops when the last one has ended.
 
-    The repetition penalty is Hugging Face's: the score of a token that was generated before is divided by it when
-    positive, multiplied when negative. Tokens of the prompt do not count (the original passes embeddings only).
+    The repetition penalty is Hugging Face's: the score of a token that was generated before, or is `penalized`, is
+    divided by it when positive, multiplied when negative.
 
     Args:
       decode: (tokens int [P], places int [P, ...], cache) -> (logits float32 [P, V], cache).
       logits: float32 [P, V] of the first new token.
       cache: with room for `max_new_tokens`.
       places: int [P, ...], where the first new token goes; each further token goes one further.
+      penalized: bool [P, V], tokens that count as generated from the start; None = no token.
     Returns:
       tokens int32 [P, max_new_tokens], padded behind the end token; lengths int32 [P]; steps int32 [].
     """
@@ -272,7 +290,7 @@ def greedy_decode(
         jnp.full((P, max_new_tokens), generation.pad_token_id, jnp.int32),
         jnp.zeros(P, jnp.int32),
         jnp.zeros(P, bool),
-        jnp.zeros(logits.shape, bool),
+        jnp.zeros(logits.shape, bool) if penalized is None else penalized,
     )
     state = jnp.int32(1), cache, pick(0, logits, *nothing)
     steps, _, (tokens, lengths, _, _) = jax.lax.while_loop(step_is_needed, one_step, state)
