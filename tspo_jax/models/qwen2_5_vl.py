@@ -50,10 +50,6 @@ class QwenVisionConfig:
         return self.hidden_size // self.num_heads
 
     @property
-    def num_attention_heads(self) -> int:
-        return self.num_heads
-
-    @property
     def unit(self) -> int:
         """Pixels per side of the patches that are merged into one visual token."""
         return self.patch_size * self.spatial_merge_size
