@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from tspo_jax import config as cfg
 from tspo_jax import evaluate, report, report_page
 from tspo_jax.evaluation.benchmarks import Item
+from tspo_jax.models.preprocessing import ImageProcessor
 
 
 def metrics_row(step):
@@ -36,7 +38,7 @@ def run_dir(tmp_path_factory, golden):
     config = tiny_store.make_config(golden, store, tiny_store.write_questions(folder / "questions.jsonl"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "answer", lambda batches, *_: tiny_store.fake_answers(batches))
-        patch.setattr(evaluate, "_load_answerer", lambda *_: None)
+        patch.setattr(evaluate, "_load_answerer", lambda *_: SimpleNamespace(processor=ImageProcessor.siglip(28)))
         evaluate.evaluate(cfg.read(config), folder / "run", golden / "tspo_agent")
     rows = [metrics_row(step) for step in range(1, 41)]
     (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

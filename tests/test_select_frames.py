@@ -1,15 +1,19 @@
 """Frames of a video by the command line: the original's picks, every method, CLIP alone, bad input."""
 
 import json
+import resource
 import subprocess
 import sys
+import time
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import tiny_store
 from PIL import Image
 
 from tspo_jax.data.decode import Video
-from tspo_jax.scoring import load_scorer
+from tspo_jax.scoring import Candidates, encode_video, load_scorer
 from tspo_jax.select_frames import select_frames
 
 
@@ -24,17 +28,21 @@ def cases(golden):
     return [(case, arrays) for case in json.loads(str(arrays["meta"]))]
 
 
-def start(**options):
-    command = [sys.executable, "-m", "tspo_jax.select_frames", *(f"--{k}={v}" for k, v in options.items())]
+@pytest.fixture(scope="module")
+def candidates(golden, scorer):
+    return encode_video(Video(golden / "tspo_agent.mp4"), scorer.clip)
+
+
+def start(*more, **options):
+    command = [sys.executable, "-m", "tspo_jax.select_frames", *(f"--{k}={v}" for k, v in options.items()), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("method", ["topk", "bin-max", "aks"])
-def test_frames_of_the_original(golden, scorer, cases, number, method):
+def test_frames_of_the_original(scorer, candidates, cases, number, method):
     case, arrays = cases[number]
-    video = Video(golden / "tspo_agent.mp4")
-    result = select_frames(scorer, video, case["question"], case["k"], method)
+    result = select_frames(scorer, candidates, case["question"], case["k"], method)
     assert result["frame_idx"] == arrays[f"case{number}/{method}"].tolist()
     assert result["candidate_idx"] == arrays["candidate_idx"].tolist()
     np.testing.assert_allclose(result["scores"], arrays[f"case{number}/scores"], atol=1e-4)
@@ -72,26 +80,24 @@ def test_command_line(golden, cases, plain_clip, tmp_path):
     assert result["scores"] is None and len(result["clip_scores"]) == 40
 
 
-def test_fewer_candidates_than_frames_gives_all_of_them(golden, scorer):
-    video = Video(golden / "tspo_agent.mp4")
+def test_fewer_candidates_than_frames_gives_all_of_them(scorer, candidates):
     for method in ("topk", "bin-max", "aks", "uniform", "clip-topk"):
-        result = select_frames(scorer, video, "Why?", 64, method)
+        result = select_frames(scorer, candidates, "Why?", 64, method)
         assert result["frame_idx"] == result["candidate_idx"]
 
 
-def test_clip_alone_selects_uniformly_but_not_by_an_agent(golden, plain_clip):
-    clip_only, video = load_scorer(plain_clip), Video(golden / "tspo_agent.mp4")
-    assert select_frames(clip_only, video, "Why?", 4, "uniform")["frame_idx"] == [0, 325, 650, 975]
+def test_clip_alone_selects_uniformly_but_not_by_an_agent(candidates, plain_clip):
+    clip_only = load_scorer(plain_clip)
+    assert select_frames(clip_only, candidates, "Why?", 4, "uniform")["frame_idx"] == [0, 325, 650, 975]
     for method in ("topk", "bin-max", "aks"):
         with pytest.raises(ValueError, match=f"holds no temporal agent.*method {method}"):
-            select_frames(clip_only, video, "Why?", 4, method)
+            select_frames(clip_only, candidates, "Why?", 4, method)
 
 
-def test_agent_does_not_read_the_options(golden, scorer):
-    video = Video(golden / "tspo_agent.mp4")
-    stem = select_frames(scorer, video, "Who opens the door?", 8, "topk")
-    assert stem == select_frames(scorer, video, "Who opens the door?\nA. The cat\nB. A dog", 8, "topk")
-    assert stem["scores"] != select_frames(scorer, video, "Who opens the door? A. The cat", 8, "topk")["scores"]
+def test_agent_does_not_read_the_options(scorer, candidates):
+    stem = select_frames(scorer, candidates, "Who opens the door?", 8, "topk")
+    assert stem == select_frames(scorer, candidates, "Who opens the door?\nA. The cat\nB. A dog", 8, "topk")
+    assert stem["scores"] != select_frames(scorer, candidates, "Who opens the door? A. The cat", 8, "topk")["scores"]
 
 
 def test_bad_input_is_one_line_and_no_traceback(golden, tmp_path):
@@ -111,8 +117,47 @@ def test_bad_input_is_one_line_and_no_traceback(golden, tmp_path):
         assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
 
 
-def test_unusable_folders_and_questions_are_named(golden, scorer):
+def test_unusable_folders_and_questions_are_named(golden, scorer, candidates):
     with pytest.raises(ValueError, match="llava_video_grid/config.json: model_type is 'llava_qwen', not clip"):
         load_scorer(golden / "llava_video_grid")
     with pytest.raises(ValueError, match="question is empty"):
-        select_frames(scorer, Video(golden / "tspo_agent.mp4"), " \n", 4, "topk")
+        select_frames(scorer, candidates, " \n", 4, "topk")
+
+
+def test_many_questions_about_a_folder(golden, tmp_path):
+    """One line per question in the neutral form, pictures and a page for each; a store gives the same frames."""
+    tiny_store.make_store(tmp_path, golden)
+    (tmp_path / "videos").mkdir()
+    for path in (golden / tiny_store.LONG, tmp_path / tiny_store.SHORT):
+        (tmp_path / "videos" / path.name).write_bytes(path.read_bytes())
+    shared = dict(agent=golden / "tspo_agent", num_frames=4)
+    asked = "--question=Who opens the door?", "--question=Why?\nA. So\nB. Not so"
+    from_files = start(
+        *asked, video=tmp_path / "videos", output=tmp_path / "files.jsonl", page=tmp_path / "p.html", **shared
+    )
+    from_store = start(*asked, store=tmp_path / "store", output=tmp_path / "store.jsonl", **shared)
+    for process in (from_files, from_store):
+        out, err = process.communicate()
+        assert (process.returncode, out) == (0, ""), err
+    rows, stored = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("files.jsonl", "store.jsonl")
+    )
+    assert [row["video_id"] for row in rows] == [tiny_store.SHORT] * 2 + [tiny_store.LONG] * 2
+    assert all(len(row["frame_idx"]) == len(row["scores"]) == 4 and row["method"] == "topk" for row in rows)
+    assert [row["frame_idx"] for row in rows] == [row["frame_idx"] for row in stored]
+    page = (tmp_path / "p_3.html").read_text()
+    assert page.count("<img") == 5 * 4 and "CLIP similarity" in page and "agent, bin-max" in page
+    ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>"))
+
+
+def test_an_hour_in_the_store_is_fast_and_small(scorer):
+    """3,600 candidates, features at hand: below a second once compiled; a second question decodes nothing."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(3600, scorer.clip.width)).astype(np.float32)
+    hour = Candidates(np.arange(3600) * 25, np.arange(3600.0), features, 25.0, 90000, "store")
+    select_frames(scorer, hour, "Why?", 64, "topk")
+    before, start_time = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    assert len(select_frames(scorer, hour, "Who opens the door?", 64, "topk")["frame_idx"]) == 64
+    assert time.perf_counter() - start_time < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB

@@ -23,8 +23,8 @@ from tspo_jax.data.decode import Video
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, VideoOptions
 from tspo_jax.rewards import option_letter
 from tspo_jax.rollout import Rollout
-from tspo_jax.scoring import load_scorer
-from tspo_jax.select_frames import select_frames
+from tspo_jax.scoring import check_method, encode_video, load_scorer
+from tspo_jax.select_frames import progress_bar, select_frames
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -81,7 +81,10 @@ def _read_picture(file: Path) -> np.ndarray:
 def choose(video: Video, question: str, num_frames: int, agent: str, method: str, window: int) -> list[int]:
     """Frame numbers of `video`: by the agent in folder `agent`, or evenly spaced candidates where that is empty."""
     if agent:
-        return select_frames(load_scorer(agent, window), video, question, num_frames, method)["frame_idx"]
+        scorer = load_scorer(agent, window)
+        check_method(scorer, method)
+        candidates = encode_video(video, scorer.clip, progress_bar)
+        return select_frames(scorer, candidates, question, num_frames, method)["frame_idx"]
     candidates = video.candidates()
     return candidates[selection.uniform(candidates, num_frames)].tolist()
 

@@ -39,15 +39,15 @@ class Choice:
       colour: CSS class.
       times: seconds of the frames [K].
       frames: uint8 pictures [K] of [H, W, 3].
-      answer: as written; correct: whether it is right.
+      answer: as written; correct: whether it is right. None where it was not asked for, or is not known.
     """
 
     method: str
     colour: str
     times: Sequence[float]
     frames: Sequence[np.ndarray]
-    answer: str
-    correct: bool
+    answer: str | None
+    correct: bool | None
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,14 @@ class Example:
     """A held-out question.
 
     Attributes:
-      family, query, options, answer: the question, its option texts and the right letter.
+      family, query, options, answer: the question, its option texts and the right letter; "" where there is none.
       video, duration: name and seconds.
       evidence: spans [(start, end)] in seconds.
       times: of the candidates, seconds [T].
-      before, after: scores of the candidates by the untrained and the trained agent [T].
+      before, after: scores of the candidates by the untrained and the trained agent [T], or what `curves` says; of
+        `before` None there is no curve.
       choices: of the methods.
+      curves: names of the two.
     """
 
     family: str
@@ -71,9 +73,10 @@ class Example:
     duration: float
     evidence: Sequence[tuple[float, float]]
     times: np.ndarray
-    before: np.ndarray
+    before: np.ndarray | None
     after: np.ndarray
     choices: Sequence[Choice]
+    curves: tuple[str, str] = ("scores before training", "after")
 
 
 def page(
@@ -113,13 +116,18 @@ def page(
             "<h2>Held-out questions</h2>",
             "<p>Evenly spaced in the question file, not chosen by their outcome. Scores are shown relative to their "
             "mean over the video; the shaded span is the evidence; frames inside it have a green frame.</p>",
-            *map(_example, examples),
+            *map(example_section, examples),
         ]
+    return document(title, parts)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """An HTML page of these elements."""
     head = (
         "<head><meta charset='utf-8' /><meta name='viewport' content='width=device-width, initial-scale=1' />"
         f"<meta name='color-scheme' content='light dark' /><title>{escape(title)}</title><style>{STYLE}</style></head>"
     )
-    return f"<!DOCTYPE html>\n<html lang='en'>{head}<body><main>{chr(10).join(parts)}</main></body></html>\n"
+    return f"<!DOCTYPE html>\n<html lang='en'>{head}<body><main>{chr(10).join(body)}</main></body></html>\n"
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------
@@ -221,7 +229,7 @@ def score_chart(example: Example, width: int = 880, height: int = 190) -> str:
     bottom = 22 + row_height * len(example.choices)
     x = _Scale(0, example.duration, left, width - right)
     lines = [(example.before, "before"), (example.after, "after")]
-    centred = [(np.asarray(scores, float) - np.mean(scores), kind) for scores, kind in lines]
+    centred = [(np.asarray(scores, float) - np.mean(scores), kind) for scores, kind in lines if scores is not None]
     extent = np.concatenate([scores for scores, _ in centred])
     y = _Scale(extent.min(), max(extent.max(), extent.min() + 1e-9), height - bottom, top)
     parts = [
@@ -243,9 +251,9 @@ def score_chart(example: Example, width: int = 880, height: int = 190) -> str:
         parts.append(
             f"<text class='tick' x='{x(at):.1f}' y='{height - 4}' text-anchor='{anchor}'>{clock(at)[:-2]}</text>"
         )
-    legend = "<span class='key before'>scores before training</span><span class='key after'>after</span>" + "".join(
-        f"<span class='key {c.colour}'>{escape(c.method)}</span>" for c in example.choices
-    )
+    keys = [(kind, name) for (scores, kind), name in zip(lines, example.curves, strict=True) if scores is not None]
+    keys += [(choice.colour, choice.method) for choice in example.choices]
+    legend = "".join(f"<span class='key {kind}'>{escape(name)}</span>" for kind, name in keys)
     return (
         f"<figure class='wide'><svg viewBox='0 0 {width} {height}' role='img'>"
         f"<title>Scores over time: {escape(example.query)}</title>{''.join(parts)}</svg>"
@@ -282,14 +290,16 @@ def _ticks(low: float, high: float) -> list[float]:
 # ---- questions -------------------------------------------------------------------------------------------
 
 
-def _example(example: Example) -> str:
+def example_section(example: Example) -> str:
+    """A question with the scores over its video and the frames of every method."""
     options = "".join(
         f"<li class='{'right' if letter == example.answer else 'option'}'>{letter}. {escape(option)}</li>"
         for letter, option in zip("ABCDEFGH", example.options, strict=False)
     )
     rows = "".join(_choice(choice, example.evidence) for choice in example.choices)
+    family = f"<span class='tag'>{escape(example.family)}</span> " if example.family else ""
     return (
-        f"<section><h3><span class='tag'>{escape(example.family)}</span> {escape(example.query)}</h3>"
+        f"<section><h3>{family}{escape(example.query)}</h3>"
         f"<ul class='options'>{options}</ul><p class='video'>{escape(example.video)}, {clock(example.duration)}</p>"
         f"{score_chart(example)}{rows}</section>"
     )
@@ -304,11 +314,13 @@ def _choice(choice: Choice, evidence: Sequence[tuple[float, float]]) -> str:
             f"alt='{escape(choice.method)}, frame at {clock(seconds)}{', evidence' if hit else ''}' />"
             f"<figcaption>{clock(seconds)}</figcaption></figure>"
         )
-    verdict = "right" if choice.correct else "wrong"
-    mark = "✓" if choice.correct else "✗"
+    verdict = {True: "right", False: "wrong", None: ""}[choice.correct]
+    said = "" if choice.answer is None else f"“{escape(_printable(choice.answer))}”"
+    if verdict:
+        said = f"{'✓' if choice.correct else '✗'} {verdict}: {said}"
     return (
         f"<div class='choice'><h4><span class='key {choice.colour}'>{escape(choice.method)}</span>"
-        f"<span class='{verdict}'>{mark} {verdict}: “{escape(_printable(choice.answer))}”</span></h4>"
+        f"<span class='{verdict}'>{said}</span></h4>"
         f"<div class='strip'>{''.join(pictures)}</div></div>"
     )
 

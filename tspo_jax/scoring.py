@@ -15,6 +15,7 @@ from flax import nnx
 
 from tspo_jax.checkpoints import ClipEncoder, agent_prefix, load_agent, load_clip
 from tspo_jax.data.decode import Video
+from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.models.clip import cosine_similarity
 from tspo_jax.models.layers import merge_params
 from tspo_jax.selection import select
@@ -63,6 +64,14 @@ def encode_video(
         video.fps,
         video.num_frames,
         video.decoder,
+    )
+
+
+def stored_candidates(store: FrameStore, name: str) -> Candidates:
+    """The candidates of a video of a frame store, as they were decoded and encoded for it."""
+    video = store.video(name)
+    return Candidates(
+        video.frame_idx, video.timestamps, store.features(name), video.fps, video.num_video_frames, video.decoder
     )
 
 

@@ -1,30 +1,58 @@
 """Chooses the frames of a video that a question needs.
 
     python -m tspo_jax.select_frames --agent=DIR --video=FILE --question="Who opens the door?" --num_frames=16
+    python -m tspo_jax.select_frames --agent=DIR --video=FOLDER --question="Who?" --question="Why?" --output=F.jsonl
+    python -m tspo_jax.select_frames --agent=DIR --store=DIR --benchmark=mlvu --annotations=mlvu.json --output=F.jsonl
 
 `DIR` is a folder in the layout of TSPO-0.4B; a plain CLIP folder will do for the methods uniform and clip-topk. The
 options of a multiple-choice question are left out of what the agent reads, as in its training.
+
+Each video is decoded and encoded once for all its questions, and not at all where it is in a frame store that predecode
+made with the same CLIP. One question about one video gives one JSON object; several give one line each, in the neutral
+form of evaluation/frame_indices.py, which convert_indices turns into the form of other programs.
 """
 
-from collections.abc import Iterable
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.progress import track
 
-from tspo_jax import entry_point, selection
+from tspo_jax import entry_point, selection, video_page
 from tspo_jax.contact_sheet import contact_sheet
 from tspo_jax.data.decode import Video
+from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.questions import split_options
-from tspo_jax.scoring import Scorer, check_method, encode_video, load_scorer, pick
+from tspo_jax.evaluation import benchmarks, frame_indices
+from tspo_jax.scoring import Candidates, Scorer, check_method, encode_video, load_scorer, pick, stored_candidates
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".flv")
 
 
-def select_frames(scorer: Scorer, video: Video, question: str, num_frames: int, method: str) -> dict:
-    """The frames of `video` for `question`, as the entry point reports them (`scores` is None without an agent)."""
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A video of which frames are chosen: where its candidates and pictures come from.
+
+    Attributes:
+      name: of the video.
+      candidates: () -> Candidates; decodes and encodes unless they are in a store.
+      pictures: candidate indices -> frames uint8 [H, W, 3].
+    """
+
+    name: str
+    candidates: Callable[[], Candidates]
+    pictures: Callable[[Sequence[int]], list[np.ndarray]]
+
+
+def select_frames(scorer: Scorer, candidates: Candidates, question: str, num_frames: int, method: str) -> dict:
+    """The frames for `question`, as the entry point reports them (`scores` is None without an agent)."""
     check_method(scorer, method)
     if not question.strip():
         raise ValueError("the question is empty")
-    candidates = encode_video(video, scorer.clip, watch=progress_bar)
     clip_scores, scores = scorer.ask(candidates.features, query(question))
     picks = pick(method, clip_scores, scores, num_frames)
     return {
@@ -50,24 +78,132 @@ def progress_bar(frames: Iterable, total: int) -> Iterable:
     return track(frames, "decoding and encoding", total, console=console, disable=not console.is_terminal)
 
 
+def file_source(path: str | Path, name: str, scorer: Scorer, watch=progress_bar) -> Source:
+    """A video file. Raises decode.VideoError for a file that is no video."""
+    video = Video(path)
+    return Source(
+        name,
+        lambda: encode_video(video, scorer.clip, watch),
+        lambda picks: list(video.frames(video.candidates()[list(picks)])),
+    )
+
+
+def stored_source(store: FrameStore, name: str) -> Source:
+    """A video of a frame store. Raises StoreError where it is not there."""
+    store.video(name)
+    return Source(name, lambda: stored_candidates(store, name), lambda picks: list(store.frames(name, picks)))
+
+
+def find_videos(folder: str | Path) -> list[str]:
+    """Names of the video files in a folder and below, sorted. Raises ValueError where there is none."""
+    files = [path for path in Path(folder).rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    if not files:
+        raise ValueError(f"{folder} holds no video ({', '.join(VIDEO_SUFFIXES)})")
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+# ---- command line ----------------------------------------------------------------------------------------
+
+
 def define_flags() -> None:
     flags.DEFINE_string("agent", None, "Folder of CLIP and the temporal agent.", required=True)
-    flags.DEFINE_string("video", None, "Video file.", required=True)
-    flags.DEFINE_string("question", None, "What the frames are for.", required=True)
+    flags.DEFINE_string("video", "", "Video file, or folder of videos; with --store, one video of it.")
+    flags.DEFINE_string("store", "", "Frame store with features of this CLIP, instead of video files.")
+    flags.DEFINE_multi_string("question", [], "What the frames are for; may be given several times.")
+    flags.DEFINE_enum("benchmark", None, list(benchmarks.BENCHMARKS), "Ask the questions of this benchmark instead.")
+    flags.DEFINE_string("annotations", "", "With --benchmark: its annotation file.")
+    flags.DEFINE_bool("allow_missing", False, "With --benchmark: leave out questions whose video is not there.")
     flags.DEFINE_integer("num_frames", 16, "How many frames.", lower_bound=1)
     flags.DEFINE_enum("method", "topk", list(selection.METHODS), "How frames are chosen from their scores.")
     flags.DEFINE_integer("window", 12, "Frames that a frame attends to: the agent's, as it was trained.", lower_bound=1)
     flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
+    flags.DEFINE_string("page", "", "HTML page to write: scores over time and the frames of every method.")
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
+
+
+def questions_by_video(args: flags.FlagValues, names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """Video name -> (question id, question)s; ids are numbers where the questions are of no benchmark."""
+    if not args.benchmark:
+        return {name: [(f"{name}#{i}", question) for i, question in enumerate(args.question)] for name in names}
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for item in benchmarks.read_items(args.benchmark, args.annotations):
+        asked.setdefault(item.video, []).append((item.id, item.query))
+    if absent := sorted(asked.keys() - set(names)):
+        listed = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+        if not args.allow_missing:
+            raise ValueError(f"{len(absent)} videos of {args.annotations} are missing: {listed}; or --allow_missing")
+        print(f"{len(absent)} videos are missing, their questions are left out: {listed}", file=sys.stderr)
+    return {video: questions for video, questions in asked.items() if video in names}
 
 
 def main() -> None:
     args = flags.FLAGS
-    video = Video(args.video)
-    result = select_frames(load_scorer(args.agent, args.window), video, args.question, args.num_frames, args.method)
-    if args.contact_sheet:
-        contact_sheet(list(video.frames(result["frame_idx"])), result["timestamps"]).save(args.contact_sheet)
-    entry_point.write_result(result, args.output)
+    if bool(args.question) == bool(args.benchmark):
+        raise ValueError("give either --question or --benchmark (with --annotations)")
+    if not args.video and not args.store:
+        raise ValueError("--video is missing: a video file or a folder of videos (or --store)")
+    if args.video and not args.store:
+        Path(args.video).is_dir() or Video(args.video)  # a wrong file is refused before anything is loaded
+    scorer = load_scorer(args.agent, args.window)
+    check_method(scorer, args.method)
+    if args.store:
+        store = FrameStore(args.store, scorer.clip.identity)
+        names, open_source = ([args.video] if args.video else store.names()), lambda name: stored_source(store, name)
+    elif Path(args.video).is_dir():
+        names = find_videos(args.video)
+
+        def open_source(name):
+            return file_source(Path(args.video) / name, name, scorer)
+    else:
+        names, open_source = [Path(args.video).name], lambda name: file_source(args.video, name, scorer)
+    asked = questions_by_video(args, names)
+    single = not args.benchmark and len(names) == len(args.question) == 1
+    lines = []
+    for number, (source, candidates, question_id, question) in enumerate(_each(asked, open_source)):
+        result = select_frames(scorer, candidates, question, args.num_frames, args.method)
+        if args.contact_sheet:
+            picks = np.searchsorted(candidates.frame_idx, result["frame_idx"])
+            sheet = contact_sheet(source.pictures(picks), result["timestamps"])
+            sheet.save(_numbered(args.contact_sheet, number, single))
+        if args.page:
+            html = video_page.page(scorer, source.name, candidates, source.pictures, question, args.num_frames)
+            _numbered(args.page, number, single).write_text(html, encoding="utf-8")
+        if single:
+            return entry_point.write_result(result, args.output)
+        lines.append(_neutral(result, candidates, question_id, source.name))
+    if args.output:
+        frame_indices.write_neutral(args.output, lines)
+    else:
+        entry_point.write_result({"selections": [dataclasses.asdict(line) for line in lines]}, "")
+
+
+def _each(asked: dict, open_source: Callable[[str], Source]) -> Iterator[tuple[Source, Candidates, str, str]]:
+    for name, questions in asked.items():
+        source = open_source(name)
+        candidates = source.candidates()
+        for question_id, question in questions:
+            yield source, candidates, question_id, question
+
+
+def _neutral(result: dict, candidates: Candidates, question_id: str, video: str) -> frame_indices.Selection:
+    picks = np.searchsorted(candidates.frame_idx, result["frame_idx"])
+    scores = result["clip_scores" if result["scores"] is None else "scores"]
+    return frame_indices.Selection(
+        question_id,
+        video,
+        tuple(result["frame_idx"]),
+        tuple(result["timestamps"]),
+        candidates.fps,
+        tuple(scores[i] for i in picks),
+        result["method"],
+        frame_indices.our_versions() | {"decoder": candidates.decoder},
+    )
+
+
+def _numbered(path: str, number: int, single: bool) -> Path:
+    """The file itself, or one per question: picks.jpg -> picks_0.jpg .."""
+    path = Path(path)
+    return path if single else path.with_stem(f"{path.stem}_{number}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from tspo_jax.evaluation import benchmarks
@@ -63,7 +64,11 @@ class Selection:
 
 def our_versions() -> dict[str, str]:
     """What a selection of ours is labelled with."""
-    return {name: version(name) for name in ("tspo_jax", "jax")}
+    try:
+        own = version("tspo_jax")
+    except PackageNotFoundError:
+        own = "source tree"
+    return {"tspo_jax": own, "jax": jax.__version__}
 
 
 # ---- reading ---------------------------------------------------------------------------------------------
@@ -89,7 +94,7 @@ def read(
     """
     join = _Join(benchmark, items)
     found: dict[str, Selection] = {}
-    for row in _question_rows(path):
+    for row in question_rows(path):
         if (method and row.get("method", method) != method) or (num_frames and row.get("k", num_frames) != num_frames):
             continue
         item = join.item_of(row)
@@ -97,14 +102,14 @@ def read(
             raise BenchmarkError(
                 f"{row.where}: question {item.id} has a second selection; choose one by --method and --num_frames"
             )
-        found[item.id] = _selection(row, item)
+        found[item.id] = selection(row, item.id, item.video)
     missing = [item.id for item in items if item.id not in found]
     if missing and not (allow_missing and found):
         raise BenchmarkError(f"{path}: no row for question {missing[0]} ({len(missing)} of {len(items)} are missing)")
     return {item.id: found[item.id] for item in items if item.id in found}
 
 
-def _question_rows(path: str | Path) -> Iterator[Row]:
+def question_rows(path: str | Path) -> Iterator[Row]:
     """Rows of single questions: LVBench has its questions in a list per video."""
     for row in benchmarks.read_rows(path):
         if "qa" not in row:
@@ -150,7 +155,8 @@ def _name(video: str) -> str:
     return _SUFFIX.sub("", Path(video).name)
 
 
-def _selection(row: Row, item: Item) -> Selection:
+def selection(row: Row, question_id: str, video_id: str) -> Selection:
+    """The selection that a row holds; raises BenchmarkError naming a field that is wrong."""
     frames = row.numbers("frame_idx")
     if not frames or frames[0] < 0 or any(f != int(f) for f in frames) or np.any(np.diff(frames) <= 0):
         raise BenchmarkError(f"{row.where}: frame_idx must be ascending frame numbers, at least one")
@@ -162,8 +168,8 @@ def _selection(row: Row, item: Item) -> Selection:
     if fps is not None and (not isinstance(fps, int | float) or fps <= 0):
         raise BenchmarkError(f"{row.where}: field 'fps' is {fps!r}, not a frame rate")
     return Selection(
-        item.id,
-        item.video,
+        question_id,
+        video_id,
         tuple(int(frame) for frame in frames),
         times,
         None if fps is None else float(fps),
@@ -179,8 +185,8 @@ def _selection(row: Row, item: Item) -> Selection:
 def write_neutral(path: str | Path, selections: Sequence[Selection]) -> None:
     """One JSON line per selection."""
     lines = []
-    for selection in selections:
-        row = dataclasses.asdict(selection) | {"method": selection.method or None}
+    for chosen in selections:
+        row = dataclasses.asdict(chosen) | {"method": chosen.method or None}
         lines.append(json.dumps({"video_id": row.pop("video_id"), **row}) + "\n")
     _write(path, "".join(lines))
 
@@ -193,9 +199,9 @@ def write_published(
     rows = [dict(row) for row in benchmarks.read_rows(annotations)]
     for row in rows:
         for question in row.get("qa", [row]):
-            selection = selections.get("".join(str((row | question)[field]) for field in fields))
-            if selection:
-                question["frame_idx"] = [float(frame) for frame in selection.frame_idx]
+            chosen = selections.get("".join(str((row | question)[field]) for field in fields))
+            if chosen:
+                question["frame_idx"] = [float(frame) for frame in chosen.frame_idx]
     by_lines = rows and "qa" in rows[0]
     _write(path, "".join(json.dumps(row) + "\n" for row in rows) if by_lines else json.dumps(rows, indent=4) + "\n")
 

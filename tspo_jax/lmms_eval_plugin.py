@@ -1,0 +1,200 @@
+"""Chosen frames for any video model of lmms-eval, without a fork of it.
+
+    lmms-eval --model=tspo --model_args=model=llava_vid,frame_idx=TSPO_LongVideoBench_frameIdx.json,\
+        benchmark=longvideobench,pretrained=lmms-lab/LLaVA-Video-7B-Qwen2,max_frames_num=64 --tasks=longvideobench_val_v
+    lmms-eval --model=tspo_chat --model_args=model=qwen2_5_vl,agent=TSPO-0.4B,num_frames=64,max_num_frames=64 ...
+
+Installing tspo_jax registers both models by the entry point `lmms_eval.models`: `tspo` wraps models of lmms-eval's
+simple interface, `tspo_chat` those of its chat interface. Arguments other than those below go to the wrapped model.
+
+The wrapped model still samples its video itself, so it is given another video: only the chosen frames, one per second,
+H.264 without loss. A model that takes at least as many frames (max_frames_num, max_num_frames) takes all of them.
+"""
+
+import atexit
+import copy
+import functools
+import hashlib
+import shutil
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from lmms_eval.api.model import lmms
+from lmms_eval.models import get_model
+from lmms_eval.models.registry_v2 import ModelManifest
+
+from tspo_jax.data.decode import Video
+from tspo_jax.evaluation import benchmarks, frame_indices
+from tspo_jax.select_frames import query, select_frames
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+
+
+def manifests() -> list[ModelManifest]:
+    """What the entry point registers."""
+    return [
+        ModelManifest("tspo", simple_class_path=f"{__name__}.ChosenFrames"),
+        ModelManifest("tspo_chat", chat_class_path=f"{__name__}.ChosenFramesChat"),
+    ]
+
+
+class ChosenFrames(lmms):
+    """A model of lmms-eval that sees the frames of an index file, or those that an agent chooses.
+
+    Args:
+      model: name of the wrapped model.
+      frame_idx, benchmark: index file (either form of evaluation/frame_indices.py) and the benchmark whose question ids
+        it has; or
+      agent, num_frames, method, window: as in select_frames.
+      wrapped: arguments of the wrapped model.
+
+    Raises: ValueError for arguments that do not fit, and for questions that the index file does not have.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        model: str,
+        frame_idx: str = "",
+        benchmark: str = "",
+        agent: str = "",
+        num_frames: int = 64,
+        method: str = "topk",
+        window: int = 12,
+        **wrapped,
+    ):
+        if bool(frame_idx) == bool(agent):
+            raise ValueError("model_args: give either frame_idx (an index file) or agent (a folder)")
+        if frame_idx and not benchmark:
+            raise ValueError("model_args: frame_idx needs benchmark, whose ids its questions have")
+        cls = get_model(model, force_simple=self.is_simple)
+        if cls.is_simple != self.is_simple:
+            other = "tspo" if cls.is_simple else "tspo_chat"
+            raise ValueError(f"model_args: {model} has the other interface of lmms-eval; use --model={other}")
+        super().__init__()
+        if frame_idx:
+            self._choose = _of_index_file(frame_idx, benchmark)
+        else:
+            self._choose = _of_agent(agent, num_frames, method, window)
+        self.model = cls(**wrapped)
+        self.model.task_dict = self.task_dict
+        self._folder = Path(tempfile.mkdtemp(prefix="tspo_frames_"))
+        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+
+    def generate_until(self, requests) -> list[str]:
+        return self.model.generate_until([self._replaced(request) for request in requests])
+
+    def generate_until_multi_round(self, requests) -> list[str]:
+        return self.model.generate_until_multi_round([self._replaced(request) for request in requests])
+
+    def loglikelihood(self, requests) -> list[tuple[float, bool]]:
+        return self.model.loglikelihood([self._replaced(request) for request in requests])
+
+    def set_cache_hook(self, cache_hook) -> None:
+        self.model.set_cache_hook(cache_hook)
+
+    def clean(self) -> None:
+        self.model.clean()
+
+    def __getattr__(self, name):
+        """What else the evaluator asks a model for: device, tokenizer, accelerator .."""
+        if name == "model":  # not there yet
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    @property
+    def rank(self) -> int:
+        return self.model.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.model.world_size
+
+    def _replaced(self, request):
+        """The request, its function document -> visuals (or messages) giving the video of the chosen frames."""
+        arguments = list(request.args)
+        place = next(i for i in (2, 1) if callable(arguments[i]))  # chat: 1, simple: 2 (behind doc_to_target or not)
+        to_visuals = arguments[place]
+        arguments[place] = lambda document, *args, **kwargs: self._with_clips(
+            to_visuals(document, *args, **kwargs), document
+        )
+        replaced = copy.copy(request)
+        replaced.arguments = tuple(arguments)
+        return replaced
+
+    def _with_clips(self, visuals, document: dict):
+        """Video paths anywhere in `visuals` (lists and dicts of them) replaced by the video of the chosen frames."""
+        if isinstance(visuals, str) and visuals.lower().endswith(VIDEO_SUFFIXES):
+            return str(self._clip(visuals, document))
+        if isinstance(visuals, list | tuple):
+            return [self._with_clips(visual, document) for visual in visuals]
+        if isinstance(visuals, dict) and visuals.get("type") != "text":
+            return {key: self._with_clips(value, document) for key, value in visuals.items()}
+        return visuals
+
+    def _clip(self, path: str, document: dict) -> Path:
+        video = Video(path)
+        frames = self._choose(video, document)
+        name = hashlib.sha256(f"{path} {frames}".encode()).hexdigest()[:24]
+        clip = self._folder / f"{name}.mp4"
+        if not clip.is_file():
+            write_clip(video, frames, clip)
+        return clip
+
+
+class ChosenFramesChat(ChosenFrames):
+    """The same for models of the chat interface."""
+
+    is_simple = False
+
+
+def _of_index_file(path: str, benchmark: str):
+    """(video, document) -> frame numbers, by the document's id."""
+    fields = benchmarks.lookup(benchmark).id_fields
+    rows = {}
+    for row in frame_indices.question_rows(path):
+        rows["".join(str(row[f]) for f in fields) if all(f in row for f in fields) else str(row["question_id"])] = row
+
+    def choose(video: Video, document: dict) -> list[int]:
+        question = "".join(str(document[field]) for field in fields)
+        if question not in rows:
+            raise benchmarks.BenchmarkError(f"{path}: no row for question {question}")
+        selection = frame_indices.selection(rows[question], question, video.info.path)
+        selection.check_inside(video.num_frames)
+        return list(selection.frame_idx)
+
+    return choose
+
+
+def _of_agent(agent: str, num_frames: int, method: str, window: int):
+    """(video, document) -> frame numbers that the agent chooses; a video is encoded once for questions in a row."""
+    from tspo_jax.scoring import encode_video, load_scorer
+
+    scorer = load_scorer(agent, window)
+
+    @functools.lru_cache(maxsize=4)
+    def candidates(path: str):
+        return encode_video(Video(path), scorer.clip)
+
+    def choose(video: Video, document: dict) -> list[int]:
+        question = query(document["question"])
+        return select_frames(scorer, candidates(video.info.path), question, num_frames, method)["frame_idx"]
+
+    return choose
+
+
+def write_clip(video: Video, frames: list[int], path: Path) -> None:
+    """A video of these frames alone, one per second: H.264 in RGB without loss, so the pixels are those decoded."""
+    pictures = video.frames(frames)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=1, options={"qp": "0", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = video.info.width, video.info.height, "rgb24"
+        for i, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 1)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
