@@ -1,9 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from tspo_jax.models.layers import Embed, FeedForward, LayerNorm, Linear, patch_conv, stack_layers
-from tspo_jax.toy.fitting import fit, fresh_params
+from tspo_jax.toy.fitting import fit, fresh_params, muon
 from tspo_jax.weights import flatten
 
 SLOPE = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
@@ -49,6 +51,21 @@ def test_a_run_shorter_than_the_warm_up():
     fitted = fit(squared_error, start, regression_batches(2), 3, 0.1, lambda *report: reports.append(report))
     assert [step for step, _ in reports] == [1, 2, 3]
     assert np.abs(fitted["slope"]).min() > 0.05
+
+
+def test_muon_orthogonalises_the_kernels_of_layers_and_no_other_leaf():
+    params = {
+        "layers": {"kernel": jnp.zeros((2, 8, 8)), "bias": jnp.zeros((2, 8))},
+        "head": {"kernel": jnp.zeros((8, 8))},
+    }
+    rng = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda leaf: jnp.array(rng.normal(size=leaf.shape), jnp.float32), params)
+    transform = muon(optax.constant_schedule(0.1))
+    updates, _ = transform.update(gradients, transform.init(params), params)
+    singular = np.linalg.svd(updates["layers"]["kernel"], compute_uv=False)  # of every layer apart
+    assert singular.shape == (2, 8) and singular.max() < 2.5 * singular.min()
+    for adams in (updates["head"]["kernel"], updates["layers"]["bias"]):
+        np.testing.assert_allclose(np.abs(adams), 0.1, rtol=1e-3)
 
 
 class Net(nnx.Module):

@@ -2,6 +2,7 @@
 on questions about sets of frames."""
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -19,11 +20,12 @@ from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.models.qwen2 import Qwen2Config
 from tspo_jax.models.siglip import SiglipConfig
-from tspo_jax.toy.fitting import fit, fresh_params
+from tspo_jax.toy.fitting import fit, fresh_params, muon
 from tspo_jax.toy.frame_bank import BALL_NAMES, NOTHING, SETTING_NAMES, THING_NAMES, FrameBank
 from tspo_jax.toy.settings import SETTINGS
 
 IMAGE_SIZE = 48
+SHARPNESS = 2.5  # how much more than a random kernel's the first queries tell tokens apart
 BRANCH = 0.35  # initial scale of what a layer adds: frames must not blur into one another
 WORD_SUFFIX = "Please answer with one word."
 # Exercises beside the toy world's questions: what is shown frame by frame, and pairs in random order, whose second
@@ -35,10 +37,10 @@ LETTER_QUESTION = "Which option has which letter?"
 
 
 def llava_config(vocab_size: int) -> LlavaVideoConfig:
-    """Bilinear pooling and grid newlines, as in LLaVA-Video 7B: 4 x 4 patches become 2 x 2 tokens and 2 newlines."""
+    """Bilinear pooling and grid newlines, as in LLaVA-Video 7B: 2 x 2 patches become one token and a newline."""
     return LlavaVideoConfig(
         Qwen2Config(vocab_size, 96, 192, 4, 4, 2, rope_theta=1e6),
-        SiglipConfig(96, 192, 2, 4, IMAGE_SIZE, 12),
+        SiglipConfig(128, 256, 2, 4, IMAGE_SIZE, 24),
     )
 
 
@@ -59,12 +61,38 @@ def initial_params(config: LlavaVideoConfig, seed: int) -> tuple[nnx.GraphDef, d
         """[L, D, key/value heads * d] -> [L, D, query heads * d], each head repeated for its group."""
         return jnp.repeat(kernel.reshape(L, D, -1, d), groups, axis=2).reshape(L, D, -1)
 
-    attention["q_proj"]["kernel"] = (attention["q_proj"]["kernel"] + of_query_heads(attention["k_proj"]["kernel"])) / 2
+    random_output = attention["o_proj"]["kernel"]
+    query = (attention["q_proj"]["kernel"] + of_query_heads(attention["k_proj"]["kernel"])) / 2
+    attention["q_proj"]["kernel"] = SHARPNESS * query
     undone = of_query_heads(attention["v_proj"]["kernel"]).swapaxes(1, 2)
-    attention["o_proj"]["kernel"] = (attention["o_proj"]["kernel"] + undone) / 2 * BRANCH
+    attention["o_proj"]["kernel"] = 0.1 * random_output + undone
+    for layer in (0, 1):
+        _look_back(attention, cfg, layer, (1, 2))
+    # An induction head: the first layer says what came before in a code of its own, the third looks for that code.
+    last = slice(-groups * d, None)
+    attention["o_proj"]["kernel"] = attention["o_proj"]["kernel"].at[0, last].set(random_output[0, last])
+    earlier = SHARPNESS / 2 * jnp.tile(attention["v_proj"]["kernel"][0, :, -d:], groups)
+    attention["q_proj"]["kernel"] = attention["q_proj"]["kernel"].at[2, :, last].set(earlier)
+    attention["k_proj"]["kernel"] = attention["k_proj"]["kernel"].at[2, :, -d:].set(random_output[0, -d:].T)
     language["layers"]["mlp"]["down_proj"]["kernel"] *= BRANCH
     language["lm_head"]["kernel"] = reading_head(language["embed_tokens"]["embedding"])
     return graphdef, params
+
+
+def _look_back(attention: dict, cfg: Qwen2Config, layer: int, offsets: tuple[int, ...]) -> None:
+    """Makes the queries of the layer's last key head look `offsets` tokens back, in place.
+
+    Biases of query and key make the score a sum of cosines of (distance - offset) under the rotary embedding, whatever
+    the tokens are.
+    """
+    d, groups = cfg.head_dim, cfg.num_attention_heads // cfg.num_key_value_heads
+    strength = math.sqrt(5 * math.sqrt(d))
+    angles = np.outer(offsets, cfg.rope_theta ** (-np.arange(0, d, 2) / d))  # [offsets, d / 2]
+    query = strength * np.concatenate([np.cos(angles), -np.sin(angles)], axis=1).reshape(-1)
+    key = strength * np.repeat([1.0, 0.0], d // 2)
+    for name, bias, width in (("q_proj", query, groups * d), ("k_proj", key, d)):
+        attention[name]["bias"] = attention[name]["bias"].at[layer, -width:].set(bias)
+        attention[name]["kernel"] = attention[name]["kernel"].at[layer, :, -width:].multiply(0.1)
 
 
 def reading_head(embeddings: jax.Array) -> jax.Array:
@@ -121,13 +149,15 @@ def train_projection(
     trained = {"visual": visual, "embed_tokens": language["embed_tokens"]}
     trained = fit(loss, trained, batches(np.random.default_rng(seed)), num_steps, 4e-3, report)
     words = trained["embed_tokens"]["embedding"]
-    language = frozen | {"embed_tokens": trained["embed_tokens"], "lm_head": {"kernel": reading_head(words)}}
+    # An option's letter reads the same in the list ("B. red") and in the answer ("red B").
+    words = words.at[np.array(word_ids(tokenizer, "ABCD"))].set(words[np.array(word_ids(tokenizer, "ABCD", ""))])
+    language = frozen | {"embed_tokens": {"embedding": words}, "lm_head": {"kernel": reading_head(words)}}
     return {**trained["visual"], "language_model": language}
 
 
-def word_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
+def word_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], before: str = " ") -> list[int]:
     """The tokens of words within a sentence. Raises ValueError where a word is more than one token."""
-    ids = [tokenizer(f" {word}")["input_ids"] for word in words]
+    ids = [tokenizer(f"{before}{word}")["input_ids"] for word in words]
     if long := [word for word, tokens in zip(words, ids, strict=True) if len(tokens) > 1]:
         raise ValueError(f"the tokenizer splits {', '.join(long)}: train it on more text")
     return [tokens[0] for tokens in ids]
@@ -210,22 +240,25 @@ def _turns(rng: np.random.Generator, shots: list[Shot], num_turns: int, word_sha
     earlier answer in the text.)"""
     shown = [shot.thing for shot in shots if shot.thing != NOTHING]
     lookups = [shot for shot in shots if shot.thing != NOTHING and shot.ball != NOTHING]
-    questions = []  # (weight, stem, answer, vocabulary)
+    questions = []  # (weight, stem, what is looked for, answer, vocabulary)
     for shot in lookups:
-        stem = f"hat colour is the ball shown with the {THING_NAMES[shot.thing]}?"
-        unique = sum(other.thing == shot.thing for other in lookups) == 1
-        place = SETTINGS[SETTING_NAMES[shot.setting]].capitalize()
-        stem = f"W{stem}" if unique and rng.random() < 0.6 else f"{place}, w{stem}"
-        questions.append((0.5 / len(lookups), stem, BALL_NAMES[shot.ball], list(BALL_NAMES)))
+        thing, setting = THING_NAMES[shot.thing], SETTING_NAMES[shot.setting]
+        stem = f"hat colour is the ball shown with the {thing}?"
+        if sum(other.thing == shot.thing for other in lookups) == 1 and rng.random() < 0.6:
+            stem, sought = f"W{stem}", f"with {thing}"
+        else:
+            stem, sought = f"{SETTINGS[setting].capitalize()}, w{stem}", f"{setting} {thing}"
+        questions.append((0.5 / len(lookups), stem, sought, BALL_NAMES[shot.ball], list(BALL_NAMES)))
     for moment, shot in (("beginning", shots[0]), ("end", shots[-1])):
         if shot.thing != NOTHING:
             stem = f"What is shown at the {moment} of the video?"
-            questions.append((0.2, stem, THING_NAMES[shot.thing], _things_first(rng, shown)))
+            questions.append((0.2, stem, moment, THING_NAMES[shot.thing], _things_first(rng, shown)))
     for first, second in itertools.pairwise(shots):
         if shown.count(first.thing) == 1 and second.thing not in (first.thing, NOTHING):
-            stem = f"What is shown right after the {THING_NAMES[first.thing]}?"
+            thing = THING_NAMES[first.thing]
             others = [thing for thing in shown if thing != first.thing]
-            questions.append((0.2, stem, THING_NAMES[second.thing], _things_first(rng, others)))
+            stem = f"What is shown right after the {thing}?"
+            questions.append((0.2, stem, f"after {thing}", THING_NAMES[second.thing], _things_first(rng, others)))
     turns = [(weight, _asked(rng, *question, word_share)) for weight, *question in questions]
     turns.append((0.1, _everything(shots)))
     balls = [(shot.thing, BALL_NAMES[shot.ball]) for shot in lookups]
@@ -234,11 +267,11 @@ def _turns(rng: np.random.Generator, shots: list[Shot], num_turns: int, word_sha
         for first, second in itertools.pairwise(shots)
         if second.thing not in (first.thing, NOTHING)
     ]
-    for question, pairs in ((BALLS_QUESTION, balls), (ORDER_QUESTION, followers)):
+    for question, relation, pairs in ((BALLS_QUESTION, "with", balls), (ORDER_QUESTION, "after", followers)):
         named = [thing for thing, _ in pairs]
         pairs = [(thing, word) for thing, word in pairs if named.count(thing) == 1 and thing != NOTHING]
         if pairs:
-            said = [f"{THING_NAMES[pairs[i][0]]} {pairs[i][1]}" for i in rng.permutation(len(pairs))]
+            said = [f"{relation} {THING_NAMES[pairs[i][0]]} {pairs[i][1]}" for i in rng.permutation(len(pairs))]
             turns.append((0.2, Turn(question, "", " " + ", ".join(said))))
     turns.append((0.2, _letters(rng)))
     weights = np.array([weight for weight, _ in turns])
@@ -256,26 +289,30 @@ def _everything(shots: list[Shot]) -> Turn:
 
 
 def _letters(rng: np.random.Generator) -> Turn:
-    """Options of no question, and the letters of all of them."""
+    """Options of no question, and one of them with its letter."""
     options = rng.choice([BALL_NAMES, THING_NAMES][rng.integers(2)], 4, replace=False).tolist()
-    said = [f"{options[i]} {'ABCD'[i]}" for i in rng.permutation(4)]
-    return Turn("\n".join([LETTER_QUESTION, *_lettered(options)]), "", " " + ", ".join(said))
+    i = rng.integers(4)
+    return Turn("\n".join([LETTER_QUESTION, *_lettered(options)]), "", f" {options[i]} {'ABCD'[i]}")
 
 
 def _lettered(options: list[str]) -> list[str]:
     return [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
 
 
-def _asked(rng: np.random.Generator, stem: str, answer: str, vocabulary: list[str], word_share: float) -> Turn:
-    """The question with four options, or for a word."""
+def _asked(
+    rng: np.random.Generator, stem: str, sought: str, answer: str, vocabulary: list[str], word_share: float
+) -> Turn:
+    """The question with four options, or for a word.
+
+    The answer says what is looked for, what was found and, with options, its letter (" with tree red B"): three short
+    steps that are learned in minutes, where the letter alone would be one long step that is not.
+    """
     if rng.random() < word_share:
-        return Turn(stem, WORD_SUFFIX, f" {answer}")
+        return Turn(stem, WORD_SUFFIX, f" {sought} {answer}")
     wrong = [word for word in dict.fromkeys(vocabulary) if word != answer]
     options = rng.permutation([answer, *rng.choice(wrong[:7], 3, replace=False)]).tolist()
-    # The word before its letter: finding the frame and then the option are two short steps instead of one long one.
-    return Turn(
-        "\n".join([stem, *_lettered(options)]), prompts.LETTER_SUFFIX, f" {answer} {'ABCD'[options.index(answer)]}"
-    )
+    letter = "ABCD"[options.index(answer)]
+    return Turn("\n".join([stem, *_lettered(options)]), prompts.LETTER_SUFFIX, f" {sought} {answer} {letter}")
 
 
 def _things_first(rng: np.random.Generator, shown: list[int]) -> list[str]:
@@ -322,23 +359,24 @@ def draw_batch(
     num_frames: int,
     batch_size: int,
 ) -> Batch:
-    """A batch of conversations of three turns, cut on the right to one length."""
-    length = 168 + 4 * num_frames
-    frames = []
-    ids = np.full((batch_size, length), tokenizer.pad_token_id, np.int32)
-    weights = np.zeros((batch_size, length), np.float32)
-    for row in range(batch_size):
+    """A batch of conversations of three turns, padded on the right to a multiple of 32 tokens."""
+    frames, rows, counts = [], [], []
+    for _ in range(batch_size):
         conversation = writer(rng, num_frames, num_turns=3)
         frames.append(conversation.frames)
-        position = 0
+        ids: list[int] = []
+        weights: list[float] = []
         for i, text in enumerate(render_conversation(conversation.turns)):
             tokens = prompts.tokenize(text, tokenizer) if i == 0 else tokenizer(text)["input_ids"]
-            tokens = tokens[: length - position]
-            ids[row, position : position + len(tokens)] = tokens
-            if i % 2:
-                weights[row, position : position + len(tokens)] = 1 / max(len(tokens), 1)
-            position += len(tokens)
-    return Batch(np.array(frames), ids, weights)
+            ids += tokens
+            weights += [(i % 2) / len(tokens)] * len(tokens)
+        rows.append(ids)
+        counts.append(weights)
+    padded, lengths = prompts.pad(rows, tokenizer.pad_token_id, multiple=32)
+    padded_weights = np.zeros(padded.shape, np.float32)
+    for row, length in enumerate(lengths):
+        padded_weights[row, :length] = counts[row]
+    return Batch(np.array(frames), padded, padded_weights)
 
 
 def train_language(
@@ -381,4 +419,5 @@ def train_language(
             batch = draw_batch(rng, writer, tokenizer, num_frames=num_frames, batch_size=batch_size)
             yield tokens[batch.frames], batch.ids, batch.weights
 
-    return {**fit(loss, trained, batches(np.random.default_rng(seed)), num_steps, 2e-3, report), "vision_tower": tower}
+    trained = fit(loss, trained, batches(np.random.default_rng(seed)), num_steps, 5e-3, report, optimizer=muon)
+    return {**trained, "vision_tower": tower}
