@@ -17,8 +17,8 @@ from flax import nnx
 from tiny_store import LONG, SHORT, make_store
 
 from tspo_jax import config as cfg
+from tspo_jax import evaluate, weights
 from tspo_jax import train as training
-from tspo_jax import weights
 from tspo_jax.checkpoints import load_agent
 from tspo_jax.metrics import read_rows
 from tspo_jax.models.layers import split_params
@@ -253,6 +253,9 @@ def test_everything_beyond_the_paper_at_once(config, tmp_path):
         assert row["kl"] >= 0 and 0 <= row["clipped"] <= 1 and row["grad_norm"] > 0
     assert abs(params["modulation"]["kernel"]).max() > 0
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    graphdef, read = evaluate.read_agent(config, tmp_path)
+    assert graphdef == load_agent(config.agent.clip, kind="question_aware")[0]
+    jax.tree.map(np.testing.assert_array_equal, read, params)
     assert len({training.step_k(config, step) for step in range(20)}) == 2
 
 
