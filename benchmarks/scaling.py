@@ -3,13 +3,16 @@
     python -m benchmarks.scaling [--output=docs/scaling.md]
 
 Takes some minutes per slice on two cores and needs libtpu (see tspo_jax/aot_compile.py), but no TPU and no weights.
+A slice's result is kept in runs/scaling/ and used again; remove the folder to compile anew.
 """
 
 import argparse
 import importlib
+import json
 import os
 from pathlib import Path
 
+KEPT = Path("runs/scaling")
 CASES = {
     "llava_video_7b": ("v5e-8", "v5e-16", "v6e-8", "v5p-8", "v5e-256"),
     "llava_video_72b": ("v5p-128",),
@@ -77,9 +80,15 @@ def main() -> None:
     tables, descriptions = [], Path("configs/architectures")
     for name, topologies in CASES.items():
         config = cfg.read(importlib.import_module(f"configs.{name}").get_config())
-        results = aot_compile.compile_config(
-            config, descriptions, topologies, note=lambda slice_name: print(slice_name)
-        )
+        results = []
+        for topology in topologies:
+            kept = KEPT / f"{name}_{topology}.json"
+            if not kept.is_file():
+                print(f"{name}: {topology} ...", flush=True)
+                (result,) = aot_compile.compile_config(config, descriptions, [topology])
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(json.dumps(result))
+            results.append(json.loads(kept.read_text()))
         tables.append(table(name, results))
     answerer = answerer_architecture(*aot_compile.read_architecture(config.answerer.folder, descriptions))
     K = config.data.specific.k
