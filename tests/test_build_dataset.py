@@ -1,0 +1,219 @@
+"""Building the training set: what each stage keeps, resuming, and the whole command with a tiny answerer."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_store import LONG, SHORT, make_store
+
+from tspo_jax.build_dataset import (
+    Settings,
+    _number,
+    build,
+    event_requests,
+    find_annotations,
+    random_picks,
+    read_settings,
+    split_by_video,
+)
+from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, VideoEntry, open_settings, write_frames
+from tspo_jax.data.questions import QuestionError, question_of_row, read_questions
+
+ROOT = Path(__file__).parent.parent
+LENGTHS = {f"b/{i}.mp4": 80 + i for i in range(12)} | {"b/short.mp4": 30}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Videos of 1 fps without real pictures."""
+    folder = tmp_path_factory.mktemp("store")
+    open_settings(folder, StoreSettings())
+    for name, T in LENGTHS.items():
+        entry = VideoEntry(name, 1.0, T, np.arange(T) * 1.0, np.arange(T), 16, 8, "", 1, "x")
+        write_frames(folder, entry, [b"jpeg"] * T)
+    return FrameStore(folder)
+
+
+def record(name, video, turns=2):
+    said = []
+    for i in range(turns):
+        said.append({"from": "human", "value": f"Question {i} of {name}?\nA. one\nB. two\nC. three"})
+        said.append({"from": "gpt", "value": "B. two"})
+    return {"id": name, "conversations": said, "data_source": "b", "video": video}
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    records = [record(name[2:], name[2:]) for name in LENGTHS] + [record("gone", "gone.mp4")]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b_mc_v0_1_qa_processed.json").write_text(json.dumps(records))
+    (tmp_path / "in" / "b_oe_v0_1_qa_processed.json").write_text("not read")
+    return find_annotations([str(tmp_path / "in")])
+
+
+class FakeAnswerer:
+    """Right or wrong by a hash of the question and the frames; captions tell video and frame."""
+
+    def __init__(self, stop_after=None):
+        self.asked, self.stop_after = [], stop_after
+
+    def __call__(self, requests, max_new_tokens):
+        for i in range(0, len(requests), 4):
+            if self.stop_after is not None and len(self.asked) >= self.stop_after:
+                raise KeyboardInterrupt
+            batch = requests[i : i + 4]
+            self.asked += [request.id for request in batch]
+            yield [(request, [self.text(request, picks) for picks in request.picks]) for request in batch]
+
+    def text(self, request, picks):
+        if "Describe" in request.text:
+            return f"{request.video} at {picks[0]}."
+        return "B." if _number(f"{request.text} {picks.tolist()}") % 2 else "A."
+
+
+def unwatched(stage, total, done):
+    return lambda count: None
+
+
+def run(annotations, store, output, answerer=None, **settings):
+    answerer = answerer or FakeAnswerer()
+    settings = Settings(**settings)
+    return build(annotations, store, output, settings, answerer, answerer, unwatched), answerer
+
+
+def rows(path):
+    return {row["id"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def test_every_stage_keeps_what_it_should(annotations, store, tmp_path):
+    result, _ = run(annotations, store, tmp_path, frame_sets=3, set_frames=8, heldout=0.3)
+    flat, few, many, random = (rows(tmp_path / f"{n}.jsonl") for n in ("1_flat", "2_few", "3_many", "4_random"))
+    assert len(flat) == 24 and flat.keys() == few.keys() and result["videos_not_in_store"] == ["b/gone.mp4"]
+    assert many.keys() == {name for name, row in few.items() if row["rewards"] == [0.0]}
+    assert random.keys() == {name for name, row in many.items() if row["rewards"] == [1.0]}
+    assert all(len(row["answers"]) == 3 for row in random.values())
+    kept = {name for name, row in random.items() if len(set(row["rewards"])) == 2}
+    assert 0 < len(kept) < len(random) < len(many) < 24
+    train, heldout = rows(tmp_path / "train.jsonl"), rows(tmp_path / "heldout.jsonl")
+    both = {**train, **heldout}
+    assert {name for name, row in both.items() if row["type"] == "general"} == kept
+    assert sum(row["type"] == "specific" for row in both.values()) == 12 == len(rows(tmp_path / "6_needle.jsonl"))
+    assert heldout and not {row["video"] for row in train.values()} & {row["video"] for row in heldout.values()}
+    questions, errors = read_questions(tmp_path / "train.jsonl")
+    assert len(questions) == len(train) and not errors
+    assert result["counts"]["frame_sensitive"] == len(kept) and len(result["sha256"]) == 8
+
+
+def test_needle_items_are_about_their_target(annotations, store, tmp_path):
+    run(annotations, store, tmp_path)
+    for line in rows(tmp_path / "6_needle.jsonl").values():
+        question = question_of_row(line, 0, "x", None)
+        of_target = [option.startswith(f"{question.video} at") for option in question.options]
+        assert of_target.index(True) == "ABCD".index(question.answer) and sum(of_target) == 1
+        assert question.video in question.query
+
+
+def test_resumed_after_a_kill_at_any_batch(annotations, store, tmp_path):
+    whole, answerer = run(annotations, store, tmp_path / "whole", frame_sets=2)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    for stop in range(4, len(answerer.asked), 16):
+        output = tmp_path / str(stop)
+        first, second = FakeAnswerer(stop), FakeAnswerer()
+        with pytest.raises(KeyboardInterrupt):
+            run(annotations, store, output, first, frame_sets=2)
+        with sorted(output.glob("[2-5]_*.jsonl"))[-1].open("a") as file:
+            file.write('{"id": "cut o')
+        again, _ = run(annotations, store, output, second, frame_sets=2)
+        assert len(first.asked) + len(second.asked) == len(answerer.asked) and again == whole
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == files
+        assert not run(annotations, store, output, frame_sets=2)[1].asked
+
+
+def test_numbers_of_questions(annotations, store, tmp_path):
+    result, _ = run(annotations, store, tmp_path, num_general=2, num_specific=3, num_targets=6, heldout=0.0)
+    assert result["counts"]["train_general"] == 2 and result["counts"]["train_specific"] == 3
+    assert result["counts"]["needle_questions"] == 6 and result["counts"]["heldout_general"] == 0
+
+
+def test_question_files_are_filtered_too(store, annotations, tmp_path):
+    run(annotations, store, tmp_path / "a")
+    result, _ = run([tmp_path / "a" / "1_flat.jsonl"], store, tmp_path / "b")
+    assert result["counts"]["of_long_enough_videos"] == 24
+    with pytest.raises(QuestionError, match="named twice"):
+        run([tmp_path / "a" / "1_flat.jsonl"] * 2, store, tmp_path / "c")
+
+
+def test_no_usable_video(annotations, store, tmp_path):
+    with pytest.raises(StoreError, match=r"none of 28 questions .* over 100 s; not in the store: b/gone.mp4"):
+        run(annotations, store, tmp_path, min_seconds=100.0)
+
+
+def test_random_frames(store):
+    question = question_of_row(
+        {"video": "v", "original_question": "q\nA. x\nB. y", "solution": "a", "type": "general"}, 0, "id", None
+    )
+    picks = random_picks(5, 8, 0)(question, 100)
+    assert picks.shape == (5, 8) and (np.diff(picks) > 0).all() and len({tuple(p) for p in picks}) == 5
+    np.testing.assert_array_equal(picks, random_picks(5, 8, 0)(question, 100))
+    assert random_picks(2, 8, 0)(question, 5).shape == (2, 5)
+    for request in event_requests(list(LENGTHS), store, Settings(events=4)):
+        assert request.picks.min() >= 0 and request.picks.max() < LENGTHS[request.video]
+        assert (np.diff(request.picks) == 1).all() and request.picks.shape == (1, min(8, request.picks.size))
+
+
+def test_split_does_not_depend_on_other_videos():
+    lines = [{"id": str(i), "video": f"{i // 2}.mp4"} for i in range(200)]
+    whole = split_by_video(lines, 0.2, 0)
+    assert 20 <= len(whole["heldout"]) <= 60
+    part = split_by_video(lines[:50], 0.2, 0)
+    assert {row["id"] for row in part["heldout"]} == {row["id"] for row in whole["heldout"]} & set(map(str, range(50)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frame_sets": 1}, "cannot vary"),
+        ({"events": 0}, "at least 1"),
+        ({"heldout": 1.0}, "share"),
+        ({"seed": -1}, "--seed"),
+    ],
+)
+def test_settings_that_make_no_sense(change, message):
+    with pytest.raises(ValueError, match=message):
+        read_settings(types.SimpleNamespace(**(vars(Settings()) | change)))
+
+
+def command(*args):
+    done = subprocess.run(
+        [sys.executable, "-m", "tspo_jax.build_dataset", *map(str, args)], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
+
+
+def test_whole_command_with_a_tiny_answerer(golden, tmp_path):
+    """The answerer is random: every stage runs, resumes and leaves its file, whatever it keeps."""
+    folder = make_store(tmp_path, golden)
+    lines = [record(f"r{i}", (LONG, SHORT)[i % 2], turns=1) for i in range(4)] + [record("bad", "/x.mp4")]
+    text = json.dumps([line | {"data_source": "."} for line in lines])
+    (tmp_path / "x_mc_.json").write_text(text)
+    arguments = (
+        f"--annotations={tmp_path / 'x_mc_.json'}",
+        f"--store={folder}",
+        f"--answerer={golden / 'llava_video_grid'}",
+        f"--output={tmp_path / 'out'}",
+        "--min_seconds=3", "--few_frames=1", "--many_frames=2", "--event_frames=2", "--events=2",
+        "--batch_size=2", "--max_new_tokens=2", "--caption_tokens=3",
+    )  # fmt: skip
+    status, result, errors = command(*arguments)
+    assert status == 2 and "record 5: video: " in errors, errors
+    assert result["counts"]["of_long_enough_videos"] == 4 and result["counts"]["events_described"] == 4
+    assert "Traceback" not in errors and "4" in (tmp_path / "out" / "README.md").read_text()
+    assert command(*arguments)[1] == result
+    status, _, errors = command(*arguments, "--few_frames=4")
+    assert status == 1 and "few_frames: 1 there, 4 here" in errors
+    status, _, errors = command(*arguments, "--strict")
+    assert status == 1 and "1 bad question(s)" in errors and "Traceback" not in errors

@@ -1,0 +1,400 @@
+"""Builds the dual-style training set of the paper from LLaVA-Video-178K and a frame store, by stages.
+
+    python -m tspo_jax.build_dataset --annotations=FOLDER|FILES --store=DIR --answerer=DIR --output=DIR
+
+--annotations are LLaVA-Video-178K's own files (a folder: all *_mc_*.json below it) or question files in the TSPO-10K
+format (.jsonl), whose `general` questions go through the same filters. The videos must be in the store (predecode).
+
+    1_flat.jsonl      multiple-choice questions of stored videos over --min_seconds
+    2_few.jsonl       answers from --few_frames uniform frames: right ones are too easy and dropped
+    3_many.jsonl      answers from --many_frames uniform frames to the others: wrong ones are too hard and dropped
+    4_random.jsonl    with --frame_sets=G: answers from G random sets of --set_frames frames; questions whose reward is
+                      the same for all of them teach nothing (a dead group) and are dropped
+    5_events.jsonl    descriptions of random moments of the target videos, by --captioner (default: the answerer)
+    6_needle.jsonl    four-option questions made of them, for needle samples (data/event_questions.py)
+    train.jsonl, heldout.jsonl    both styles mixed, no video in both; README.md is the card, with counts and hashes
+
+Every stage appends to its file and is finished row by row: run again after a kill, it goes on where it stopped. Result
+(stdout or --output_json): the counts and hashes as a JSON object.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tspo_jax import entry_point, prompts, rewards, run_folder, weights
+from tspo_jax.checkpoints import Answerer, load_answerer
+from tspo_jax.data.event_questions import event_question
+from tspo_jax.data.frame_store import FrameStore, StoreError, publish
+from tspo_jax.data.llava_video_178k import MULTIPLE_CHOICE, read_conversations
+from tspo_jax.data.questions import Question, QuestionError, question_of_row, read_questions, row
+from tspo_jax.data.row_file import RowFile
+from tspo_jax.frame_answers import Request, answer_requests
+from tspo_jax.selection import uniform
+
+CAPTION_PROMPT = "Describe in one detailed sentence what happens in this part of the video."
+_SHOWN = 5  # names in one message
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the rows of the stages depend on; the flags of the same names. 0 of `frame_sets`: no such stage;
+    0 of `num_general`, `num_specific`, `num_targets`: all."""
+
+    min_seconds: float = 60.0
+    few_frames: int = 4
+    many_frames: int = 64
+    frame_sets: int = 0
+    set_frames: int = 8
+    num_targets: int = 0
+    events: int = 3
+    event_frames: int = 8
+    caption_prompt: str = CAPTION_PROMPT
+    max_new_tokens: int = 16
+    caption_tokens: int = 96
+    num_general: int = 0
+    num_specific: int = 0
+    heldout: float = 0.1
+    seed: int = 0
+
+
+# ---- (a) what there is ------------------------------------------------------------------------------------
+
+
+def find_annotations(names: Iterable[str]) -> list[Path]:
+    """The files of --annotations; raises ValueError where there are none."""
+    files = []
+    for path in map(Path, names):
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*.json") if "_mc_" in file.name)
+            if not found:
+                raise ValueError(f"--annotations: no *_mc_*.json in {path}")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ValueError(f"--annotations: {path}: no such file or folder")
+    return files
+
+
+def flatten(files: Iterable[Path], store: FrameStore, min_seconds: float, strict: bool) -> tuple[list[dict], dict]:
+    """TSPO-10K rows of type `general`, each with an `id`, and what was left out: {"errors": [...], counts}.
+
+    Raises QuestionError where strict and a record or line is bad, or none is good; where two questions share an id.
+    """
+    rows, errors = [], []
+    for file in files:
+        if file.suffix == ".jsonl":
+            questions, bad = read_questions(file, strict=strict)
+            rows += [
+                row(f"{file.stem}:{q.source.rsplit(':', 1)[1]}", q.video, q.query, q.options, q.answer, q.kind)
+                for q in questions
+                if q.kind == "general"
+            ]
+        else:
+            turns, bad = read_conversations(file, strict)
+            turns = [turn for turn in turns if turn.kind == MULTIPLE_CHOICE]
+            rows += [row(turn.id, turn.video, turn.stem, turn.options, turn.answer, "general") for turn in turns]
+        errors += bad
+    names = [line["id"] for line in rows]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise QuestionError(f"--annotations: two questions have the id {twice!r}; is one file named twice?")
+    seconds = {line["video"]: _seconds(store, line["video"]) for line in rows}
+    absent = sorted(video for video, length in seconds.items() if length is None)
+    kept = [line for line in rows if (seconds[line["video"]] or 0.0) > min_seconds]
+    return kept, {"errors": errors, "questions": len(rows), "videos_not_in_store": absent}
+
+
+def _seconds(store: FrameStore, video: str) -> float | None:
+    """Length of a stored video, None where it is not in the store."""
+    if video not in store:
+        return None
+    entry = store.video(video)
+    return entry.num_video_frames / entry.fps
+
+
+# ---- (b) what the answerer makes of it --------------------------------------------------------------------
+
+Picks = Callable[[Question, int], np.ndarray]  # (question, frames T of its video) -> int [G,K]
+Answer = Callable[[list[Request], int], Iterator[list[tuple[Request, list[str]]]]]  # (requests, max_new_tokens)
+
+
+def uniform_picks(k: int) -> Picks:
+    return lambda question, T: uniform(np.empty(T), k)[None]
+
+
+def random_picks(num_sets: int, k: int, seed: int) -> Picks:
+    """G random sets of K frames, a function of the seed and the question."""
+
+    def picks(question: Question, T: int) -> np.ndarray:
+        rng = np.random.default_rng((seed, _number(question.source)))
+        return np.stack([np.sort(rng.choice(T, min(k, T), replace=False)) for _ in range(num_sets)])
+
+    return picks
+
+
+def ask(
+    path: Path, rows: list[dict], picks: Picks, store: FrameStore, answer: Answer, tokens: int, watch
+) -> dict[str, list[float]]:
+    """Rewards [G] of every row's question, by its id; {id, video, answers, rewards} is appended to the file."""
+    with RowFile(path) as file:
+        questions = {line["id"]: question_of_row(line, 0, line["id"], None) for line in rows}
+        requests = []
+        for name, question in questions.items():
+            if name not in file.rows:
+                text = f"{question.question}\n{prompts.LETTER_SUFFIX}"
+                frames = picks(question, store.video(question.video).num_frames)
+                requests.append(Request(name, question.video, frames, text))
+        advance = watch(path.stem, len(rows), len(rows) - len(requests))
+        for batch in answer(requests, tokens):
+            file.append(
+                [
+                    {
+                        "id": request.id,
+                        "video": request.video,
+                        "answers": texts,
+                        "rewards": [rewards.accuracy(text, questions[request.id].answer) for text in texts],
+                    }
+                    for request, texts in batch
+                ]
+            )
+            advance(len(batch))
+        return {name: file.rows[name]["rewards"] for name in questions}
+
+
+# ---- (c) needle items -------------------------------------------------------------------------------------
+
+
+def event_requests(videos: list[str], store: FrameStore, settings: Settings) -> list[Request]:
+    """For every video, runs of consecutive frames to be described: one at a random place of each of its parts."""
+    requests = []
+    for video in videos:
+        T = store.video(video).num_frames
+        rng = np.random.default_rng((settings.seed, _number(video)))
+        for i in range(settings.events):
+            low, high = i * T // settings.events, (i + 1) * T // settings.events
+            length = min(settings.event_frames, high - low)
+            if length:
+                first = int(rng.integers(low, high - length, endpoint=True))
+                name = f"{video}#{first}-{first + length - 1}"
+                requests.append(Request(name, video, np.arange(first, first + length)[None], settings.caption_prompt))
+    return requests
+
+
+def describe(
+    path: Path, videos: list[str], store: FrameStore, answer: Answer, settings: Settings, watch
+) -> dict[str, list[str]]:
+    """Descriptions of the events of every video; {id, video, seconds, description} is appended to the file."""
+    with RowFile(path) as file:
+        requests = event_requests(videos, store, settings)
+        todo = [request for request in requests if request.id not in file.rows]
+        advance = watch(path.stem, len(requests), len(requests) - len(todo))
+        for batch in answer(todo, settings.caption_tokens):
+            file.append(
+                [
+                    {
+                        "id": request.id,
+                        "video": request.video,
+                        "seconds": store.video(request.video).timestamps[request.picks[0, [0, -1]]].round(2).tolist(),
+                        "description": texts[0],
+                    }
+                    for request, texts in batch
+                ]
+            )
+            advance(len(batch))
+        descriptions: dict[str, list[str]] = {video: [] for video in videos}
+        for request in requests:
+            descriptions[request.video].append(file.rows[request.id]["description"])
+        return descriptions
+
+
+# ---- (d) the mixture --------------------------------------------------------------------------------------
+
+
+def split_by_video(rows: list[dict], heldout: float, seed: int) -> dict[str, list[dict]]:
+    """Training and held-out rows, in random order. A video's side depends on its name and the seed alone."""
+    sides: dict[str, list[dict]] = {"train": [], "heldout": []}
+    for line in _shuffled(rows, seed):
+        share = _number(f"{seed} {line['video']}") / 2**60
+        sides["heldout" if share < heldout else "train"].append(line)
+    return sides
+
+
+def _shuffled(rows: list[dict], seed: int, count: int = 0) -> list[dict]:
+    """In an order that does not depend on the other rows; the first `count`, 0 = all."""
+    return sorted(rows, key=lambda line: _number(f"{seed} {line['id']}"))[: count or None]
+
+
+def _number(text: str) -> int:
+    """A number below 2^60, the same in every run."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    """Writes a jsonl file, whole or not at all; returns its sha256."""
+    data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows).encode()
+    publish(path, lambda partial: partial.write_bytes(data))
+    return hashlib.sha256(data).hexdigest()
+
+
+def card(result: dict, settings: Settings) -> str:
+    """The data set's card, Markdown."""
+    counts = "\n".join(f"| {name.replace('_', ' ')} | {count} |" for name, count in result["counts"].items())
+    hashes = "\n".join(f"| {name} | {digest} |" for name, digest in result["sha256"].items())
+    values = "\n".join(f"- {name}: {value}" for name, value in dataclasses.asdict(settings).items())
+    return (
+        "# Questions for keyframe selection, dual-style\n\nMade by `python -m tspo_jax.build_dataset`. Lines are in "
+        "the TSPO-10K format: `general` ones passed the difficulty filter, `specific` ones are for needle samples.\n\n"
+        f"| questions | number |\n|---|---|\n{counts}\n\n| file | sha256 |\n|---|---|\n{hashes}\n\n"
+        f"Answerer {result['answerer']}, captioner {result['captioner']} (identities of the checkpoints).\n\n{values}\n"
+    )
+
+
+# ---- all stages -------------------------------------------------------------------------------------------
+
+
+def build(
+    files: list[Path],
+    store: FrameStore,
+    output: Path,
+    settings: Settings,
+    answer: Answer,
+    caption: Answer,
+    watch: Callable[[str, int, int], Callable[[int], None]],
+    strict: bool = False,
+) -> dict:
+    """All stages; returns {"counts": {...}, "sha256": {file: digest}, "errors": [...], "videos_not_in_store": [...]}.
+
+    Args:
+      answer, caption: how requests are answered (frame_answers.answer_requests with the rest bound).
+      watch: (stage, total, done) -> function that counts rows, for a progress bar.
+    """
+    flat, left_out = flatten(files, store, settings.min_seconds, strict)
+    if not flat:
+        absent = left_out["videos_not_in_store"]
+        raise StoreError(
+            f"--annotations: none of {left_out['questions']} questions is about a video of {store.folder} over "
+            f"{settings.min_seconds:g} s; not in the store: {', '.join(absent[:_SHOWN]) or 'none'}"
+        )
+    hashes = {"1_flat.jsonl": write_rows(output / "1_flat.jsonl", flat)}
+    counts = {"multiple_choice": left_out["questions"], "of_long_enough_videos": len(flat)}
+
+    def rewards_of(name: str, rows: list[dict], picks: Picks) -> dict[str, list[float]]:
+        return ask(output / name, rows, picks, store, answer, settings.max_new_tokens, watch)
+
+    few = rewards_of("2_few.jsonl", flat, uniform_picks(settings.few_frames))
+    general = [line for line in flat if not few[line["id"]][0]]
+    counts["not_too_easy"] = len(general)
+    many = rewards_of("3_many.jsonl", general, uniform_picks(settings.many_frames))
+    general = [line for line in general if many[line["id"]][0]]
+    counts["not_too_hard"] = len(general)
+    if settings.frame_sets:
+        picks = random_picks(settings.frame_sets, settings.set_frames, settings.seed)
+        random = rewards_of("4_random.jsonl", general, picks)
+        general = [line for line in general if len(set(random[line["id"]])) > 1]
+        counts["frame_sensitive"] = len(general)
+
+    videos = [{"id": video} for video in dict.fromkeys(line["video"] for line in flat)]
+    targets = sorted(video["id"] for video in _shuffled(videos, settings.seed, settings.num_targets))
+    descriptions = describe(output / "5_events.jsonl", targets, store, caption, settings, watch)
+    asked = (event_question(video, descriptions, settings.seed) for video in targets)
+    needle = [line for line in asked if line]
+    hashes["6_needle.jsonl"] = write_rows(output / "6_needle.jsonl", needle)
+    counts |= {"events_described": sum(map(len, descriptions.values())), "needle_questions": len(needle)}
+
+    chosen = _shuffled(general, settings.seed, settings.num_general)
+    chosen += _shuffled(needle, settings.seed, settings.num_specific)
+    for side, rows in split_by_video(chosen, settings.heldout, settings.seed).items():
+        hashes[f"{side}.jsonl"] = write_rows(output / f"{side}.jsonl", rows)
+        for kind in ("general", "specific"):
+            counts[f"{side}_{kind}"] = sum(line["type"] == kind for line in rows)
+    for name in sorted(path.name for path in output.glob("[2345]_*.jsonl")):
+        hashes[name] = hashlib.sha256((output / name).read_bytes()).hexdigest()
+    rest = {name: left_out[name] for name in ("errors", "videos_not_in_store")}
+    return {"counts": counts, "sha256": dict(sorted(hashes.items())), **rest}
+
+
+# ---- command line -----------------------------------------------------------------------------------------
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("annotations", None, "Folder or files of LLaVA-Video-178K, or TSPO-10K jsonl.", required=True)
+    flags.DEFINE_string("store", None, "Frame store with the videos (tspo_jax.predecode).", required=True)
+    flags.DEFINE_string("answerer", None, "Folder of the Video-MLLM that filters.", required=True)
+    flags.DEFINE_string("captioner", "", "Folder of the Video-MLLM that describes events; default: --answerer.")
+    flags.DEFINE_string("output", None, "Folder of the data set.", required=True)
+    flags.DEFINE_string("output_json", "", "File for the result; default: stdout.")
+    flags.DEFINE_bool("strict", False, "Bad records end the run; else they are listed and left out.")
+    flags.DEFINE_integer("batch_size", 8, "Questions that are answered together.", lower_bound=1)
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the MLLMs; bfloat16, but float32 on a CPU.")
+    for field in dataclasses.fields(Settings):
+        define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}[field.type]
+        define(field.name, field.default, f"See Settings: {field.name.replace('_', ' ')}.")
+
+
+def read_settings(args: flags.FlagValues) -> Settings:
+    """Settings as the flags say; raises ValueError for numbers that make no sense."""
+    settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
+    for name in ("few_frames", "many_frames", "set_frames", "events", "event_frames", "max_new_tokens"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"--{name} is {getattr(settings, name)}; it must be at least 1")
+    for name in ("frame_sets", "num_targets", "num_general", "num_specific", "seed"):
+        if getattr(settings, name) < 0:
+            raise ValueError(f"--{name} is {getattr(settings, name)}; it must be at least 0")
+    if settings.frame_sets == 1:
+        raise ValueError("--frame_sets=1: the rewards of one frame set cannot vary; give at least 2, or 0")
+    if not 0 <= settings.heldout < 1:
+        raise ValueError(f"--heldout is {settings.heldout}; it must be a share of the videos, 0 to below 1")
+    return settings
+
+
+def main() -> int:
+    args = flags.FLAGS
+    settings, output = read_settings(args), Path(args.output)
+    files, store = find_annotations(args.annotations), FrameStore(args.store)
+    captioner_folder = args.captioner or args.answerer
+    models = {
+        "answerer": weights.checkpoint_identity(args.answerer),
+        "captioner": weights.checkpoint_identity(captioner_folder),
+    }
+    dtype = jnp.dtype(args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+    # Which questions are kept may change between runs (their number, the share held out), not what an answer means.
+    free = ("min_seconds", "num_targets", "num_general", "num_specific", "heldout")
+    record = {"settings": dataclasses.asdict(settings), **models}
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with run_folder.in_use(output), Progress(*columns, console=console) as progress:
+        run_folder.check_run(output, record, may_differ=tuple(f"settings.{name}" for name in free))
+        run_folder.write_run_config(output, record)
+        answerer = load_answerer(args.answerer, dtype)
+        captioner = answerer if captioner_folder == args.answerer else load_answerer(captioner_folder, dtype)
+
+        def answers_of(model: Answerer) -> Answer:
+            return lambda requests, tokens: answer_requests(requests, store, model, tokens, args.batch_size)
+
+        def watch(stage: str, total: int, done: int) -> Callable[[int], None]:
+            task = progress.add_task(stage, total=total, completed=done)
+            return lambda count: progress.advance(task, count)
+
+        result = build(files, store, output, settings, answers_of(answerer), answers_of(captioner), watch, args.strict)
+    result |= models
+    publish(output / "README.md", lambda partial: partial.write_text(card(result, settings), encoding="utf-8"))
+    for message in result["errors"][:_SHOWN]:
+        console.print(f"left out: {message}", markup=False)
+    entry_point.write_result(result, args.output_json)
+    return 2 if result["errors"] else 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    entry_point.run(main)
