@@ -10,16 +10,17 @@ import pytest
 from PIL import Image
 
 from tspo_jax import prompts
-from tspo_jax.answer import answer, choose, read_frames
+from tspo_jax.answer import Watched, answer, read_frames
 from tspo_jax.checkpoints import Generation, load_answerer
 from tspo_jax.data.decode import Video
 from tspo_jax.rollout import Answers
+from tspo_jax.scoring import load_scorer
 
 QUESTION = "Who opens the door?\nA. The cat\nB. A dog"
 
 
-def start(**options):
-    command = [sys.executable, "-m", "tspo_jax.answer", *(f"--{k}={v}" for k, v in options.items())]
+def start(*more, **options):
+    command = [sys.executable, "-m", "tspo_jax.answer", *(f"--{k}={v}" for k, v in options.items()), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -75,10 +76,11 @@ def test_frames_of_a_video_by_the_command_line(golden):
 
 def test_agent_chooses_the_frames_of_the_original(golden):
     arrays = np.load(golden / "tspo_agent.npz")
+    watched = Watched("v", Video(golden / "tspo_agent.mp4"), load_scorer(golden / "tspo_agent"))
     for case in json.loads(str(arrays["meta"])):
         question = f"{case['question']}\nA. One\nB. Two"  # the agent does not read the options
         for method in case["methods"]:
-            picks = choose(Video(golden / "tspo_agent.mp4"), question, 16, str(golden / "tspo_agent"), method, 12)
+            picks = watched.choose(question, 16, method)
             assert picks == arrays[f"case{case['case']}/{method}"].tolist()
 
 
@@ -149,3 +151,20 @@ def test_bad_input_is_one_line_and_no_traceback(golden, tmp_path):
         out, err = process.communicate()
         assert process.returncode == 1 and out == ""
         assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
+
+
+def test_many_questions_give_a_page_and_pictures(golden, tmp_path):
+    """Of a folder; each answer is that of the question alone."""
+    (tmp_path / "videos").mkdir()
+    shutil.copy(golden / "tspo_agent.mp4", tmp_path / "videos" / "v.mp4")
+    shared = dict(answerer=golden / "llava_video_grid", agent=golden / "tspo_agent", num_frames=3, max_new_tokens=2)
+    alone = start(**shared, video=golden / "tspo_agent.mp4", question=QUESTION)
+    pictures = dict(page=tmp_path / "page.html", contact_sheet=tmp_path / "sheet.jpg")
+    many = start("--question=Why?", **shared, **pictures, video=tmp_path / "videos", question=QUESTION)
+    answers = json.loads(finished(many))["answers"]
+    assert [(a["video"], a["question"]) for a in answers] == [("v.mp4", QUESTION), ("v.mp4", "Why?")]
+    own = json.loads(finished(alone))
+    assert own == {name: answers[0][name] for name in own}
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<section>") == 2 and page.count("<img") == 2 * 5 * 3 and "agent, top-k" in page
+    assert {path.name for path in tmp_path.glob("sheet*")} == {"sheet_0.jpg", "sheet_1.jpg"}

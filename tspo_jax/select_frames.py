@@ -164,10 +164,10 @@ def main() -> None:
         if args.contact_sheet:
             picks = np.searchsorted(candidates.frame_idx, result["frame_idx"])
             sheet = contact_sheet(source.pictures(picks), result["timestamps"])
-            sheet.save(_numbered(args.contact_sheet, number, single))
+            sheet.save(numbered(args.contact_sheet, number, single))
         if args.page:
             html = video_page.page(scorer, source.name, candidates, source.pictures, question, args.num_frames)
-            _numbered(args.page, number, single).write_text(html, encoding="utf-8")
+            numbered(args.page, number, single).write_text(html, encoding="utf-8")
         if single:
             return entry_point.write_result(result, args.output)
         lines.append(_neutral(result, candidates, question_id, source.name))
@@ -200,7 +200,7 @@ def _neutral(result: dict, candidates: Candidates, question_id: str, video: str)
     )
 
 
-def _numbered(path: str, number: int, single: bool) -> Path:
+def numbered(path: str, number: int, single: bool) -> Path:
     """The file itself, or one per question: picks.jpg -> picks_0.jpg .."""
     path = Path(path)
     return path if single else path.with_stem(f"{path.stem}_{number}")
