@@ -63,6 +63,8 @@ def test_one_record_per_line(tmp_path):
         (3, "json"),
         ({**RECORD, "id": 3}, "id"),
         ({**RECORD, "video": "../x.mp4"}, "video"),
+        ({**RECORD, "video": "/x.mp4"}, "video"),
+        ({**RECORD, "data_source": ".."}, "data_source"),
         ({k: v for k, v in RECORD.items() if k != "data_source"}, "data_source"),
         (RECORD | {"conversations": {}}, "conversations"),
         (talk("Only a question?"), "conversations"),

@@ -94,7 +94,9 @@ def turns_of_record(record: object, kind: str | None, source: str) -> list[Turn]
     if not isinstance(record, dict):
         raise QuestionError(f"json: is not an object but {type(record).__name__}")
     name, bucket, video = (text_field(record, field) for field in ("id", "data_source", "video"))
-    video = video_path(video if video.startswith(f"{bucket}/") else f"{bucket}/{video}")
+    video = video_path(video)
+    if not video.startswith(f"{bucket}/"):
+        video = video_path(f"{bucket}/{video}", "data_source")
     said = record.get("conversations")
     if not isinstance(said, list) or not said or len(said) % 2:
         raise QuestionError("conversations: must be a list of turns in pairs, human then gpt")
