@@ -11,10 +11,6 @@ config=(--config=configs/toy.py "--config.data.store=$DATA/frames" "--config.dat
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
 
-if [ ! -f tspo_jax/toy/checkpoints/quality.json ]; then
-  step "0/5  Tiny CLIP and LLaVA-Video, trained once (a quarter of an hour on two cores)"
-  python -m tspo_jax.toy.train_models --output=tspo_jax/toy/checkpoints
-fi
 step "1/5  Videos and questions"
 python -m tspo_jax.toy.videos --output="$DATA"
 step "2/5  Decoding at 1 frame per second, CLIP features"

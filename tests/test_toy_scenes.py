@@ -72,7 +72,7 @@ def test_number_of_decoys_is_a_parameter():
     decoys = [scene.thing for scene in plan.scenes if scene.kind == "decoy"]
     assert sorted(decoys) == sorted(2 * plan.lookup_things)
     counts = {len([s for s in p.scenes if s.kind == "decoy" and s.thing == t]) for p in PLANS for t in p.lookup_things}
-    assert counts == {1, 2, 3, 4}
+    assert counts == {2, 3, 4, 5}
 
 
 def test_ball_shows_in_its_colour_and_is_not_hidden():

@@ -17,9 +17,14 @@ LONG, SHORT = "tspo_agent.mp4", "short.mp4"  # 40 and 5 seconds
 
 def make_store(folder: Path, golden: Path) -> Path:
     short = write_video(folder / SHORT, num_frames=125)
-    clip = load_clip(golden / "tspo_agent")
-    frame_store.open_settings(folder / "store", frame_store.StoreSettings())
-    for name, path in ((LONG, golden / LONG), (SHORT, short)):
+    return store_videos(folder / "store", {LONG: golden / LONG, SHORT: short}, golden / "tspo_agent")
+
+
+def store_videos(store: Path, videos: dict[str, Path], clip_folder: Path) -> Path:
+    """A store of these files by name, with features of the CLIP of a folder."""
+    clip = load_clip(clip_folder)
+    frame_store.open_settings(store, frame_store.StoreSettings())
+    for name, path in videos.items():
         video = Video(path)
         idx = video.candidates()
         frames = list(video.frames(idx))
@@ -27,10 +32,9 @@ def make_store(folder: Path, golden: Path) -> Path:
             name, video.fps, video.num_frames, video.timestamps[idx], np.asarray(idx), frames[0].shape[1],
             frames[0].shape[0], video.decoder, 0, "", np.zeros(0, np.uint32),
         )  # fmt: skip
-        entry = frame_store.write_frames(folder / "store", entry, (frame_store.encode_jpeg(f, 95) for f in frames))
-        features = clip.image_features(frames)
-        frame_store.write_features(folder / "store", entry, clip.identity, [features], clip.width)
-    return folder / "store"
+        entry = frame_store.write_frames(store, entry, (frame_store.encode_jpeg(f, 95) for f in frames))
+        frame_store.write_features(store, entry, clip.identity, [clip.image_features(frames)], clip.width)
+    return store
 
 
 def write_questions(path: Path, num: int = 12, kind: str = "general") -> Path:

@@ -48,7 +48,7 @@ class World:
     num_events: tuple[int, int] = (12, 18)
     num_lookups: int = 4
     num_relations: int = 2
-    decoys: tuple[int, int] = (1, 4)  # per looked-up thing; more decoys mislead untrained CLIP more often
+    decoys: tuple[int, int] = (2, 5)  # per looked-up thing; more decoys mislead untrained CLIP more often
     filler_ball: float = 0.4  # probability that a filler shows a ball
 
     def __post_init__(self):

@@ -32,7 +32,7 @@ from tspo_jax.toy.scenes import World, video_seed
 
 CLIP_FRAMES, CLIP_STEPS = 16_000, 600
 LLAVA_FRAMES, PROJECTION_STEPS, LANGUAGE_STEPS = 24_000, 800, 1000
-QUALITY_VIDEOS = 24
+QUALITY_VIDEOS = 48
 MAX_TEXT = 1024  # tokens of a conversation that the tiny LLaVA-Video may meet
 
 

@@ -22,8 +22,8 @@ from tspo_jax.toy.questions import questions_for
 from tspo_jax.toy.scenes import FRAME_SIZE, VideoPlan, World, make_video_plan, render_frame, video_seed
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
-_NUM_TRAIN = flags.DEFINE_integer("num_train", 48, "Videos to train the agent on.", lower_bound=0)
-_NUM_EVAL = flags.DEFINE_integer("num_eval", 24, "Held-out videos.", lower_bound=0)
+_NUM_TRAIN = flags.DEFINE_integer("num_train", 192, "Videos to train the agent on.", lower_bound=0)
+_NUM_EVAL = flags.DEFINE_integer("num_eval", 48, "Held-out videos.", lower_bound=0)
 _NUM_SPECIFIC = flags.DEFINE_integer("num_specific", 3, "Needle questions per training video.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other videos.", lower_bound=0)
 _WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes that render and encode.", lower_bound=1)
