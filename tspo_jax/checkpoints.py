@@ -143,7 +143,8 @@ def load_agent(
         lambda rngs: AGENT_KINDS[found](width, num_heads=num_heads, window=window, rngs=rngs)
     )
     params = weights.load_params(folder, abstract, weights.agent_format(prefix), dtype=jnp.float32)
-    config = weights.read_config(folder)
+    # A folder with the agent alone needs no config.json; where CLIP lies beside it, the two must fit.
+    config = weights.read_config(folder) if (Path(folder) / "config.json").is_file() else {}
     if config.get("model_type") == "clip" and (expected := ClipConfig.from_hf(config).projection_dim) != width:
         raise weights.CheckpointError(
             f"{folder}: its agent is of width {width}, but config.json's projection_dim is {expected}"
