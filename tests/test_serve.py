@@ -154,9 +154,9 @@ def test_too_many_questions(server, monkeypatch):
     assert status == 503 and "too many questions" in answer["error"]
 
 
-def chromedriver(port, path, body):
-    url = f"http://127.0.0.1:{port}{path}"
-    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=120) as response:
+def chromedriver(port, path, body, method="POST"):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), method=method)
+    with urllib.request.urlopen(request, timeout=120) as response:
         return json.loads(response.read())["value"]
 
 
@@ -164,6 +164,7 @@ def chromedriver(port, path, body):
 def test_the_page_in_a_browser(server):
     """A person types a question and presses the button; curve, frames and answer appear."""
     with subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True) as driver:
+        session = None
         try:
             line = next(line for line in driver.stdout if "started successfully on port" in line)
             port = int(line.rstrip(".\n").rsplit(" ", 1)[1])
@@ -195,4 +196,6 @@ def test_the_page_in_a_browser(server):
                 time.sleep(0.1)
             assert "not a video" in run("return document.getElementById('result').textContent")
         finally:
+            if session:
+                chromedriver(port, session, {}, "DELETE")  # ends the browser, which outlives its driver otherwise
             driver.terminate()
