@@ -26,7 +26,7 @@ from tspo_jax.toy.settings import SETTINGS
 
 IMAGE_SIZE = 48
 SHARPNESS = 2.5  # how much more than a random kernel's the first queries tell tokens apart
-BRANCH = 0.35  # initial scale of what a layer adds: frames must not blur into one another
+BRANCH = 0.35  # initial scale of what the mlps add
 WORD_SUFFIX = "Please answer with one word."
 # Exercises beside the toy world's questions: what is shown frame by frame, and pairs in random order, whose second
 # word is found by the first.
@@ -48,8 +48,9 @@ def initial_params(config: LlavaVideoConfig, seed: int) -> tuple[nnx.GraphDef, d
     """A fresh LLaVA-Video whose attention starts out looking for tokens like its own and copying them.
 
     Query and key kernels agree, the output kernel undoes the value kernel, and the head reads the embeddings (mimetic
-    initialisation, Trockman & Kolter 2023). Finding the frame that shows what a question names is then a matter
-    of hundreds of steps; from independent kernels it takes tens of thousands.
+    initialisation, Trockman & Kolter 2023). Two heads of the first layers look one and two tokens back, and one of the
+    third finds what the first said. At least 3 layers. Finding the frame that shows what a question names is then a
+    matter of hundreds of steps; from independent kernels it takes tens of thousands.
     """
     graphdef, params = fresh_params(lambda rngs: LlavaVideo(config, rngs=rngs), seed)
     language, cfg = params["language_model"], config.language
@@ -116,7 +117,8 @@ def train_projection(
     """`params` of a LlavaVideo with its tower, projector and embeddings trained to agree.
 
     Every visual token must be closest to the embeddings of the words for its frame's thing, ball and setting. The
-    language model then meets pictures in the language it reads, as after LLaVA's first stage.
+    language model then meets pictures in the language it reads, as after LLaVA's first stage. Its head is reset to read
+    the trained embeddings.
     """
     processor = ImageProcessor.siglip(IMAGE_SIZE)
     nothing = [tokenizer.pad_token_id]

@@ -15,7 +15,7 @@ from tspo_jax.selection import topk
 from tspo_jax.toy.questions import questions_for
 from tspo_jax.toy.scenes import VideoPlan, World, make_video_plan, render_frame
 
-MAX_NEW_TOKENS = 5  # the tiny answerer says the option's word and its letter
+MAX_NEW_TOKENS = 5  # what is looked for (two words), what was found, its letter, the end
 
 
 def candidate_times(plan: VideoPlan) -> np.ndarray:
