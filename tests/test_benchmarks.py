@@ -195,9 +195,10 @@ MLVU_ROW = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda row: row.pop("candidates") and [row], "item 0: field 'candidates' is missing"),
+        (lambda row: row.pop("candidates") and [row], r"item 0 \(Q0\): field 'candidates' is missing"),
         (lambda row: [row, row], "question Q0 occurs twice"),
         (lambda row: [row | {"answer": "C"}], "question Q0: answer 'C' is not among its options"),
+        (lambda row: [row | {"duration": 0}], "field 'duration' is 0, not a number above 0"),
         (lambda row: [7], "item 0 is not a JSON object"),
         (lambda row: [], "no question"),
     ],

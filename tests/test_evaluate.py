@@ -181,8 +181,7 @@ def test_missing_videos_are_listed_or_left_out(golden, folder, config, tmp_path,
     (tmp_path / "questions.jsonl").write_text(rows)
     with pytest.raises(ValueError, match=r"lacks 1 videos of .*: lost.mp4; run python -m tspo_jax.predecode"):
         evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
-    config.evaluation.allow_missing = True
-    summary = evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+    summary = evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent", allow_missing=True)
     assert summary["num_questions"] == 6 and summary["missing_videos"] == ["lost.mp4"]
 
 

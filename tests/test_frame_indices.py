@@ -97,8 +97,18 @@ def test_one_of_several_selections_of_an_evaluation(tmp_path):
     path = write(tmp_path, *rows)
     read = frame_indices.read(path, "", ITEMS, "topk", 3)
     assert {(s.method, s.frame_idx) for s in read.values()} == {("topk", (0, 1, 2))}
-    with pytest.raises(BenchmarkError, match="item 1: question q0 has a second selection; choose one by --method"):
+    with pytest.raises(
+        BenchmarkError, match=r"item 1 \(q0\): question q0 has a second selection; choose one by --method"
+    ):
         frame_indices.read(path, "", ITEMS)
+
+
+def test_rows_of_other_questions_are_passed_over(tmp_path):
+    path = write(tmp_path, ROWS[0], {"question_id": "q7", "frame_idx": [0]}, ROWS[1])
+    assert list(frame_indices.read(path, "", ITEMS[:1])) == ["q0"]
+    # MLVU's TSV file calls all its questions 0.
+    rows = [{"index": "q1", "question_id": "0", "video_id": "w.mp4", "frame_idx": [3]}]
+    assert frame_indices.read(write(tmp_path, *rows), "", ITEMS[1:])["q1"].frame_idx == (3,)
 
 
 def test_missing_rows(tmp_path):
@@ -111,13 +121,13 @@ def test_missing_rows(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"frame_idx": [2, 1]}, "item 0: frame_idx must be ascending frame numbers, at least one"),
-        ({"frame_idx": [0, 1.5]}, "item 0: frame_idx must be ascending frame numbers"),
-        ({"frame_idx": None}, "item 0: field 'frame_idx' is None"),
-        ({"timestamps": [0.0]}, "item 0: field 'timestamps' has 1 values for 2 frames"),
-        ({"fps": 0}, "item 0: field 'fps' is 0, not a frame rate"),
-        ({"video_id": "w.mp4"}, "item 0: question q0 is about v.mp4, the row about w.mp4"),
-        ({"question_id": "q7"}, "item 0: no question of the benchmark has its question_id"),
+        ({"frame_idx": [2, 1]}, r"item 0 \(q0\): frame_idx must be ascending frame numbers, at least one"),
+        ({"frame_idx": [0, 1.5]}, r"item 0 \(q0\): frame_idx must be ascending frame numbers"),
+        ({"frame_idx": None}, r"item 0 \(q0\): field 'frame_idx' is None"),
+        ({"timestamps": [0.0]}, r"item 0 \(q0\): field 'timestamps' has 1 values for 2 frames"),
+        ({"fps": 0}, r"item 0 \(q0\): field 'fps' is 0, not a frame rate"),
+        ({"video_id": "w.mp4"}, r"item 0 \(q0\): question q0 is about v.mp4, the row about w.mp4"),
+        ({"question_id": "q7"}, r"item 0 \(q7\): no question of the benchmark has its question_id"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, change, message):

@@ -198,15 +198,56 @@ def test_a_row_may_bring_its_own_clock(tmp_path):
     assert by_fps["selections"]["frame_idx"]["all"]["frac_interval_95"]["1"] == [None, None]  # one video
 
 
+def lvbench(tmp_path, **index):
+    """A question about a 100 s video of 29.97 frames per second with a reference from 50 to 52 s, frames chosen."""
+    qa = {
+        "uid": "7", "question": "What?\n(A) x\n(B) y", "answer": "A", "question_type": ["reasoning"],
+        "time_reference": "00:50-00:52",
+    }  # fmt: skip
+    info = {"duration_minutes": 100 / 60, "fps": 29.97}
+    row = {"key": "v", "type": "tv", "qa": [qa], "video_info": info}
+    (tmp_path / "lvbench.jsonl").write_text(json.dumps(row))
+    (tmp_path / "idx.jsonl").write_text(json.dumps(row | {"qa": [qa | index]}))
+    return "lvbench", tmp_path / "lvbench.jsonl", tmp_path / "idx.jsonl"
+
+
+def test_lvbench_tells_the_frame_rate(tmp_path):
+    """So frame numbers need not lie on a grid, and the evenly spaced frames are those of the annotations alone."""
+    files = lvbench(tmp_path, frame_idx=[7, round(54 * 29.97), 2000])
+    found = keyframe_metrics.evaluate(*files)["selections"]
+    assert rates(found["frame_idx"]["all"], "any") == [0, 100, 100]
+    assert found["frame_idx"]["all"]["mean_distance_s"] == 1.99
+    assert found["uniform_3"] == keyframe_metrics.evaluate(*files[:2], num_frames=[3])["selections"]["uniform_3"]
+    with pytest.raises(BenchmarkError, match=r"question v7: frame 3100 is at 103.4 s, behind the end .*100.0 s"):
+        keyframe_metrics.evaluate(*lvbench(tmp_path, frame_idx=[0, 3100]))
+
+
+def test_questions_without_a_row_may_be_left_out(tmp_path):
+    files = annotated(tmp_path, frame_idx=[0, 1500])
+    rows = json.loads(files[1].read_text())
+    files[1].write_text(json.dumps(rows + [rows[0] | {"id": "v_1", "question": "Why?"}]))
+    with pytest.raises(BenchmarkError, match=r"no row for question v_1 \(1 of 2 are missing\)"):
+        keyframe_metrics.evaluate(*files)
+    report = keyframe_metrics.evaluate(*files, allow_missing=True)
+    assert (report["num_questions"], report["num_missing"]) == (1, 1)
+    assert report["selections"]["frame_idx"]["all"]["n"] == report["selections"]["uniform_2"]["all"]["n"] == 1
+
+
+@pytest.mark.parametrize("asked", [{"num_frames": [0]}, {"tolerances": [-1.0]}, {"tolerances": [float("nan")]}])
+def test_impossible_numbers(tmp_path, asked):
+    with pytest.raises(BenchmarkError, match="at least 1, tolerances at least 0 seconds"):
+        keyframe_metrics.evaluate(*annotated(tmp_path, frame_idx=[0]), **asked)
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ({}, "field 'frame_idx' is missing"),
+        ({}, "item 0 \\(v_0\\): field 'frame_idx' is missing"),
         ({"frame_idx": []}, "frame_idx must be ascending frame numbers, at least one"),
         ({"frame_idx": [30, 30]}, "must be ascending"),
         ({"frame_idx": "all"}, "field 'frame_idx' is 'all', which is not of type list"),
         ({"frame_idx": [0, "1"]}, "not a list of numbers"),
-        ({"frame_idx": [0, 7, 5000]}, "video v.mp4: frame numbers up to 5000 do not tell the frame rate"),
+        ({"frame_idx": [0, 7, 5000]}, "video v.mp4: frame numbers up to 5000 do not tell .* 100 s: some lie behind"),
         ({"frame_idx": [0, 5000], "fps": 25}, "question v_0: frame 5000 is at 200.0 s, behind the end"),
         ({"frame_idx": [0], "id": "v_1", "question": "Why?"}, "0 questions have its video v.mp4, question and options"),
     ],

@@ -43,9 +43,10 @@ class Answerer:
     max_new_tokens: int = 256
     encode_chunk: int = 16  # frames of a question that are encoded at a time; bounds memory
     prefill_chunk: int = 0  # frame sets of a question that are prefilled at a time, a divisor of group_size; 0 = all
+    question_chunk: int = 0  # questions that are answered while the next ones' frames are fetched; 0 = all at once
     template: str = ""  # conversation, a name of prompts.TEMPLATES; "" = the one that the model was trained on
     video: VideoOptions = group(VideoOptions)  # for models that leave a choice: Qwen2.5-VL
-    option_text: str = "{letter}"  # how its answer begins ({letter}, {option}); for rewards probability and margin
+    option_text: str = "{letter}"  # how its answers begin ({letter}, {option}); for rewards probability and margin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +100,14 @@ class Policy:
     log_prob: str = "independent"  # or plackett_luce, the exact one of an ordered draw without replacement
     # From here on the paper's recipe has none; see policy.Objective.
     inner_steps: int = 1  # optimiser steps on each batch of answers
-    clip_low: float = 0.2  # limits of the ratio to the policy that drew, for inner_steps > 1
+    clip_low: float = 0.2  # limits of the ratio to the policy that drew, for inner_steps > 1 and stale_steps
     clip_high: float = 0.2
-    dead_groups: str = "keep"  # or skip: groups of equal rewards do not count in the mean
+    dead_groups: str = "keep"  # or skip: groups of equal rewards do not count in the mean; resample: drawn anew first
+    resamples: int = 2  # how often at most; each costs a rollout
     entropy: float = 0.0  # weight of the scores' entropy, which is raised
     kl: float = 0.0  # weight of the divergence from the initial agent, which is lowered
+    kl_limit: float = 0.0  # nats; an update that takes the agent further from the initial one is undone; 0 = none
+    stale_steps: int = 0  # 1 = picks are drawn and fetched one update ahead, while the answerer works
     random_k: tuple[int, ...] = ()  # K of a step is one of these by chance instead of data.*.k
     warm_start_steps: int = 0  # first steps of the run: trained on labels (needle masks, evidence), no rollout
 
@@ -134,6 +138,7 @@ class Distributed:
     coordinator: str = ""  # host:port
     num_processes: int = -1
     process_id: int = -1
+    heartbeat_seconds: int = 100  # a process that is silent for so long counts as lost, and the others end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +154,19 @@ class Evaluation:
     frame_idx: str = ""  # index file whose frames are answered from as well, as method frame-idx
     controls: tuple[str, ...] = ()  # of permuted, random and blank: how much of an answer is not due to the selection
     protocol: str = "strict"  # how a benchmark's answers are read: strict, or published with its slips
-    allow_missing: bool = False  # leave out questions whose video is not in the store
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Evaluation during training, at the first of evaluation.budgets, with its methods, answerer and store.
+
+    The checkpoint with the best accuracy of method topk is kept: RUN_DIR/best. Its accuracy on these questions is too
+    optimistic; take others than those of the final evaluation where that matters.
+    """
+
+    every: int = 0  # steps; 0 = never
+    questions: str = ""  # file like evaluation.questions; "" = that
+    num_questions: int = 96  # of it, evenly spaced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +180,13 @@ class Config:
     policy: Policy = group(Policy)
     optimizer: Optimizer = group(Optimizer)
     evaluation: Evaluation = group(Evaluation)
+    held_out: HeldOut = group(HeldOut)
     mesh: Mesh = group(Mesh)
     distributed: Distributed = group(Distributed)
     log_every: int = 1  # steps between two lines on the terminal; metrics.jsonl and TensorBoard get every step
     checkpoint_every: int = 25  # steps
     keep_checkpoints: int = 3
+    wandb: str = ""  # project at Weights & Biases that metrics go to as well; "" = none
     profile_steps: int = 0  # a profiler trace of so many steps goes to RUN_DIR/profile; the first two are left out
 
 
@@ -181,6 +200,9 @@ AT_LEAST = {
     "answerer.max_new_tokens": 1,
     "answerer.encode_chunk": 1,
     "answerer.prefill_chunk": 0,
+    "answerer.question_chunk": 0,
+    "held_out.every": 0,
+    "held_out.num_questions": 1,
     "data.workers": 0,
     "profile_steps": 0,
     "data.decode_threads": 1,
@@ -188,13 +210,20 @@ AT_LEAST = {
     "data.specific.k": 1,
     "policy.group_size": 2,  # rewards are compared within a group
     "policy.inner_steps": 1,
+    "policy.resamples": 1,
+    "policy.kl_limit": 0,
     "policy.warm_start_steps": 0,
 }
-ONE_OF = {"agent.kind": ("paper", "question_aware"), "answerer.dtype": ("bfloat16", "float32")}
+ONE_OF = {
+    "agent.kind": ("paper", "question_aware"),
+    "answerer.dtype": ("bfloat16", "float32"),
+    "policy.stale_steps": (0, 1),
+}
 
 # What may change between two starts of one run: where it runs and what it prints, not what it computes.
 MAY_DIFFER = ("evaluation", "mesh", "distributed", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers")
 MAY_DIFFER += ("profile_steps", "data.decode_threads", "answerer.encode_chunk", "answerer.prefill_chunk")
+MAY_DIFFER += ("answerer.question_chunk", "held_out", "wandb")
 
 
 def default() -> ConfigDict:
@@ -223,7 +252,7 @@ def _read(cls, values: Mapping[str, Any], prefix: str):
             raise ConfigError(f"config.{prefix}{name} is missing; start from default() in tspo_jax/config.py")
         value, path = values[name], prefix + name
         if path in ONE_OF and value not in ONE_OF[path]:
-            raise ConfigError(f"config.{path} is {value!r}, not one of {', '.join(ONE_OF[path])}")
+            raise ConfigError(f"config.{path} is {value!r}, not one of {', '.join(map(str, ONE_OF[path]))}")
         if dataclasses.is_dataclass(kind):
             kwargs[name] = _read(kind, value, f"{path}.")
         elif kind in (int, float, bool, str):

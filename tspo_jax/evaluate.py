@@ -74,10 +74,14 @@ class FrameSet:
     blank: bool = False
 
 
-def evaluate(config: Config, run_dir: str | Path, agent_folder: str | Path | None = None) -> dict:
+def evaluate(
+    config: Config, run_dir: str | Path, agent_folder: str | Path | None = None, allow_missing: bool = False
+) -> dict:
     """Evaluates the agent as `config.evaluation` says; returns the summary of results.summarize and writes it.
 
-    Raises ValueError for a config, question file, store or earlier evaluation in `run_dir` that does not fit.
+    With `allow_missing`, questions whose video is not in the store are left out, and the summary says so; those without
+    a row of the index file have no such method. Raises ValueError for a config, question file, store or earlier
+    evaluation in `run_dir` that does not fit.
     """
     console = Console(stderr=True, highlight=False)
     asked = config.evaluation
@@ -87,14 +91,14 @@ def evaluate(config: Config, run_dir: str | Path, agent_folder: str | Path | Non
     store = FrameStore(asked.store or config.data.store, clip.identity)
     if absent := sorted({item.video for item in items if item.video not in store}):
         listed = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
-        if not asked.allow_missing:
+        if not allow_missing:
             raise ValueError(
                 f"{store.folder} lacks {len(absent)} videos of {asked.questions}: {listed}; run python -m "
-                "tspo_jax.predecode, or score the rest with --config.evaluation.allow_missing=True"
+                "tspo_jax.predecode, or score the rest with --allow_missing"
             )
         console.print(f"{len(absent)} videos are not in {store.folder}, their questions are left out: {listed}")
         items = [item for item in items if item.video in store]
-    chosen = read_index_file(config, store, items) if asked.frame_idx else {}
+    chosen = read_index_file(config, store, items, allow_missing) if asked.frame_idx else {}
     agent = read_agent(config, agent_folder or run_dir)
     mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
     sharding.check_batch_size(mesh, asked.batch_size)
@@ -169,17 +173,23 @@ def read_items(config: Config) -> list[Item]:
     ]
 
 
-def read_index_file(config: Config, store: FrameStore, items: Sequence[Item]) -> dict[str, tuple[int, ...]]:
+def read_index_file(
+    config: Config, store: FrameStore, items: Sequence[Item], allow_missing: bool
+) -> dict[str, tuple[int, ...]]:
     """The candidates (item id -> indices) that are nearest to the frames of config.evaluation.frame_idx.
 
-    Raises ValueError for a file without one of the questions, and for frames behind the end of their video.
+    Raises ValueError for frames behind the end of their video and, unless `allow_missing`, for a file without one of
+    the questions.
     """
     asked = config.evaluation
     selections = frame_indices.read(asked.frame_idx, asked.benchmark, read_items(config), allow_missing=True)
-    if missing := [item.id for item in items if item.id not in selections]:
+    missing = [item.id for item in items if item.id not in selections]
+    if missing and not allow_missing:
         raise ValueError(f"{asked.frame_idx}: no row for question {missing[0]} ({len(missing)} are missing)")
     chosen = {}
     for item in items:
+        if item.id not in selections:
+            continue
         selection, video = selections[item.id], store.video(item.video)
         try:
             selection.check_inside(video.num_video_frames)
@@ -307,9 +317,13 @@ def answer(
     answerer: Answerer,
     config: Config,
     mesh: jax.sharding.Mesh,
+    program: rollout.Rollout | None = None,
 ) -> Iterator[tuple[list[FrameSet], list[str]]]:
-    """Frame sets and the answers to them. The frames of a batch are read while the one before is being answered."""
-    program = rollout.Rollout.of(answerer, max_new_tokens=config.answerer.max_new_tokens)
+    """Frame sets and the answers to them, by a program of its own unless one is given.
+
+    The frames of a batch are read while the one before is being answered.
+    """
+    program = program or rollout.Rollout.of(answerer, max_new_tokens=config.answerer.max_new_tokens)
     template = config.answerer.template or answerer.template
 
     def tokens(item: Item) -> list[int]:
@@ -334,7 +348,8 @@ def answer(
         return program(answerer.params, *sharding.put_batch(mesh, (frames, index, ids, lengths)))
 
     def finish(batch: list[FrameSet], answers: rollout.Answers) -> tuple[list[FrameSet], list[str]]:
-        texts = prompts.decode(np.asarray(answers.tokens), np.asarray(answers.lengths), answerer.tokenizer)
+        rows = jax.device_put((answers.tokens, answers.lengths), sharding.over_questions(mesh))
+        texts = prompts.decode(*map(sharding.local_rows, rows), answerer.tokenizer)
         return batch, [group[0] for group in texts[: len(batch)]]
 
     running = None
@@ -396,10 +411,22 @@ def keyframes(args: flags.FlagValues) -> Mapping:
     """--keyframes: the report of keyframe_metrics.evaluate."""
     if not args.benchmark or not args.annotations:
         raise ValueError("--keyframes needs --benchmark and --annotations (and --frame_idx, else only uniform frames)")
-    num_frames, tolerances = map(int, args.num_frames), map(float, args.tolerances)
     return keyframe_metrics.evaluate(
-        args.benchmark, args.annotations, args.frame_idx, tuple(num_frames), tuple(tolerances), args.time_base
+        args.benchmark,
+        args.annotations,
+        args.frame_idx,
+        _numbers("num_frames", args.num_frames, int),
+        _numbers("tolerances", args.tolerances, float),
+        args.time_base,
+        args.allow_missing,
     )
+
+
+def _numbers(flag: str, texts: Sequence[str], kind: type) -> tuple:
+    try:
+        return tuple(kind(text) for text in texts)
+    except ValueError:
+        raise ValueError(f"--{flag}={','.join(texts)} is no list of numbers") from None
 
 
 def define_flags() -> None:
@@ -407,13 +434,18 @@ def define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "Run folder: its agent is evaluated, and the results go there.")
     flags.DEFINE_string("agent", None, "Folder of another agent: run folder, checkpoint, TSPO or CLIP folder.")
     flags.DEFINE_bool("keyframes", False, "Compare chosen frames with annotated moments; no video, no model.")
-    flags.DEFINE_enum("benchmark", None, list(benchmarks.BENCHMARKS), "With --keyframes: the benchmark.")
+    flags.DEFINE_enum(
+        "benchmark", None, list(benchmarks.BENCHMARKS), "With --keyframes: the benchmark.", case_sensitive=False
+    )
     flags.DEFINE_string("annotations", None, "With --keyframes: its annotation file.")
     flags.DEFINE_string("frame_idx", None, "With --keyframes: its rows, each with `frame_idx`.")
     flags.DEFINE_list("num_frames", [], "With --keyframes: numbers of evenly spaced frames to compare with.")
     flags.DEFINE_list("tolerances", [], "With --keyframes: seconds around a moment; by default the benchmark's.")
     flags.DEFINE_enum(
         "time_base", "capped", keyframe_metrics.TIME_BASES, "With --keyframes: how frame rates are recovered."
+    )
+    flags.DEFINE_bool(
+        "allow_missing", False, "Leave out questions whose video, or whose row of frame_idx, is not there."
     )
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
 
@@ -423,7 +455,7 @@ def main() -> None:
     if args.keyframes:
         result = keyframes(args)
     elif args.run_dir:
-        result = evaluate(config_module.from_flags(), args.run_dir, args.agent)
+        result = evaluate(config_module.from_flags(), args.run_dir, args.agent, args.allow_missing)
     else:
         raise ValueError("--run_dir is needed: the run folder whose agent is evaluated")
     entry_point.write_result(result, args.output)

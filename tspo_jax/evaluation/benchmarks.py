@@ -46,7 +46,7 @@ class Item:
       options: texts, in the order of the letters.
       answer: letter.
       groups: grouping -> the labels of this question (several only for LVBench's question types).
-      duration: of the video in seconds, None where the file does not say.
+      duration, fps: of the video, in seconds and frames per second; None where the file does not say.
       moments: annotated evidence, spans in seconds (start = end for a point in time).
     """
 
@@ -58,6 +58,7 @@ class Item:
     answer: str
     groups: Mapping[str, tuple[str, ...]]
     duration: float | None = None
+    fps: float | None = None
     moments: tuple[tuple[float, float], ...] = ()
 
 
@@ -138,6 +139,13 @@ class Row(dict):
             raise BenchmarkError(f"{self.where}: field {field!r} is {_short(self[field])}, not a list of texts")
         return tuple(values)
 
+    def positive(self, field: str) -> float:
+        """A finite number above 0."""
+        value = self[field]
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise BenchmarkError(f"{self.where}: field {field!r} is {_short(value)}, not a number above 0")
+        return float(value)
+
     def numbers(self, field: str) -> tuple[float, ...]:
         """A list of finite numbers."""
         values = self.read(field, list)
@@ -158,13 +166,19 @@ def read_rows(path: str | Path) -> list[Row]:
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
     except json.JSONDecodeError as error:
         raise BenchmarkError(f"{path}: not JSON ({error})") from None
-    return [Row(row, f"{path}: item {i}") for i, row in enumerate(rows)]
+    return [Row(row, f"{path}: item {i}{_named(row)}") for i, row in enumerate(rows)]
+
+
+def _named(row: object) -> str:
+    """How a row calls itself, in brackets; nothing where it has no name."""
+    names = (row.get(field) for field in ("id", "question_id", "key")) if isinstance(row, dict) else ()
+    return next((f" ({name})" for name in names if name is not None), "")
 
 
 def _longvideobench(rows: Sequence[Row]) -> Iterator[Item]:
     for row in rows:
         options, question = row.texts("candidates"), row.read("question", str)
-        right, duration = row.read("correct_choice", int), float(row.read("duration", int | float))
+        right, duration = row.read("correct_choice", int), row.positive("duration")
         lines = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
         # One position of the published file is corrupt: far behind the end of its video.
         seconds = [p / POSITION_FPS for p in row.numbers("position")]
@@ -200,7 +214,7 @@ def _mlvu(rows: Sequence[Row]) -> Iterator[Item]:
             options=row.texts("candidates"),
             answer=row.read("answer", str),
             groups={"task_type": (row.read("task_type", str),)},
-            duration=float(row.read("duration", int | float)),
+            duration=row.positive("duration"),
         )
 
 
@@ -225,7 +239,7 @@ def _videomme(rows: Sequence[Row]) -> Iterator[Item]:
 def _lvbench(rows: Sequence[Row]) -> Iterator[Item]:
     for video in rows:
         key, info = video.read("key", str), Row(video["video_info"], f"{video.where}, video_info")
-        minutes = float(info.read("duration_minutes", int | float))
+        seconds, fps = 60 * info.positive("duration_minutes"), info.positive("fps")
         for qa in video.read("qa", list):
             row = Row(qa, f"{video.where}, question {qa.get('uid') if isinstance(qa, dict) else qa!r}")
             question, moments = row.read("question", str), _time_reference(row.read("time_reference", str))
@@ -243,7 +257,8 @@ def _lvbench(rows: Sequence[Row]) -> Iterator[Item]:
                     "video_type": (video.read("type", str),),
                     "reference_length": (length,),
                 },
-                duration=60 * minutes,
+                duration=seconds,
+                fps=fps,
                 moments=moments,
             )
 

@@ -82,7 +82,7 @@ def read(
     num_frames: int = 0,
     allow_missing: bool = False,
 ) -> dict[str, Selection]:
-    """The selections of an index file, item id -> Selection, in the order of `items`.
+    """The selections of an index file, item id -> Selection, in the order of `items`; rows of others are passed over.
 
     Args:
       path: file in the published or the neutral form, or rows.jsonl of an evaluation.
@@ -94,10 +94,15 @@ def read(
     """
     join = _Join(benchmark, items)
     found: dict[str, Selection] = {}
+    unknown: list[UnknownQuestion] = []
     for row in question_rows(path):
         if (method and row.get("method", method) != method) or (num_frames and row.get("k", num_frames) != num_frames):
             continue
-        item = join.item_of(row)
+        try:
+            item = join.item_of(row)
+        except UnknownQuestion as error:
+            unknown.append(error)
+            continue
         if item.id in found:
             raise BenchmarkError(
                 f"{row.where}: question {item.id} has a second selection; choose one by --method and --num_frames"
@@ -105,7 +110,9 @@ def read(
         found[item.id] = selection(row, item.id, item.video)
     missing = [item.id for item in items if item.id not in found]
     if missing and not (allow_missing and found):
-        raise BenchmarkError(f"{path}: no row for question {missing[0]} ({len(missing)} of {len(items)} are missing)")
+        others = f"; {len(unknown)} rows are of no question, the first: {unknown[0]}" if unknown else ""
+        count = f"{len(missing)} of {len(items)} are missing"
+        raise BenchmarkError(f"{path}: no row for question {missing[0]} ({count}){others}")
     return {item.id: found[item.id] for item in items if item.id in found}
 
 
@@ -116,6 +123,10 @@ def question_rows(path: str | Path) -> Iterator[Row]:
             yield row
         for qa in row.get("qa", ()):
             yield Row({"key": row["key"]} | qa, f"{row.where}, question {qa.get('uid')}")
+
+
+class UnknownQuestion(BenchmarkError):
+    """A row of an index file that is about none of the questions, or about more than one."""
 
 
 class _Join:
@@ -130,7 +141,7 @@ class _Join:
 
     def item_of(self, row: Row) -> Item:
         video = next((str(row[field]) for field in _VIDEO_FIELDS if field in row), "")
-        for fields in (self.id_fields, ("question_id",), ("id",)):
+        for fields in (self.id_fields, ("question_id",), ("id",), ("index",)):
             item = self.by_id.get("".join(str(row.get(field, "")) for field in fields))
             if item and video and _name(video) != _name(item.video):
                 raise BenchmarkError(f"{row.where}: question {item.id} is about {item.video}, the row about {video}")
@@ -138,11 +149,11 @@ class _Join:
                 return item
         options = row.get("candidates", row.get("options"))
         if not video or "question" not in row or options is None:
-            raise BenchmarkError(f"{row.where}: no question of the benchmark has its {' + '.join(self.id_fields)}")
+            raise UnknownQuestion(f"{row.where}: no question of the benchmark has its {' + '.join(self.id_fields)}")
         options = ast.literal_eval(options) if isinstance(options, str) else options  # so in the TSV files
         matches = self.by_text.get(_text_key(video, benchmarks.stem(row["question"]), options), [])
         if len(matches) != 1:
-            raise BenchmarkError(f"{row.where}: {len(matches)} questions have its video {video}, question and options")
+            raise UnknownQuestion(f"{row.where}: {len(matches)} questions have its video {video}, question and options")
         return matches[0]
 
 

@@ -69,7 +69,8 @@ class Clock:
                     grid = np.linspace(0, num_frames - 1, CANDIDATE_CAP, dtype=int)
                     if np.isin(numbers, grid).all():
                         return cls(fps, duration / CANDIDATE_CAP)
-        raise ValueError(f"frame numbers up to {numbers[-1]} do not tell the frame rate; add 'fps' to each row")
+        hint = "" if duration is None else f" of a video of {duration:g} s: some lie behind its end, or"
+        raise ValueError(f"frame numbers up to {numbers[-1]} do not tell the frame rate{hint}; add 'fps' to each row")
 
     def seconds(self, frames: Sequence[float]) -> np.ndarray:
         return np.minimum(np.asarray(frames, float) / self.fps, self.end)
@@ -159,20 +160,21 @@ class Chosen:
 
 
 def read_chosen(
-    benchmark: str, path: str | Path, items: Sequence[Item], time_base: str = "capped"
+    benchmark: str, path: str | Path, items: Sequence[Item], time_base: str = "capped", allow_missing: bool = False
 ) -> dict[str, Chosen]:
     """The frames of an index file (either form of frame_indices.py), with their times.
 
-    With `timestamps` (seconds) or `fps` in a row these are used, else the frame rate is recovered from the frame
-    numbers of all questions about a video.
+    With `timestamps` (seconds) or `fps` in a row these are used, else the frame rate of the annotations; where they
+    have none it is recovered from the frame numbers of all questions about a video.
 
-    Returns: item id -> Chosen, for every item.
+    Returns: item id -> Chosen, for every item; with `allow_missing`, for those that the file has.
 
     Raises: BenchmarkError naming file, question and field.
     """
     if time_base not in TIME_BASES:
         raise BenchmarkError(f"time_base is {time_base!r}, not one of {', '.join(TIME_BASES)}")
-    selections = frame_indices.read(path, benchmark, items)
+    selections = frame_indices.read(path, benchmark, items, allow_missing=allow_missing)
+    items = [item for item in items if item.id in selections]
     in_video: dict[str, set[int]] = {}
     for item in items:
         in_video.setdefault(item.video, set()).update(selections[item.id].frame_idx)
@@ -180,8 +182,9 @@ def read_chosen(
     chosen = {}
     for item in items:
         selection = selections[item.id]
-        if selection.fps is not None:
-            clock = Clock(selection.fps)
+        fps = selection.fps or item.fps
+        if fps is not None:
+            clock = Clock(fps)
         elif item.video in clocks:
             clock = clocks[item.video]
         else:
@@ -191,7 +194,9 @@ def read_chosen(
                 raise BenchmarkError(f"{path}: video {item.video}: {error}") from None
         frames = selection.frame_idx
         times = clock.seconds(frames) if selection.timestamps is None else np.asarray(selection.timestamps)
-        if item.duration is not None and times[-1] > 1.05 * item.duration + 1:
+        # A recovered rate is a whole number, up to 5 % below the true one.
+        slack = 1 if fps is not None else 0.05 * (item.duration or 0) + 1
+        if item.duration is not None and times[-1] > item.duration + slack:
             raise BenchmarkError(
                 f"{path}: question {item.id}: frame {frames[-1]} is at {times[-1]:.1f} s, "
                 f"behind the end of the video ({item.duration:.1f} s)"
@@ -207,6 +212,7 @@ def evaluate(
     num_frames: Sequence[int] = (),
     tolerances: Sequence[float] = (),
     time_base: str = "capped",
+    allow_missing: bool = False,
 ) -> dict:
     """Keyframe metrics of an index file beside their references, as one JSON object.
 
@@ -217,13 +223,18 @@ def evaluate(
       num_frames: numbers of evenly spaced frames to measure; by default the largest number in the index file, or 64.
       tolerances: seconds around a moment; by default those of the benchmark.
       time_base: of `Clock.recover`.
+      allow_missing: measure the questions that the index file has, `num_missing` says how many it lacks.
 
     Returns: {"selections": {"frame_idx" | "uniform_K" | "other_question": {"all": metrics, grouping: {label: ...}}}}
       with percentages (one decimal) for shares, seconds (two decimals) for times.
     """
-    items = benchmarks.read_items(benchmark, annotations)
+    if any(k < 1 for k in num_frames) or not all(tolerance >= 0 for tolerance in tolerances):
+        raise BenchmarkError("numbers of frames must be at least 1, tolerances at least 0 seconds")
+    every_item = items = benchmarks.read_items(benchmark, annotations)
     tolerances = tolerances or benchmarks.lookup(benchmark).tolerances
-    chosen = read_chosen(benchmark, frame_idx, items, time_base) if frame_idx else {}
+    chosen = read_chosen(benchmark, frame_idx, items, time_base, allow_missing) if frame_idx else {}
+    if chosen:
+        items = [item for item in items if item.id in chosen]
     if not num_frames:
         num_frames = (max(len(c.frames) for c in chosen.values()) if chosen else 64,)
     of_video: dict[str, list[Item]] = {}
@@ -245,7 +256,8 @@ def evaluate(
         for k in num_frames:
             selections[f"uniform_{k}"] = []
             for item in items:
-                clock = chosen[item.id].clock if chosen else None
+                # Where the annotations tell the frame rate, the reference is the same with and without an index file.
+                clock = chosen[item.id].clock if chosen and item.fps is None else None
                 times = uniform_times(k, item.duration, clock)
                 selections[f"uniform_{k}"].append(
                     hits(times, item.moments, tolerances)
@@ -261,6 +273,7 @@ def evaluate(
     return {
         "benchmark": benchmark,
         "num_questions": len(items),
+        "num_missing": len(every_item) - len(items),
         "num_videos": len(of_video),
         "tolerances": list(tolerances),
         "selections": {name: _tables(items, rows, tolerances) for name, rows in selections.items()},
