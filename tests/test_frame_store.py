@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import dataclasses
+import io
 import json
 import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tspo_jax.data.frame_store import (
     FEATURE_ROWS,
@@ -82,6 +84,14 @@ def test_only_the_wanted_feature_blocks_are_read(store, monkeypatch):
     assert read == [[0, 2]]
 
 
+def test_frames_of_a_pool_are_in_order(store):
+    idx = np.arange(2 * FEATURE_ROWS)[::-7]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        frames = store.frames("long.mp4", idx, pool)
+    assert [frame.mean() for frame in frames] == [i % 250 for i in idx]
+    assert len(store.frames("long.mp4", [])) == 0
+
+
 def test_many_threads_and_pickle(store, monkeypatch):
     monkeypatch.setattr("tspo_jax.data.frame_store._OPEN_FILES", 1)
     copy = pickle.loads(pickle.dumps(store))
@@ -143,4 +153,6 @@ def test_nothing_stays_of_a_failed_write(tmp_path):
 
 def test_jpeg():
     noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-    assert np.abs(decode_jpeg(encode_jpeg(noise, 95)).astype(int) - noise).mean() < 12
+    jpeg = encode_jpeg(noise, 95)
+    assert np.abs(decode_jpeg(jpeg).astype(int) - noise).mean() < 12
+    np.testing.assert_array_equal(decode_jpeg(jpeg), np.asarray(Image.open(io.BytesIO(jpeg))))

@@ -217,6 +217,6 @@ def test_fetch_reads_every_picture_once(store, monkeypatch):
     shown = frames.mean(axis=(2, 3))
     np.testing.assert_allclose(shown[..., 0], 40 * video, atol=2)
     np.testing.assert_allclose(shown[..., 1], frame, atol=2)
-    assert sorted(read) == [("a.mp4", 5), ("b.mp4", 9), ("e.mp4", 0), ("e.mp4", 79)]
+    assert sorted(read) == [("a.mp4", 5), ("b.mp4", 9), ("e.mp4", 0, 79)]
     with pytest.raises(ValueError, match="padded frame"):
         fetch_frames(store, names, -np.ones((1, 1), int), np.zeros((1, 1), int), lambda x: x, None)

@@ -40,8 +40,9 @@ def answer_requests(
     def read(request: Request) -> tuple[Request, np.ndarray, np.ndarray]:
         """With the unique frames uint8 [U, ...] and the index [G,K] into them."""
         frames, index = unique_frames(request.picks[None])
-        shown = {i: answerer.processor.crop(store.frames(request.video, [i])[0]) for i in set(frames[0].tolist())}
-        return request, np.stack([shown[i] for i in frames[0].tolist()]), index[0]
+        unique, places = np.unique(frames[0], return_inverse=True)
+        shown = np.stack([answerer.processor.crop(frame) for frame in store.frames(request.video, unique)])
+        return request, shown[places], index[0]
 
     def start(batch: list) -> Answers:
         batch = batch + batch[-1:] * (batch_size - len(batch))

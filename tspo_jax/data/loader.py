@@ -8,13 +8,14 @@ and a mixture over the (kind, bucket) groups. Nothing here uses jax, so that wor
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 
 import grain
 import numpy as np
 
-from tspo_jax.data.frame_store import FrameStore, StoreError, decode_jpeg
+from tspo_jax.data.frame_store import READ_TOGETHER, FrameStore, StoreError, decode_jpeg
 from tspo_jax.data.needle import Composition, NeedleConfig, compose
 from tspo_jax.data.questions import Question
 
@@ -268,17 +269,18 @@ def fetch_frames(
     for place, pair in enumerate(zip(video.ravel().tolist(), frame.ravel().tolist(), strict=True)):
         places.setdefault(pair, []).append(place)
 
-    def read(pair: tuple[int, int]) -> np.ndarray:
-        return resize(decode_jpeg(store.jpegs(names[pair[0]], pair[1:])[0]))
-
-    first, *others = places
-    picture = read(first)
+    first, *others = sorted(places)
+    picture = resize(decode_jpeg(store.jpegs(names[first[0]], first[1:])[0]))
     frames = np.empty((video.size, *picture.shape), np.uint8)
     frames[places[first]] = picture
 
-    def read_into_place(pair: tuple[int, int]) -> None:
-        frames[places[pair]] = read(pair)
+    def read_into_place(pairs: list[tuple[int, int]]) -> None:
+        jpegs = store.jpegs(names[pairs[0][0]], [number for _, number in pairs])
+        for pair, jpeg in zip(pairs, jpegs, strict=True):
+            frames[places[pair]] = resize(decode_jpeg(jpeg))
 
-    for _ in pool.map(read_into_place, others):  # raises what a thread raised
+    of_videos = [list(pairs) for _, pairs in itertools.groupby(others, key=lambda pair: pair[0])]
+    together = [pairs[i : i + READ_TOGETHER] for pairs in of_videos for i in range(0, len(pairs), READ_TOGETHER)]
+    for _ in pool.map(read_into_place, together):  # raises what a thread raised
         pass
     return frames.reshape(*video.shape, *picture.shape)
