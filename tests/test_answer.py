@@ -7,14 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_store
 from PIL import Image
 
 from tspo_jax import prompts
-from tspo_jax.answer import Watched, answer, read_frames
+from tspo_jax.answer import answer, choose, read_frames
 from tspo_jax.checkpoints import Generation, load_answerer
-from tspo_jax.data.decode import Video
 from tspo_jax.rollout import Answers
 from tspo_jax.scoring import load_scorer
+from tspo_jax.video_source import file_source
 
 QUESTION = "Who opens the door?\nA. The cat\nB. A dog"
 
@@ -76,12 +77,13 @@ def test_frames_of_a_video_by_the_command_line(golden):
 
 def test_agent_chooses_the_frames_of_the_original(golden):
     arrays = np.load(golden / "tspo_agent.npz")
-    watched = Watched("v", Video(golden / "tspo_agent.mp4"), load_scorer(golden / "tspo_agent"))
+    scorer = load_scorer(golden / "tspo_agent")
+    source = file_source(golden / "tspo_agent.mp4", "v", scorer.clip)
     for case in json.loads(str(arrays["meta"])):
         question = f"{case['question']}\nA. One\nB. Two"  # the agent does not read the options
         for method in case["methods"]:
-            picks = watched.choose(question, 16, method)
-            assert picks == arrays[f"case{case['case']}/{method}"].tolist()
+            picks = choose(source, scorer, question, 16, method)
+            assert source.frame_idx[picks].tolist() == arrays[f"case{case['case']}/{method}"].tolist()
 
 
 def test_answer_is_read_up_to_its_end_token(answerer):
@@ -168,3 +170,22 @@ def test_many_questions_give_a_page_and_pictures(golden, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert page.count("<section>") == 2 and page.count("<img") == 2 * 5 * 3 and "agent, top-k" in page
     assert {path.name for path in tmp_path.glob("sheet*")} == {"sheet_0.jpg", "sheet_1.jpg"}
+
+
+def test_a_video_of_a_store_by_the_command_line(golden, tmp_path):
+    """The video files are gone; the frames are those that the store has."""
+    tiny_store.make_store(tmp_path, golden)
+    (tmp_path / tiny_store.SHORT).unlink()
+    shared = dict(answerer=golden / "llava_video_grid", store=tmp_path / "store", max_new_tokens=2, num_frames=3)
+    chosen = start(**shared, video=tiny_store.SHORT, question=QUESTION, agent=golden / "tspo_agent")
+    spaced = start(**shared, question=QUESTION)
+    lost = start(**shared, question=QUESTION, video="lost.mp4")
+    result = json.loads(finished(chosen))
+    assert len(result["frame_idx"]) == 3 and set(result["frame_idx"]) <= set(range(0, 125, 25))
+    answers = json.loads(finished(spaced))["answers"]
+    assert [(a["video"], a["frame_idx"]) for a in answers] == [
+        (tiny_store.SHORT, [0, 50, 100]),
+        (tiny_store.LONG, [0, 475, 975]),
+    ]
+    _, err = lost.communicate()
+    assert lost.returncode == 1 and err.startswith("error: --video: lost.mp4 is not in"), err

@@ -8,20 +8,19 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
+import tiny_store
 from video_files import write_video
 
-from tspo_jax import scoring, select_frames, serve
+from tspo_jax import scoring, serve
+from tspo_jax.checkpoints import ClipEncoder
+from tspo_jax.data.decode import Video
+from tspo_jax.data.frame_store import FrameStore
 
 
 @pytest.fixture(scope="module")
-def encoded():
-    """Names of videos that were decoded and encoded."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def server(golden, tmp_path_factory, encoded):
+def server(golden, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
     (folder / "videos").mkdir()
     (folder / "secret.mp4").write_bytes(b"not for the page")
@@ -29,24 +28,21 @@ def server(golden, tmp_path_factory, encoded):
     shutil.copy(golden / "tspo_agent.mp4", folder / "videos" / "long.mp4")
     write_video(folder / "videos" / "short.mp4", num_frames=125)
     (folder / "videos" / "broken.mp4").write_bytes(b"no video")
-    with pytest.MonkeyPatch.context() as patch:
-
-        def encode_video(video, *args):
-            encoded.append(video.info.path.rsplit("/", 1)[1])
-            return scoring.encode_video(video, *args)
-
-        patch.setattr(select_frames, "encode_video", encode_video)
-        library = serve.Library(
-            folder / "videos",
-            scoring.load_scorer(golden / "tspo_agent"),
-            lambda frames, question: f"{len(frames)} frames <b> {question[:3]}",
-        )
-        with serve.Server(("127.0.0.1", 0), library, max_upload=200_000) as server:
-            thread = threading.Thread(target=server.serve_forever, daemon=True)
-            thread.start()
-            yield server
-            server.shutdown()
-            thread.join()
+    tiny_store.store_videos(
+        folder / "store", {"sub/stored.mp4": folder / "videos" / "short.mp4"}, golden / "tspo_agent"
+    )
+    library = serve.Library(
+        folder / "videos",
+        folder / "store",
+        scoring.load_scorer(golden / "tspo_agent"),
+        lambda frames, question: f"{len(frames)} frames <b> {question[:3]}",
+    )
+    with serve.Server(("127.0.0.1", 0), library, max_upload=200_000) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 def request(server, path, method="GET", body=None, **headers):
@@ -77,14 +73,49 @@ def wait(server, number):
     raise AssertionError(job)
 
 
-def test_a_question_and_a_second_one_that_encodes_nothing(server, encoded):
+def test_a_question_and_a_second_one_that_decodes_and_encodes_nothing(server, monkeypatch):
+    """Not the frames that it shows and answers from either; nor does a first one about a video of the store."""
     job = wait(server, ask(server, video="long.mp4", num_frames=4))
-    assert job["state"] == "done" and (job["done"], job["total"]) == (40, 40), job
+    assert (job["state"], job["share"]) == ("done", 1.0), job
     assert job["html"].count("<img") == 5 * 4 and "4 frames &lt;b&gt; Who" in job["html"] and "polyline" in job["html"]
-    assert encoded.count("long.mp4") == 1
+
+    def never(*_):
+        raise AssertionError("decoded or encoded again")
+
+    monkeypatch.setattr(Video, "__init__", never)
+    monkeypatch.setattr(ClipEncoder, "image_features", never)
     again = wait(server, ask(server, video="long.mp4", question="Why?\nA. So\nB. Not so", method="uniform"))
-    assert again["state"] == "done" and again["total"] == 0 and "frames &lt;b&gt; Why" in again["html"]
-    assert encoded.count("long.mp4") == 1
+    assert (again["state"], again["share"]) == ("done", 0.0) and "frames &lt;b&gt; Why" in again["html"], again
+    stored = wait(server, ask(server, video="sub/stored.mp4", num_frames=2))
+    assert stored["state"] == "done" and stored["html"].count("<img") == 5 * 2, stored
+
+
+def test_a_video_that_was_replaced_is_decoded_again(server):
+    path = server.library.folder / "replaced.mp4"
+    for seconds in (2, 3):
+        write_video(path, num_frames=25 * seconds)
+        assert wait(server, ask(server, video="replaced.mp4"))["state"] == "done"
+        store = FrameStore(server.library.store, server.library.scorer.clip.identity)
+        assert store.video("replaced.mp4").num_frames == len(store.features("replaced.mp4")) == seconds
+    path.unlink()
+
+
+def test_a_store_alone(server):
+    """No folder: nothing can be added, and frames without features get them when they are asked about."""
+    library = server.library
+    alone = serve.Library(None, library.store, library.scorer)
+    assert "sub/stored.mp4" in alone.names() and "broken.mp4" not in alone.names()
+    assert "type='file'" not in serve.page(alone, ["topk"]) and "type='file'" in serve.page(library, ["topk"])
+    with pytest.raises(serve.RequestError, match="videos are not taken"):
+        alone.save("new.mp4", [b"x"])
+    features = library.store / "features" / library.scorer.clip.identity / "sub" / "stored.mp4.array_record"
+    before = FrameStore(library.store, library.scorer.clip.identity).features("sub/stored.mp4")
+    features.unlink()
+    assert alone.ask(serve.Job(), "sub/stored.mp4", "Why?", 2, "topk").count("<img") == 5 * 2
+    after = FrameStore(library.store, library.scorer.clip.identity).features("sub/stored.mp4")
+    np.testing.assert_allclose(after, before, atol=0.5)  # they were made from frames before JPEG
+    with pytest.raises(ValueError, match="is no frame store"):
+        serve.Library(None, library.folder, library.scorer)
 
 
 def test_two_requests_at_once(server):

@@ -4,14 +4,13 @@
     python -m tspo_jax.answer --answerer=DIR --question="Why?" --frames=frames.npz
 
 The frames come from a video (chosen by an agent; evenly spaced without one), from `frames` uint8 [K, H, W, 3] of an npz
-file, or from a folder of pictures in the order of their names. Greedy decoding. Several questions, or a folder of
-videos, give {"answers": [..]}; a video is decoded and encoded once for all its questions.
+file, or from a folder of pictures in the order of their names. Greedy decoding. Several questions or
+videos give {"answers": [..]}; a video is decoded and encoded once for all its questions, one of a frame store
+(`--store=DIR --video=NAME`) not at all.
 """
 
-import dataclasses
 import zipfile
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -23,12 +22,12 @@ from PIL import Image
 from tspo_jax import entry_point, prompts, report_page, selection, video_page
 from tspo_jax.checkpoints import Answerer, load_answerer
 from tspo_jax.contact_sheet import contact_sheet
-from tspo_jax.data.decode import Video
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, VideoOptions
 from tspo_jax.rewards import option_letter
 from tspo_jax.rollout import Rollout
-from tspo_jax.scoring import Candidates, Scorer, check_method, encode_video, load_scorer
-from tspo_jax.select_frames import find_videos, numbered, progress_bar, select_frames
+from tspo_jax.scoring import Scorer, check_method, load_scorer
+from tspo_jax.select_frames import numbered, picks_of, select_frames
+from tspo_jax.video_source import Source, open_videos
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -82,33 +81,18 @@ def _read_picture(file: Path) -> np.ndarray:
         raise ValueError(f"--frames: {file} is not a readable picture ({error})") from error
 
 
-@dataclasses.dataclass
-class Watched:
-    """A video and, where there is an agent, its candidates: decoded and encoded once for all questions."""
-
-    name: str
-    video: Video
-    scorer: Scorer | None
-
-    @cached_property
-    def candidates(self) -> Candidates:
-        return encode_video(self.video, self.scorer.clip, progress_bar)
-
-    def choose(self, question: str, num_frames: int, method: str) -> list[int]:
-        """Frame numbers: by the agent, or evenly spaced candidates where there is none."""
-        if self.scorer:
-            return select_frames(self.scorer, self.candidates, question, num_frames, method)["frame_idx"]
-        numbers = self.video.candidates()
-        return numbers[selection.uniform(numbers, num_frames)].tolist()
-
-    def pictures(self, candidate_idx: Sequence[int]) -> list[np.ndarray]:
-        return list(self.video.frames(self.candidates.frame_idx[list(candidate_idx)]))
+def choose(source: Source, scorer: Scorer | None, question: str, num_frames: int, method: str) -> list[int]:
+    """Candidate indices: by the agent, or evenly spaced where there is none."""
+    if scorer is None:
+        return selection.uniform(source.frame_idx, num_frames).tolist()
+    return picks_of(select_frames(scorer, source.candidates(), question, num_frames, method), source)
 
 
 def define_flags() -> None:
     flags.DEFINE_string("answerer", None, "Folder of the Video-MLLM.", required=True)
     flags.DEFINE_multi_string("question", [], "Question, with its options one a line; may be given several times.")
-    flags.DEFINE_string("video", "", "Video file to choose frames from, or folder of videos.")
+    flags.DEFINE_string("video", "", "Video file to choose frames from, or folder of videos; with --store, a name.")
+    flags.DEFINE_string("store", "", "Frame store (with features of the agent's CLIP), instead of video files.")
     flags.DEFINE_string("frames", "", "npz file (`frames` uint8 [K, H, W, 3]) or folder of pictures, used as they are.")
     flags.DEFINE_string("agent", "", "Folder of CLIP and the temporal agent; without one, frames are evenly spaced.")
     flags.DEFINE_integer("num_frames", 16, "How many frames of the video.", lower_bound=1)
@@ -135,22 +119,20 @@ def main() -> None:
     args = flags.FLAGS
     if not args.question:
         raise ValueError("--question is missing")
-    if bool(args.video) == bool(args.frames):
-        raise ValueError("give either --video or --frames")
+    if bool(args.video or args.store) == bool(args.frames):
+        raise ValueError("give either --video or --frames (or --store)")
     if args.agent and args.frames:
         raise ValueError("--agent chooses from a --video; --frames are used as they are")
     if args.method not in (None, "uniform") and not args.agent:
         raise ValueError(f"--method={args.method} needs an --agent; without one only uniform works")
     if args.page and not args.agent:
         raise ValueError("--page shows an agent's scores; give an --agent")
-    if args.contact_sheet and not args.video:
+    if args.contact_sheet and args.frames:
         raise ValueError("--contact_sheet shows the frames chosen from a --video")
     for question in args.question:
         prompts.render(question, suffix=args.suffix)  # wrong questions are refused before anything is loaded
     options = VideoOptions(tuple(map(int, args.frame_size)), args.second_per_grid, args.next_position)
-    folder = Path(args.video) if args.video and Path(args.video).is_dir() else None
-    names = find_videos(folder) if folder else [args.video]
-    video = Video(args.video) if args.video and not folder else None
+    names, open_video = ([args.frames], None) if args.frames else open_videos(args.video, args.store)
     frames = read_frames(args.frames) if args.frames else None
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     answerer = load_answerer(args.answerer, jnp.dtype(dtype), video=options)
@@ -160,20 +142,21 @@ def main() -> None:
     if scorer:
         check_method(scorer, method)
 
-    results, sections, single = [], [], len(names) == len(args.question) == 1 and not folder
+    results, sections, single = [], [], len(names) == len(args.question) == 1
     for name in names:
-        watched = None if frames else Watched(Path(name).name, video or Video(folder / name), scorer)
+        source = open_video(name, scorer and scorer.clip) if open_video else None
         for question in args.question:
-            frame_idx = watched.choose(question, args.num_frames, method) if watched else None
-            shown = list(watched.video.frames(frame_idx)) if watched else frames
+            picks = choose(source, scorer, question, args.num_frames, method) if source else None
+            shown = source.pictures(picks) if source else frames
             prompt = prompts.render(question, args.template or answerer.template, args.suffix)
+            frame_idx = source.frame_idx[picks].tolist() if source else None
             result = answer(answerer, rollout, shown, prompt) | {"frame_idx": frame_idx}
             if args.contact_sheet:
-                times = watched.video.timestamps[frame_idx].tolist()
-                contact_sheet(shown, times).save(numbered(args.contact_sheet, len(results), single))
+                sheet = contact_sheet(shown, source.timestamps[picks].tolist())
+                sheet.save(numbered(args.contact_sheet, len(results), single))
             if args.page:
-                about = watched.name, watched.candidates, watched.pictures, question, args.num_frames
-                sections.append(video_page.section(scorer, *about, {method: result["answer"]}))
+                answers = {method: result["answer"]}
+                sections.append(video_page.section(scorer, source, question, args.num_frames, answers))
             results.append({"video": name, "question": question} | result)
     if args.page:
         html = report_page.document("Answers", ["<h1>Answers</h1>", *sections])

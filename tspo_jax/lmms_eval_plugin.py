@@ -29,8 +29,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from tspo_jax.data.decode import Video
 from tspo_jax.evaluation import benchmarks, frame_indices
 from tspo_jax.select_frames import query, select_frames
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+from tspo_jax.video_source import VIDEO_SUFFIXES
 
 
 def manifests() -> list[ModelManifest]:

@@ -27,7 +27,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -211,8 +211,13 @@ def _disk_full(folder: Path, store: FrameStore, videos: dict[str, Path], sizes: 
     )
 
 
-def encode_features(folder: Path, names: Iterable[str], encoder: Encoder) -> int:
-    """Writes the CLIP features of stored videos that lack them; returns the number of frames encoded."""
+def encode_features(
+    folder: Path, names: Iterable[str], encoder: Encoder, report: Callable[[float], None] = lambda share: None
+) -> int:
+    """Writes the CLIP features of stored videos that lack them; returns the number of frames encoded.
+
+    `report` is called with the share of them that is done.
+    """
     (folder / "features" / encoder.identity).mkdir(parents=True, exist_ok=True)
     store = FrameStore(folder, encoder.identity)
     entries = [store.video(name) for name in names]
@@ -225,6 +230,7 @@ def encode_features(folder: Path, names: Iterable[str], encoder: Encoder) -> int
                 idx = range(start, min(start + FEATURE_ROWS, entry.num_frames))
                 yield encoder.image_features(store.frames(entry.name, idx, pool))
                 progress.advance(bar, len(idx))
+                report(progress.tasks[bar].percentage / 100)
 
         for entry in todo:
             write_features(folder, entry, encoder.identity, blocks(entry), encoder.width)

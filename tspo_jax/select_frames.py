@@ -14,38 +14,18 @@ form of evaluation/frame_indices.py, which convert_indices turns into the form o
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
-from rich.console import Console
-from rich.progress import track
 
 from tspo_jax import entry_point, selection, video_page
 from tspo_jax.contact_sheet import contact_sheet
-from tspo_jax.data.decode import Video
-from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.questions import split_options
 from tspo_jax.evaluation import benchmarks, frame_indices
-from tspo_jax.scoring import Candidates, Scorer, check_method, encode_video, load_scorer, pick, stored_candidates
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".flv")
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A video of which frames are chosen: where its candidates and pictures come from.
-
-    Attributes:
-      name: of the video.
-      candidates: () -> Candidates; decodes and encodes unless they are in a store.
-      pictures: candidate indices -> frames uint8 [H, W, 3].
-    """
-
-    name: str
-    candidates: Callable[[], Candidates]
-    pictures: Callable[[Sequence[int]], list[np.ndarray]]
+from tspo_jax.scoring import Candidates, Scorer, check_method, load_scorer, pick
+from tspo_jax.video_source import Source, open_videos
 
 
 def select_frames(scorer: Scorer, candidates: Candidates, question: str, num_frames: int, method: str) -> dict:
@@ -68,38 +48,14 @@ def select_frames(scorer: Scorer, candidates: Candidates, question: str, num_fra
     }
 
 
+def picks_of(result: dict, source: Source) -> list[int]:
+    """The candidate indices of the frames that `select_frames` chose."""
+    return np.searchsorted(source.frame_idx, result["frame_idx"]).tolist()
+
+
 def query(question: str) -> str:
     """What the agent reads: the question without its options."""
     return split_options(question)[0] or question
-
-
-def progress_bar(frames: Iterable, total: int) -> Iterable:
-    console = Console(stderr=True)
-    return track(frames, "decoding and encoding", total, console=console, disable=not console.is_terminal)
-
-
-def file_source(path: str | Path, name: str, scorer: Scorer, watch=progress_bar) -> Source:
-    """A video file. Raises decode.VideoError for a file that is no video."""
-    video = Video(path)
-    return Source(
-        name,
-        lambda: encode_video(video, scorer.clip, watch),
-        lambda picks: list(video.frames(video.candidates()[list(picks)])),
-    )
-
-
-def stored_source(store: FrameStore, name: str) -> Source:
-    """A video of a frame store. Raises StoreError where it is not there."""
-    store.video(name)
-    return Source(name, lambda: stored_candidates(store, name), lambda picks: list(store.frames(name, picks)))
-
-
-def find_videos(folder: str | Path) -> list[str]:
-    """Names of the video files in a folder and below, sorted. Raises ValueError where there is none."""
-    files = [path for path in Path(folder).rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
-    if not files:
-        raise ValueError(f"{folder} holds no video ({', '.join(VIDEO_SUFFIXES)})")
-    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 # ---- command line ----------------------------------------------------------------------------------------
@@ -107,7 +63,7 @@ def find_videos(folder: str | Path) -> list[str]:
 
 def define_flags() -> None:
     flags.DEFINE_string("agent", None, "Folder of CLIP and the temporal agent.", required=True)
-    flags.DEFINE_string("video", "", "Video file, or folder of videos; with --store, one video of it.")
+    flags.DEFINE_string("video", "", "Video file, or folder of videos; with --store, the name of a video of it.")
     flags.DEFINE_string("store", "", "Frame store with features of this CLIP, instead of video files.")
     flags.DEFINE_multi_string("question", [], "What the frames are for; may be given several times.")
     flags.DEFINE_enum("benchmark", None, list(benchmarks.BENCHMARKS), "Ask the questions of this benchmark instead.")
@@ -140,63 +96,43 @@ def main() -> None:
     args = flags.FLAGS
     if bool(args.question) == bool(args.benchmark):
         raise ValueError("give either --question or --benchmark (with --annotations)")
-    if not args.video and not args.store:
-        raise ValueError("--video is missing: a video file or a folder of videos (or --store)")
-    if args.video and not args.store:
-        Path(args.video).is_dir() or Video(args.video)  # a wrong file is refused before anything is loaded
+    names, open_video = open_videos(args.video, args.store)
     scorer = load_scorer(args.agent, args.window)
     check_method(scorer, args.method)
-    if args.store:
-        store = FrameStore(args.store, scorer.clip.identity)
-        names, open_source = ([args.video] if args.video else store.names()), lambda name: stored_source(store, name)
-    elif Path(args.video).is_dir():
-        names = find_videos(args.video)
-
-        def open_source(name):
-            return file_source(Path(args.video) / name, name, scorer)
-    else:
-        names, open_source = [Path(args.video).name], lambda name: file_source(args.video, name, scorer)
     asked = questions_by_video(args, names)
     single = not args.benchmark and len(names) == len(args.question) == 1
     lines = []
-    for number, (source, candidates, question_id, question) in enumerate(_each(asked, open_source)):
+    each = ((open_video(name, scorer.clip), questions) for name, questions in asked.items())
+    pairs = ((source, *question) for source, questions in each for question in questions)
+    for number, (source, question_id, question) in enumerate(pairs):
+        candidates = source.candidates()
         result = select_frames(scorer, candidates, question, args.num_frames, args.method)
         if args.contact_sheet:
-            picks = np.searchsorted(candidates.frame_idx, result["frame_idx"])
-            sheet = contact_sheet(source.pictures(picks), result["timestamps"])
+            sheet = contact_sheet(source.pictures(picks_of(result, source)), result["timestamps"])
             sheet.save(numbered(args.contact_sheet, number, single))
         if args.page:
-            html = video_page.page(scorer, source.name, candidates, source.pictures, question, args.num_frames)
+            html = video_page.page(scorer, source, question, args.num_frames)
             numbered(args.page, number, single).write_text(html, encoding="utf-8")
         if single:
             return entry_point.write_result(result, args.output)
-        lines.append(_neutral(result, candidates, question_id, source.name))
+        lines.append(_neutral(result, source, question_id))
     if args.output:
         frame_indices.write_neutral(args.output, lines)
     else:
         entry_point.write_result({"selections": [dataclasses.asdict(line) for line in lines]}, "")
 
 
-def _each(asked: dict, open_source: Callable[[str], Source]) -> Iterator[tuple[Source, Candidates, str, str]]:
-    for name, questions in asked.items():
-        source = open_source(name)
-        candidates = source.candidates()
-        for question_id, question in questions:
-            yield source, candidates, question_id, question
-
-
-def _neutral(result: dict, candidates: Candidates, question_id: str, video: str) -> frame_indices.Selection:
-    picks = np.searchsorted(candidates.frame_idx, result["frame_idx"])
+def _neutral(result: dict, source: Source, question_id: str) -> frame_indices.Selection:
     scores = result["clip_scores" if result["scores"] is None else "scores"]
     return frame_indices.Selection(
         question_id,
-        video,
+        source.name,
         tuple(result["frame_idx"]),
         tuple(result["timestamps"]),
-        candidates.fps,
-        tuple(scores[i] for i in picks),
+        result["fps"],
+        tuple(scores[i] for i in picks_of(result, source)),
         result["method"],
-        frame_indices.our_versions() | {"decoder": candidates.decoder},
+        frame_indices.our_versions() | {"decoder": result["decoder"]},
     )
 
 

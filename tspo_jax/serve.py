@@ -1,13 +1,16 @@
-"""A local web page: choose a video of a folder, ask about it, see the scores over time, the frames and the answer.
+"""A local web page: choose a video, ask about it, see the scores over time, the frames and the answer.
 
-    python -m tspo_jax.serve --videos=FOLDER --agent=DIR [--answerer=DIR] [--port=8080]
+    python -m tspo_jax.serve --agent=DIR [--videos=FOLDER] [--store=DIR] [--answerer=DIR] [--port=8080]
 
-`--agent` is a TSPO folder, or a plain CLIP folder. Videos are encoded when they are first asked about and stay in
-memory, so a second question costs one text and one agent call. Questions are answered one after the other; those that
-come in meanwhile wait. The page is for this machine alone (127.0.0.1) unless --host says otherwise.
+`--agent` is a TSPO folder, or a plain CLIP folder. A video of the folder is decoded and encoded when it is first asked
+about, into the frame store (one for the time of the page if none is named); a second question about it, like any about
+a video of the store, reads features and the shown frames from there. Questions are answered one after the other; those
+that come in meanwhile wait. The page is for this machine alone (127.0.0.1) unless --host says otherwise.
 """
 
+import contextlib
 import dataclasses
+import functools
 import http.server
 import itertools
 import json
@@ -24,15 +27,18 @@ from pathlib import Path
 
 from absl import flags
 
-from tspo_jax import entry_point, prompts, report_page, video_page
+from tspo_jax import entry_point, predecode, prompts, report_page, video_page
+from tspo_jax.data import decode_workers, frame_store
 from tspo_jax.data.decode import Video, VideoError
-from tspo_jax.scoring import AGENT_METHODS, Candidates, Scorer, load_scorer, pick
-from tspo_jax.select_frames import VIDEO_SUFFIXES, file_source, query
+from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.scoring import AGENT_METHODS, Scorer, load_scorer
+from tspo_jax.select_frames import picks_of, select_frames
+from tspo_jax.video_source import VIDEO_SUFFIXES, Source, stored_source
 
 MAX_FRAMES = 256
 MAX_WAITING = 16  # questions
 MAX_BODY = 100_000  # bytes of a question
-KEPT_VIDEOS, KEPT_JOBS = 16, 64
+KEPT_JOBS = 64
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -46,60 +52,79 @@ class RequestError(ValueError):
 
 @dataclasses.dataclass
 class Job:
-    """A question and how far it is: `waiting`, `encoding`, `answering`, `done` or `failed`."""
+    """A question and how far it is: `waiting`, `decoding`, `encoding`, `answering`, `done` or `failed`."""
 
     state: str = "waiting"
-    done: int = 0  # frames that are encoded
-    total: int = 0
+    share: float = 0.0  # of the video that is decoded or encoded
     html: str = ""  # the result, or why there is none
+
+    def report(self, state: str, share: float) -> None:
+        self.state, self.share = state, share
 
 
 class Library:
-    """The videos of a folder, and what is known about them. Not to be used by two threads at a time, except `path`."""
+    """The videos of a folder and of a frame store. Not to be used by two threads at a time, except `path` and `save`.
 
-    def __init__(self, folder: str | Path, scorer: Scorer, answer: Callable[[list, str], str] | None = None):
-        self.folder = Path(folder).resolve()
-        if not self.folder.is_dir():
-            raise ValueError(f"--videos: {folder} is no folder")
+    Args:
+      folder: of video files; None = those of the store alone.
+      store: frame store, made if it is not there; videos of the folder are added when they are asked about.
+      scorer: chooses the frames.
+      answer: (frames, question) -> text, if any.
+    """
+
+    def __init__(
+        self, folder: Path | None, store: Path, scorer: Scorer, answer: Callable[[list, str], str] | None = None
+    ):
+        self.folder = folder and folder.resolve()
+        if folder and not (store / "store.json").exists():
+            frame_store.open_settings(store, frame_store.StoreSettings())
+        frame_store.read_settings(store)
+        self.store = store
         self.scorer = scorer
         self.answer = answer
-        self._encoded: OrderedDict[tuple, Candidates] = OrderedDict()
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+        return sorted(self._files() | set(FrameStore(self.store).names()))
 
-    def path(self, name: str) -> Path:
-        """The file of a video; RequestError for anything that is no video file directly in the folder."""
-        if name not in self.names() or (self.folder / name).resolve().parent != self.folder:
-            raise RequestError(404, f"there is no video {name!r} in the folder")
-        return self.folder / name
+    def _files(self) -> set[str]:
+        files = self.folder.iterdir() if self.folder else ()
+        return {path.name for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
+
+    def path(self, name: str) -> Path | None:
+        """The file of a video, None where only the store has it; RequestError for what is in neither."""
+        if name in self._files() and (self.folder / name).resolve().parent == self.folder:
+            return self.folder / name
+        if name not in FrameStore(self.store).names():
+            raise RequestError(404, f"there is no video {name!r} here")
+        return None
 
     def ask(self, job: Job, name: str, question: str, num_frames: int, method: str) -> str:
         """HTML of what is found for a question."""
-        path = self.path(name)
-
-        def watch(frames: Iterable, total: int) -> Iterable:
-            job.state, job.total = "encoding", total
-            for job.done, frame in enumerate(frames, start=1):
-                yield frame
-
-        source = file_source(path, name, self.scorer, watch)
-        stat = path.stat()
-        key = name, stat.st_size, stat.st_mtime_ns
-        if key not in self._encoded:
-            self._encoded[key] = source.candidates()
-            if len(self._encoded) > KEPT_VIDEOS:
-                self._encoded.popitem(last=False)
-        self._encoded.move_to_end(key)
-        candidates, answers = self._encoded[key], {}
+        source, answers = self._source(job, name), {}
         if self.answer:
             job.state = "answering"
-            picks = pick(method, *self.scorer.ask(candidates.features, query(question)), num_frames)
-            answers = {method: self.answer(source.pictures(picks), question)}
-        return video_page.section(self.scorer, name, candidates, source.pictures, question, num_frames, answers)
+            result = select_frames(self.scorer, source.candidates(), question, num_frames, method)
+            answers = {method: self.answer(source.pictures(picks_of(result, source)), question)}
+        return video_page.section(self.scorer, source, question, num_frames, answers)
+
+    def _source(self, job: Job, name: str) -> Source:
+        """A video of the store, which it is added to where its frames or features are not there, or of another file."""
+        path, store, clip = self.path(name), FrameStore(self.store), self.scorer.clip
+        size = path and path.stat().st_size
+        decoded = name in store and size in (None, store.video(name).source_size)
+        encoded = decoded and frame_store.features_path(self.store, clip.identity, name).is_file()
+        if not encoded or not FrameStore(self.store, clip.identity).has_features(name):
+            with predecode.writing(self.store, predecode.Shard()):
+                if not decoded:
+                    video = decode_workers.Job(str(path), name, size, str(self.store), store.settings, ("auto",))
+                    decode_workers.decode_video(video, functools.partial(job.report, "decoding"))
+                predecode.encode_features(self.store, [name], clip, functools.partial(job.report, "encoding"))
+        return stored_source(FrameStore(self.store, clip.identity), name)
 
     def save(self, name: str, body: Iterable[bytes]) -> None:
         """A new video of the folder; RequestError unless it is one. Nothing of another file stays."""
+        if not self.folder:
+            raise RequestError(403, "videos are not taken: the page shows a frame store")
         if Path(name).name != name or name.startswith(".") or Path(name).suffix.lower() not in VIDEO_SUFFIXES:
             raise RequestError(400, f"{name!r} is not the name of a video ({', '.join(VIDEO_SUFFIXES)})")
         descriptor, partial = tempfile.mkstemp(dir=self.folder, prefix=".upload_")
@@ -184,7 +209,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         def respond():
             path = urllib.parse.urlsplit(self.path).path
             if path == "/":
-                return page(self.server.library.names(), self.server.methods(), bool(self.server.library.answer))
+                return page(self.server.library, self.server.methods())
             if path == "/videos":
                 return {"videos": self.server.library.names()}
             if path.startswith("/questions/"):
@@ -263,15 +288,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 # ---- the page --------------------------------------------------------------------------------------------
 
 
-def page(videos: list[str], methods: list[str], answers: bool) -> str:
+def page(library: Library, methods: list[str]) -> str:
     """The form; its script asks and shows the result."""
-    video_options = "".join(f"<option>{escape(name)}</option>" for name in videos)
+    video_options = "".join(f"<option>{escape(name)}</option>" for name in library.names())
     method_options = "".join(f"<option value='{m}'>{escape(video_page.METHODS[m][0])}</option>" for m in methods)
-    answered = "The answer is given from the frames of" if answers else "No answerer is loaded. Method:"
+    answered = "The answer is given from the frames of" if library.answer else "No answerer is loaded. Method:"
+    upload = " <label>or add one <input type='file' id='file' accept='video/*' /></label>" if library.folder else ""
     form = (
         "<form id='form'><p><label>Video <select id='video' required='required'>"
-        f"{video_options}</select></label> <label>or add one <input type='file' id='file' accept='video/*' /></label>"
-        "</p><p><label>Question, options one a line<br />"
+        f"{video_options}</select></label>{upload}</p><p><label>Question, options one a line<br />"
         "<textarea id='question' rows='5' cols='70' required='required'></textarea></label></p>"
         "<p><label>Frames <input id='num_frames' type='number' min='1' "
         f"max='{MAX_FRAMES}' value='8' /></label> <label>{answered} <select id='method'>{method_options}</select>"
@@ -290,7 +315,7 @@ async function call(path, options) {
   return content;
 }
 function say(text) { at('state').textContent = text; }
-at('file').onchange = async () => {
+if (at('file')) at('file').onchange = async () => {
   const file = at('file').files[0];
   if (!file) return;
   say('Adding ' + file.name + ' ...');
@@ -309,9 +334,9 @@ at('form').onsubmit = async event => {
     const { question } = await call('/questions', { method: 'POST', body: JSON.stringify(fields) });
     for (let job; ; await new Promise(wake => setTimeout(wake, 300))) {
       job = await call('/questions/' + question);
-      say(job.state === 'encoding' ? 'Encoding frame ' + job.done + ' of ' + job.total : job.state);
-      at('progress').hidden = job.state !== 'encoding';
-      if (job.total) { at('progress').max = job.total; at('progress').value = job.done; }
+      say(job.state);
+      at('progress').hidden = job.state !== 'decoding' && job.state !== 'encoding';
+      at('progress').value = job.share;
       if (job.state === 'done' || job.state === 'failed') { at('result').innerHTML = job.html; break; }
     }
   } catch (error) { say(error.message); }
@@ -342,7 +367,8 @@ def load_answer(folder: str, max_new_tokens: int) -> Callable[[list, str], str]:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("videos", None, "Folder of videos.", required=True)
+    flags.DEFINE_string("videos", "", "Folder of videos.")
+    flags.DEFINE_string("store", "", "Frame store: its videos, and where those of the folder are kept.")
     flags.DEFINE_string("agent", None, "Folder of CLIP and the temporal agent, or of CLIP alone.", required=True)
     flags.DEFINE_string("answerer", "", "Folder of the Video-MLLM; without one, frames are chosen only.")
     flags.DEFINE_integer("window", 12, "Frames that a frame attends to: the agent's, as it was trained.", lower_bound=1)
@@ -354,12 +380,17 @@ def define_flags() -> None:
 
 def main() -> None:
     args = flags.FLAGS
-    if not Path(args.videos).is_dir():
+    if not args.videos and not args.store:
+        raise ValueError("--videos (a folder) or --store (a frame store) is missing")
+    if args.videos and not Path(args.videos).is_dir():
         raise ValueError(f"--videos: {args.videos} is no folder")
-    scorer = load_scorer(args.agent, args.window)
-    answer = load_answer(args.answerer, args.max_new_tokens) if args.answerer else None
-    library = Library(args.videos, scorer, answer)
-    with Server((args.host, args.port), library, args.max_upload_mb * 2**20) as server:
+    folder = Path(args.videos) if args.videos else None
+    with contextlib.ExitStack() as until_the_end:
+        store = args.store or until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="tspo_store_"))
+        scorer = load_scorer(args.agent, args.window)
+        answer = load_answer(args.answerer, args.max_new_tokens) if args.answerer else None
+        library = Library(folder, Path(store), scorer, answer)
+        server = until_the_end.enter_context(Server((args.host, args.port), library, args.max_upload_mb * 2**20))
         print(f"http://{args.host}:{server.server_address[1]}/", file=sys.stderr, flush=True)
         try:
             server.serve_forever()

@@ -1,13 +1,12 @@
 """A question about one's own video as one HTML page: scores over time, the frames of every method, the answer."""
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 
 from tspo_jax import report_page
 from tspo_jax.data.questions import split_options
 from tspo_jax.report_page import Choice, Example
-from tspo_jax.scoring import AGENT_METHODS, Candidates, Scorer, pick
+from tspo_jax.scoring import AGENT_METHODS, Scorer, pick
+from tspo_jax.video_source import Source
 
 METHODS = {
     "topk": ("agent, top-k", "trained"),
@@ -19,31 +18,24 @@ METHODS = {
 
 
 def section(
-    scorer: Scorer,
-    name: str,
-    candidates: Candidates,
-    pictures: Callable[[Sequence[int]], list[np.ndarray]],
-    question: str,
-    num_frames: int,
-    answers: dict[str, str] | None = None,
+    scorer: Scorer, source: Source, question: str, num_frames: int, answers: dict[str, str] | None = None
 ) -> str:
     """The question as an HTML element.
 
     Args:
       scorer: CLIP, and an agent whose methods are left out where there is none.
-      name: of the video.
-      candidates: of the video.
-      pictures: candidate indices -> frames uint8 [H, W, 3].
+      source: the video.
       question: with its options, one a line, if it has any.
       num_frames: K.
       answers: method -> what was answered from its frames.
     """
     query, options = split_options(question)
+    candidates = source.candidates()
     clip_scores, scores = scorer.ask(candidates.features, query or question)
     methods = [method for method in METHODS if scores is not None or method not in AGENT_METHODS]
     picks = {method: pick(method, clip_scores, scores, num_frames) for method in methods}
     shown = np.unique(np.concatenate(list(picks.values())))
-    frames = dict(zip(shown.tolist(), pictures(shown), strict=True))  # each is decoded once
+    frames = dict(zip(shown.tolist(), source.pictures(shown), strict=True))  # each is decoded once
     choices = [
         Choice(
             *METHODS[method],
@@ -62,7 +54,7 @@ def section(
             query or question,
             options,
             "",
-            name,
+            source.name,
             candidates.num_video_frames / candidates.fps,
             (),
             candidates.timestamps,

@@ -94,13 +94,13 @@ def read(
     """
     join = _Join(benchmark, items)
     found: dict[str, Selection] = {}
-    unknown: list[UnknownQuestion] = []
+    unknown: list[NoQuestionError] = []
     for row in question_rows(path):
         if (method and row.get("method", method) != method) or (num_frames and row.get("k", num_frames) != num_frames):
             continue
         try:
             item = join.item_of(row)
-        except UnknownQuestion as error:
+        except NoQuestionError as error:
             unknown.append(error)
             continue
         if item.id in found:
@@ -125,7 +125,7 @@ def question_rows(path: str | Path) -> Iterator[Row]:
             yield Row({"key": row["key"]} | qa, f"{row.where}, question {qa.get('uid')}")
 
 
-class UnknownQuestion(BenchmarkError):
+class NoQuestionError(BenchmarkError):
     """A row of an index file that is about none of the questions, or about more than one."""
 
 
@@ -149,11 +149,11 @@ class _Join:
                 return item
         options = row.get("candidates", row.get("options"))
         if not video or "question" not in row or options is None:
-            raise UnknownQuestion(f"{row.where}: no question of the benchmark has its {' + '.join(self.id_fields)}")
+            raise NoQuestionError(f"{row.where}: no question of the benchmark has its {' + '.join(self.id_fields)}")
         options = ast.literal_eval(options) if isinstance(options, str) else options  # so in the TSV files
         matches = self.by_text.get(_text_key(video, benchmarks.stem(row["question"]), options), [])
         if len(matches) != 1:
-            raise UnknownQuestion(f"{row.where}: {len(matches)} questions have its video {video}, question and options")
+            raise NoQuestionError(f"{row.where}: {len(matches)} questions have its video {video}, question and options")
         return matches[0]
 
 
