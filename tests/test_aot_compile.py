@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
-from tspo_jax import aot_compile, sharding, tpu, weights
+from tspo_jax import aot_compile, program_cost, sharding, tpu, weights
 from tspo_jax import config as cfg
 from tspo_jax.checkpoints import answerer_architecture
 
@@ -45,6 +46,13 @@ def slice_of_8():
 def compiled(config, slice_of_8):
     (result,) = aot_compile.compile_config(config, DESCRIPTIONS, ["v5e-8"], LAYERS)
     return result
+
+
+def test_an_axis_of_a_mesh_may_cut_one_of_the_slice(slice_of_8):
+    """8 of 4 x 4 x 4 chips, and 4 of 16 x 16: both are in docs/scaling.md."""
+    for name, axes in (("v5p-128", (8, 8)), ("v5e-256", (64, 4))):
+        mesh = sharding.make_mesh(list(zip(sharding.AXES, axes, strict=True)), tpu.slice_devices(name)[1])
+        assert mesh.devices.shape == axes and len({d.id for d in mesh.devices.flat}) == mesh.size
 
 
 def test_all_programs_fit(compiled):
@@ -108,12 +116,64 @@ def test_advice_names_what_is_left_to_change(config):
     assert aot_compile.advice(least, answerer, mesh) == ["a slice with more or larger chips"]
 
 
-@pytest.mark.parametrize("name", ["LLaVA-Video-7B-Qwen2", "LLaVA-Video-72B-Qwen2"])
-def test_descriptions_have_the_published_number_of_parameters(name):
+LLAVA, LLAVA_LARGE, QWEN = "LLaVA-Video-7B-Qwen2", "LLaVA-Video-72B-Qwen2", "Qwen2.5-VL-7B-Instruct"
+TIED_QWEN2_HALF_B = dict(
+    hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864
+) | dict(vocab_size=151936, tie_word_embeddings=True)
+TIED_QWEN_3B = dict(
+    hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, intermediate_size=11008
+) | dict(vocab_size=151936, tie_word_embeddings=True)
+QWEN_72B = dict(
+    hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, intermediate_size=29568
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "vision", "parameters"),
+    [
+        (LLAVA, TIED_QWEN2_HALF_B, {}, 893_618_208),
+        (LLAVA, {}, {}, 8_030_348_832),
+        (LLAVA_LARGE, {}, {}, 73_180_522_016),
+        (QWEN, TIED_QWEN_3B, dict(out_hidden_size=2048), 3_754_622_976),
+        (QWEN, {}, {}, 8_292_166_656),
+        (QWEN, QWEN_72B, dict(out_hidden_size=8192, intermediate_size=3456), 73_410_777_344),
+    ],
+    ids=["llava-0.5b", "llava-7b", "llava-72b", "qwen-3b", "qwen-7b", "qwen-72b"],
+)
+def test_published_sizes_and_where_they_lie(name, language, vision, parameters):
+    """As many parameters as in the published files, each with a place on the largest mesh of the model."""
     description, path = aot_compile.read_architecture(f"checkpoints/{name}", DESCRIPTIONS)
-    leaves = weights.flatten(answerer_architecture(description, path).abstract).values()
-    published = {"LLaVA-Video-7B-Qwen2": 8.03e9, "LLaVA-Video-72B-Qwen2": 73.2e9}  # bytes of the files / 2
-    assert sum(x.size for x in leaves) == pytest.approx(published[name], rel=0.01)
+    vision = {"vision_config": {**description["vision_config"], **vision}} if vision else {}
+    description = {**description, **language, **vision}
+    leaves = weights.flatten(answerer_architecture(description, path).abstract)
+    assert sum(x.size for x in leaves.values()) == parameters
+    heads = description["num_key_value_heads"]
+    mesh = sharding.make_mesh([("data", 8 // heads), ("model", heads)], jax.devices())
+    where = sharding.answerer_sharding(mesh, description, split_over_data=True)
+    whole, held = 0, 0
+    for path, x in leaves.items():
+        shard = where(path, x.shape).shard_shape(x.shape)
+        if path.startswith("language_model"):
+            whole, held = whole + x.size, held + math.prod(shard)
+    assert held < 1.01 * whole / 8, "of the language model all but vectors is split over all devices"
+
+
+@pytest.mark.parametrize("name", ["llava_video_7b", "llava_video_72b", "qwen2_5_vl_7b"])
+def test_programs_of_a_step_at_full_size(name, monkeypatch):
+    """Traced without a compiler, on CPU devices."""
+    monkeypatch.syspath_prepend(ROOT)
+    config = cfg.read(importlib.import_module(f"configs.{name}").get_config())
+    description, path = aot_compile.read_architecture(config.answerer.folder, DESCRIPTIONS)
+    answerer = answerer_architecture(description, path, video=config.answerer.video)
+    mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
+    calls = aot_compile.training_step(config, answerer, 768, mesh)
+    traced = {name: call.program.trace(*call.args, **call.kwargs) for name, call in calls.items()}
+    draws, answers = traced["sample"].out_info, traced["answer"].out_info
+    assert (draws.shape, answers.tokens.shape) == ((16, 8, 16), (16, 8, 16))
+    flops = program_cost.arithmetic(traced["answer"].jaxpr, calls["answer"].while_trips).flops
+    layers = sum(x.size for x in jax.tree.leaves(answerer.abstract["language_model"]["layers"]))
+    tokens = 16 * 8 * answerer.config.num_visual_tokens(16, *config.answerer.video.frame_size)
+    assert 2 * tokens * layers < flops < 2 * 2 * tokens * layers
 
 
 def test_mistakes_are_one_line():

@@ -79,12 +79,14 @@ LARGE = ClipConfig.from_hf(
         ),
     }
 )
+BASE_32 = ClipConfig.from_hf({"text_config": {}, "vision_config": {}})  # Hugging Face's defaults
 
 
-def test_published_size():
-    """clip-vit-large-patch14 has 427.6 M parameters."""
-    _, params = abstract_module(lambda rngs: Clip(LARGE, rngs=rngs))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 427_616_513
+@pytest.mark.parametrize(("config", "parameters"), [(LARGE, 427_616_513), (BASE_32, 151_277_313)])
+def test_published_sizes(config, parameters):
+    """clip-vit-large-patch14 and clip-vit-base-patch32."""
+    _, params = abstract_module(lambda rngs: Clip(config, rngs=rngs))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
 
 
 def test_half_precision_stays_half():

@@ -95,6 +95,28 @@ def test_sharded_answerer_gives_the_same_logits(golden, shape, split_over_data):
     np.testing.assert_allclose(np.asarray(actual)[0], data["case0/last_logits"].reshape(-1), atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(2, 4), (8, 1), (1, 4)])
+def test_sharded_clip_gives_the_same_features(golden, shape):
+    mesh = make_mesh(list(zip(sharding.AXES, shape, strict=True)), DEVICES[: shape[0] * shape[1]])
+    where = sharding.ParamSharding(mesh, {})
+    clip, split = load_clip(golden / "tspo_agent"), load_clip(golden / "tspo_agent", sharding=where)
+    pixels = np.random.default_rng(0).normal(size=(8, clip.processor.size, clip.processor.size, 3)).astype(np.float32)
+    ids = clip.token_ids([f"question {i}" for i in range(8)])
+
+    @jax.jit
+    def features(params, pixels, ids):
+        model = merge_params(clip.graphdef, params)
+        return model.image_features(pixels), model.text_features(ids)
+
+    expected, actual = (
+        features(clip.params, pixels, ids),
+        features(split.params, *sharding.put_batch(mesh, (pixels, ids))),
+    )
+    for a, b in zip(actual, expected, strict=True):
+        assert not a.is_fully_replicated or shape[0] == 1
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_key_and_value_heads_are_never_cut(golden):
     mesh = make_mesh([("data", 2), ("model", 4)], DEVICES)
     where = answerer_sharding(mesh, weights.read_config(golden / "llava_video_grid"))  # 4 heads, 2 of keys and values

@@ -25,6 +25,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from tspo_jax import config as config_module
@@ -39,7 +40,6 @@ from tspo_jax.run_folder import TrainState
 
 PROMPT_TOKENS = 256  # of a question with its options, padded
 FRAME = np.zeros((720, 1280, 3), np.uint8)  # a frame as it comes from a video
-GIB = 2**30
 
 
 class Call(NamedTuple):
@@ -114,14 +114,14 @@ def compile_call(call: Call, mesh: jax.sharding.Mesh, chip: tpu.Chip) -> dict[st
     """What the compiler says about one program, as plain values: bytes and seconds, per device where not said."""
     traced = call.program.trace(*call.args, **call.kwargs)
     cost = arithmetic(traced.jaxpr, call.while_trips)
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {"fits": False, "reason": _memory_sentence(str(error))}
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started[0], time.process_time() - started[1]
     memory = compiled.memory_analysis()
     program = Program(compiled.as_text(), cost.trips, mesh.size)
     roofline = {
@@ -131,12 +131,13 @@ def compile_call(call: Call, mesh: jax.sharding.Mesh, chip: tpu.Chip) -> dict[st
     }
     return {
         "fits": True,
-        "compile_seconds": seconds,
+        "compile_seconds": seconds[0],
+        "compile_processor_seconds": seconds[1],
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "flops_all_devices": cost.flops,
-        "hbm_bytes": program.hbm_bytes,
+        "traffic_bytes": program.hbm_bytes,
         "collectives": [
             {"kind": c.kind, "bytes": c.size, "devices": c.group, "count": c.count, "where": c.where}
             for c in program.collectives
@@ -226,21 +227,46 @@ def compile_config(
     return results
 
 
-HEADINGS = ("slice", "mesh", "B", "program", "arguments", "temporaries", "compile s", "bound by", "at least s")
+HEADINGS = (
+    "slice",
+    "program",
+    "arguments",
+    "temporaries",
+    "output",
+    "TFLOP",
+    "memory traffic",
+    "collectives",
+    "compile s (of processor)",
+    "bound by",
+    "at least s",
+)
 
 
 def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """One row of text per program, under HEADINGS."""
+    """One row of text per program, under HEADINGS: per device, but TFLOP of all of them."""
     rows = []
     for r in results:
-        place = r["topology"], "x".join(map(str, r["mesh"].values())), str(r["batch_size"])
+        place = f"{r['topology']}, {r['mesh']['data']} x {r['mesh']['model']}, B {r['batch_size']}"
         for name, p in r["programs"].items():
             if not p["fits"]:
-                rows.append((*place, name, "does not fit", p["reason"], "", "", ""))
+                rows.append((place, name, "does not fit", p["reason"], *[""] * (len(HEADINGS) - 4)))
                 continue
-            sizes = (f"{p[f'{part}_bytes'] / GIB:.2f} GiB" for part in ("argument", "temporary"))
-            rows.append((*place, name, *sizes, f"{p['compile_seconds']:.0f}", p["bound"], f"{p['seconds']:.3g}"))
+            sizes = (decimal(p[f"{part}_bytes"]) for part in ("argument", "temporary", "output"))
+            costs = f"{p['flops_all_devices'] / 1e12:.4g}", decimal(p["traffic_bytes"])
+            compiled = f"{p['compile_seconds']:.0f} ({p['compile_processor_seconds']:.0f})"
+            rows.append(
+                (place, name, *sizes, *costs, moved(p["collectives"]), compiled, p["bound"], f"{p['seconds']:.3g}")
+            )
     return rows
+
+
+def moved(collectives: Sequence[Mapping[str, Any]]) -> str:
+    """Number and bytes of the results of collectives, by kind."""
+    kinds = {c["kind"]: [0, 0] for c in collectives}
+    for c in collectives:
+        kinds[c["kind"]][0] += c["count"]
+        kinds[c["kind"]][1] += c["count"] * c["bytes"]
+    return ", ".join(f"{count} {kind} {decimal(size)}" for kind, (count, size) in kinds.items()) or "none"
 
 
 def main() -> int:
