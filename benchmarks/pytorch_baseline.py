@@ -6,13 +6,14 @@ one set after the other: prepare and encode its frames, put the prompt together,
 
 import copy
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from benchmarks.step_time import Timer, World, fastest
+from benchmarks.step_time import Timer, World
 from tspo_jax import weights
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
@@ -110,7 +111,7 @@ class Baseline:
     def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.tower(pixels, output_hidden_states=True).hidden_states[-1]
 
-    def step(self, timer: Timer) -> None:
+    def step(self, step: int, timer: Timer) -> None:
         s = self.world.setting
         text = torch.from_numpy(self.world.text).to(self.device)
         losses = []
@@ -137,25 +138,34 @@ class Baseline:
         self.optimizer.step()
         return loss.detach()
 
-    @torch.no_grad()
-    def pieces(self, images: int, prompts: int) -> dict[str, float]:
-        """The same as `pieces_of_ours`."""
+    def pieces(self, images: int, prompts: int) -> dict[str, Callable]:
+        """The same as those of `Ours`."""
         s, model = self.world.setting, self.world.answerer.config
         N = s.prompt_tokens - 1 + model.num_visual_tokens(s.K)
         options = {"device": self.device, "dtype": self.dtype}
         pixels = torch.zeros(images, 3, *[model.vision.image_size] * 2, **options)
         hidden = torch.ones(prompts, N, model.language.hidden_size, **options)
-        cache = self.llm(inputs_embeds=hidden, use_cache=True, logits_to_keep=1).past_key_values
 
+        @torch.no_grad()
+        def encode():
+            return self.tokens(pixels)
+
+        @torch.no_grad()
+        def prefill():
+            return self.llm(inputs_embeds=hidden, use_cache=True, logits_to_keep=1)
+
+        cache = prefill().past_key_values
+
+        @torch.no_grad()
         def decode():
-            out = self.llm(inputs_embeds=hidden[:, :1], past_key_values=cache, use_cache=True).logits
+            logits = self.llm(inputs_embeds=hidden[:, :1], past_key_values=cache, use_cache=True).logits
             cache.crop(-1)
-            return out
+            return logits
 
         return {
-            "SigLIP": fastest(lambda: wait(self.tokens(pixels))),
-            "prefill": fastest(lambda: wait(self.llm(inputs_embeds=hidden, use_cache=True, logits_to_keep=1).logits)),
-            "decode": fastest(lambda: wait(decode())),
+            "SigLIP": lambda: wait(encode()),
+            "prefill": lambda: wait(prefill().logits),
+            "decode": lambda: wait(decode()),
         }
 
 
@@ -173,13 +183,3 @@ def wait(x: torch.Tensor) -> torch.Tensor:
     if x.is_cuda:
         torch.cuda.synchronize()
     return x
-
-
-def measure(world: World, steps: int, device: str, images: int, prompts: int) -> dict:
-    """Mean seconds per step by part, after a first one that warms up, and the single pieces."""
-    baseline, timer = Baseline(world, device), Timer()
-    baseline.step(Timer())
-    for _ in range(steps):
-        baseline.step(timer)
-    seconds = {part: value / steps for part, value in timer.seconds.items()}
-    return {"seconds": seconds, "total": sum(seconds.values()), "pieces": baseline.pieces(images, prompts)}

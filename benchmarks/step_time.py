@@ -169,16 +169,21 @@ def encode_jpeg(frame: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def clock() -> np.ndarray:
+    """Seconds on the wall, and of this process's threads on all cores: other load on the machine is in the first."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 class Timer:
-    """Adds up seconds by part."""
+    """Adds up seconds (see `clock`) by part."""
 
     def __init__(self):
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, np.ndarray] = {}
 
     def __call__(self, part: str, call: Callable):
-        start = time.perf_counter()
+        start = clock()
         result = call()
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+        self.seconds[part] = self.seconds.get(part, 0.0) + clock() - start
         return result
 
 
@@ -201,8 +206,8 @@ class Ours:
             encode_chunk=s.encode_chunk,
             prefill_chunk=s.prefill_chunk,
         )
-        agent = jax.tree.map(jnp.copy, world.agent)  # the update takes its argument over
-        self.state = TrainState(agent, jax.jit(programs.make_optimizer(self.config).init)(agent))
+        state = TrainState(world.agent, jax.jit(programs.make_optimizer(self.config).init)(world.agent))
+        self.state = sharding.put_replicated(self.mesh, jax.tree.map(np.asarray, state))  # the update takes it over
         self.pool = ThreadPoolExecutor(8)
 
     def step(self, step: int, timer: Timer) -> np.ndarray:
@@ -246,20 +251,41 @@ class Ours:
         frames = np.stack(list(read))
         return frames[np.searchsorted(unique, candidates)]
 
+    def pieces(self, images: int, prompts: int) -> dict[str, Callable]:
+        """Encoding `images` frames, prefilling `prompts` prompts, and one token of each."""
+        s, params, graphdef = self.world.setting, self.world.params, self.world.answerer.graphdef
+        N, width = s.prompt_tokens - 1 + self.world.answerer.config.num_visual_tokens(s.K), s.answerer["hidden_size"]
+        pixels = jnp.zeros((images, *[self.world.answerer.processor.size] * 2, 3))
+        hidden = jnp.ones((prompts, N, width), s.dtype)
+        positions = jnp.broadcast_to(jnp.arange(N), (prompts, N))
 
-def measure_ours(world: World, steps: int) -> dict:
-    """Mean seconds per step by part after a first step that compiles."""
-    ours = Ours(world)
-    compilation, timer = Timer(), Timer()
-    ours.step(0, compilation)
-    unique = [len(np.unique(picks)) for step in range(1, steps + 1) for picks in ours.step(step, timer)]
-    seconds = {part: value / steps for part, value in timer.seconds.items()}
-    return {"seconds": seconds, "total": sum(seconds.values()), "unique_frames": float(np.mean(unique))}
+        @jax.jit
+        def encode(params, pixels):
+            return merge_params(graphdef, params).vision_tower(pixels)
+
+        @jax.jit
+        def prefill(params, hidden):
+            language = merge_params(graphdef, params).language_model
+            out, cache = language(hidden, positions)
+            return language.logits(out[:, -1]), cache.extend(1)
+
+        @jax.jit
+        def decode(params, hidden, cache):
+            language = merge_params(graphdef, params).language_model
+            out, cache = language(hidden, jnp.full((prompts, 1), N), cache)
+            return language.logits(out[:, 0])
+
+        cache = prefill(params, hidden)[1]
+        return {
+            "SigLIP": lambda: jax.block_until_ready(encode(params, pixels)),
+            "prefill": lambda: jax.block_until_ready(prefill(params, hidden)),
+            "decode": lambda: jax.block_until_ready(decode(params, hidden[:, :1], cache)),
+        }
 
 
-def arithmetic_of_answer(world: World, unique: float) -> float:
+def arithmetic_of_answer(ours: Ours, unique: float) -> float:
     """Floating point operations of the answer program with that many unique frames per question."""
-    s, ours = world.setting, Ours(world)
+    world, s = ours.world, ours.world.setting
     index = np.arange(s.G * s.K, dtype=np.int32).reshape(1, s.G, s.K).repeat(s.B, 0)
     frames = np.zeros((s.B, s.G * s.K, *world.answerer.processor.crop(world.frames[0]).shape), np.uint8)
     traced = ours.rollout.program.trace(world.params, *ours.shown(frames, index))
@@ -267,102 +293,111 @@ def arithmetic_of_answer(world: World, unique: float) -> float:
     return arithmetic(traced.jaxpr, trips).flops
 
 
-def fastest(call: Callable, repeats: int = 5) -> float:
-    """Seconds of the fastest of some runs, after one that warms up."""
-    call()
-    seconds = []
+def steps_of(sides: dict, num_steps: int) -> tuple[dict, dict]:
+    """Mean seconds of a step of each side by part, and the frames that ours picked. The sides take turns."""
+    timers, picks = {name: Timer() for name in sides}, []
+    for step in range(1, num_steps + 1):
+        for name, side in sides.items():
+            picked = side.step(step, timers[name])
+            if name == "ours":
+                picks.append(picked)
+    seconds = {name: {part: t / num_steps for part, t in timer.seconds.items()} for name, timer in timers.items()}
+    return seconds, picks
+
+
+def fastest(sides: dict[str, dict[str, Callable]], repeats: int = 7) -> dict[str, dict[str, np.ndarray]]:
+    """Seconds of each side's pieces, the fastest of some runs in turns, after one that warms up."""
+    best = {name: {} for name in sides}
     for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+        for part in next(iter(sides.values())):
+            for name, pieces in sides.items():
+                pieces[part]()  # its data is in the caches, and the other side's threads have gone to sleep
+                timer = Timer()
+                timer(part, pieces[part])
+                best[name][part] = np.minimum(best[name].get(part, np.inf), timer.seconds[part])
+    return best
 
 
-def pieces_of_ours(world: World, images: int, prompts: int) -> dict[str, float]:
-    """Seconds of encoding `images` frames, prefilling `prompts` prompts, and one token of each."""
-    s, graphdef = world.setting, world.answerer.graphdef
-    model = merge_params(graphdef, world.params)
-    N, width = s.prompt_tokens - 1 + model.cfg.num_visual_tokens(s.K), s.answerer["hidden_size"]
-    pixels = jnp.zeros((images, *[world.answerer.processor.size] * 2, 3))
-    hidden = jnp.ones((prompts, N, width), s.dtype)
-    positions = jnp.broadcast_to(jnp.arange(N), (prompts, N))
+def ratios(seconds: dict[str, dict[str, np.ndarray]]) -> dict:
+    """For each part and the sum: both sides' seconds, and PyTorch's over ours, on the wall and of the processor."""
+    ours, theirs = seconds["ours"], seconds.get("pytorch", {})
 
-    def prefill(params, hidden):
-        language = merge_params(graphdef, params).language_model
-        out, cache = language(hidden, positions)
-        return language.logits(out[:, -1]), cache.extend(1)
+    def row(a, b):
+        found = {name: x.tolist() for name, x in (("ours", a), ("pytorch", b)) if x is not None}
+        return found | ({"ratio": (b / a).tolist()} if len(found) == 2 else {})
 
-    def decode(params, hidden, cache):
-        language = merge_params(graphdef, params).language_model
-        out, cache = language(hidden, jnp.full((prompts, 1), N), cache)
-        return language.logits(out[:, 0]), cache
-
-    encode = jax.jit(lambda params, pixels: merge_params(graphdef, params).vision_tower(pixels))
-    prefill, decode = jax.jit(prefill), jax.jit(decode)
-    cache = prefill(world.params, hidden)[1]
-
-    def run(program, *args):
-        return lambda: jax.block_until_ready(program(world.params, *args))
-
-    return {
-        "SigLIP": fastest(run(encode, pixels)),
-        "prefill": fastest(run(prefill, hidden)),
-        "decode": fastest(run(decode, hidden[:, :1], cache)),
-    }
+    rows = {part: row(ours.get(part), theirs.get(part)) for part in dict.fromkeys([*theirs, *ours])}
+    return rows | {"sum": row(sum(ours.values()), sum(theirs.values()) if theirs else None)}
 
 
-def show(title: str, ours: dict[str, float], baseline: dict[str, float]) -> None:
-    print(f"\n{title:24}{'ours s':>12}{'PyTorch s':>12}{'ratio':>8}", file=sys.stderr)
-    for part in dict.fromkeys([*baseline, *ours]):
-        a, b = ours.get(part), baseline.get(part)
-        cells = [f"{x:.4f}" if x is not None else "-" for x in (a, b)] + [f"{b / a:.2f}" if a and b else ""]
-        print(f"{part:24}{cells[0]:>12}{cells[1]:>12}{cells[2]:>8}", file=sys.stderr)
+def show(title: str, rows: dict) -> None:
+    print(f"\n{title:24}{'ours s':>10}{'PyTorch s':>11}{'ratio':>8}{'of CPU time':>13}", file=sys.stderr)
+    for part, row in rows.items():
+        wall = [f"{row[side][0]:.4f}" if side in row else "-" for side in ("ours", "pytorch")]
+        ratio = [f"{x:.2f}" for x in row.get("ratio", ())] or ["", ""]
+        print(f"{part:24}{wall[0]:>10}{wall[1]:>11}{ratio[0]:>8}{ratio[1]:>13}", file=sys.stderr)
 
 
-def measure(setting: Setting, answer_tokens: int, steps: int, images: int, prompts: int) -> dict:
-    """Both sides; the baseline is left out where PyTorch is not installed or has no such device."""
-    world = World(setting, answer_tokens)
-    device = jax.devices()[0]
-    ours = measure_ours(world, steps) | {"pieces": pieces_of_ours(world, images, prompts)}
-    result = {"device": f"{device.platform}: {device.device_kind}", "answer_tokens": answer_tokens, "ours": ours}
-    if peak := next((peak for name, peak in GPU_PEAKS.items() if name in device.device_kind), None):
-        flops = arithmetic_of_answer(world, ours["unique_frames"])
-        result["answer_flops"], result["fraction_of_peak"] = flops, flops / ours["seconds"]["answer"] / peak
-        result["peak_bytes"] = device.memory_stats()["peak_bytes_in_use"]
+def baseline(world: World, device: jax.Device):
+    """The other side, warm; None where PyTorch is not installed, has no such device, or it has too little memory."""
     try:
         import torch
     except ImportError:
-        return result
+        return None
     if device.platform == "gpu" and not torch.cuda.is_available():
-        return result
-    from benchmarks import pytorch_baseline
+        return None
+    from benchmarks.pytorch_baseline import Baseline
 
-    baseline = pytorch_baseline.measure(world, steps, "cuda" if device.platform == "gpu" else "cpu", images, prompts)
-    result |= {"pytorch": baseline, "ratio": baseline["total"] / ours["total"]}
-    without_clip = baseline["total"] - baseline["seconds"]["CLIP"]
-    return result | {"ratio_without_clip": without_clip / ours["total"]}
+    try:
+        side = Baseline(world, "cuda" if device.platform == "gpu" else "cpu")
+        side.step(0, Timer())
+    except torch.OutOfMemoryError as error:
+        print(f"the baseline does not fit: {error}", file=sys.stderr)
+        return None
+    return side
+
+
+def measure(setting: Setting, answer_tokens: int, num_steps: int, images: int, prompts: int) -> dict:
+    """All numbers; pairs are seconds on the wall and of the processor."""
+    world = World(setting, answer_tokens)
+    device = jax.devices()[0]
+    sides = {"ours": Ours(world)}
+    sides["ours"].step(0, Timer())  # compiles
+    if other := baseline(world, device):
+        sides["pytorch"] = other
+    seconds, picks = steps_of(sides, num_steps)
+    pieces = fastest({name: side.pieces(images, prompts) for name, side in sides.items()})
+    unique = float(np.mean([len(np.unique(of_question)) for picked in picks for of_question in picked]))
+    result = {
+        "device": f"{device.platform}: {device.device_kind}",
+        "answer_tokens": answer_tokens,
+        "unique_frames": unique,
+        "step": ratios(seconds),
+        "step without CLIP": ratios({name: {p: t for p, t in s.items() if p != "CLIP"} for name, s in seconds.items()}),
+        "pieces": ratios(pieces),
+    }
+    if peak := next((peak for name, peak in GPU_PEAKS.items() if name in device.device_kind), None):
+        flops = arithmetic_of_answer(sides["ours"], unique)
+        result["answer_flops"] = flops
+        result["fraction_of_peak"] = flops / seconds["ours"]["answer"][0] / peak
+        result["peak_bytes"] = device.memory_stats()["peak_bytes_in_use"]
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="LLaVA-Video-7B in bfloat16 on the first GPU")
-    parser.add_argument("--answer_tokens", type=int, default=8)
+    parser.add_argument("--answer_tokens", type=int, default=8, help="Length of every answer.")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--output", default="")
+    parser.add_argument("--output", default="", help="File for the JSON; default: stdout.")
     args = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory for PyTorch
     if args.gpu != (jax.devices()[0].platform == "gpu"):
         sys.exit(f"error: --gpu is {args.gpu}, but jax runs on {jax.devices()[0].platform}")
     images, prompts = (64, 8) if args.gpu else (32, 8)
     result = measure(FULL if args.gpu else SMALL, args.answer_tokens, args.steps, images, prompts)
-    ours, baseline = result["ours"], result.get("pytorch", {"seconds": {}, "pieces": {}})
-    show("seconds per step", ours["seconds"], baseline["seconds"])
-    show("same inputs", ours["pieces"], baseline["pieces"])
-    if "ratio" in result:
-        totals = f"{ours['total']:.2f} s against {baseline['total']:.2f} s a step"
-        print(
-            f"\n{totals}: {result['ratio']:.1f} times, {result['ratio_without_clip']:.1f} without CLIP", file=sys.stderr
-        )
+    for part in ("step", "step without CLIP", "pieces"):
+        show(part, result[part])
     text = json.dumps(result, indent=1)
     if args.output:
         with open(args.output, "w") as file:
