@@ -1,9 +1,9 @@
 """Speed of pre-decoding, of fetching picked frames, of the store's layouts and of the loader, on the CPU.
 
-    python -m benchmarks.data_pipeline [decode fetch layout loader]
+    python -m benchmarks.data_pipeline [decode fetch layout loader memory]
 
-decode   720p H.264 by predecode's workers against the plain decoder (FFmpeg, every picture, nothing done with it) on
-         one core, in source frames per second (to reach: 90 % with one worker, nearly twice that with two).
+decode   a minute of 720p H.264 by predecode's workers against the plain decoder (FFmpeg, every picture, nothing done
+         with it) on one core, in source frames per second (to reach: 90 % with one worker, nearly twice that with two).
 fetch    128 frames of 384 px of a 10-minute and of a 10-hour video, against the JPEG decoder alone, which has the files
          in memory and leaves the pictures in one new array too (to reach: 110 %); the same with the resizing of
          training. CPU time of one thread.
@@ -11,6 +11,7 @@ layout   why the store is what it is: one file per video or for all, records per
 loader   batches of 4 needle samples, T = 800, D = 768 (to reach: 20 times what training takes. A step of 16 questions
          with 8 sets of 16 frames makes a 7B answerer prefill 128 prompts of 3,600 tokens, 7e15 operations: at 40 % of
          its peak a v5p-32 needs 2.4 s. Each of its 4 hosts then loads 4 questions per step: 8 batches per second).
+memory   of the loader over 10,000 small batches (to reach: flat).
 """
 
 import concurrent.futures
@@ -31,10 +32,9 @@ from PIL import Image
 from tspo_jax.data import frame_store
 from tspo_jax.data.decode_workers import Job, decode_video, run_jobs
 from tspo_jax.data.loader import Loader, LoaderConfig, fetch_frames
+from tspo_jax.data.needle import NeedleConfig
 from tspo_jax.data.questions import Question
 from tspo_jax.models.preprocessing import ImageProcessor
-
-LOADER_BATCHES = 10_000
 
 
 def noisy_picture(height: int, width: int, seed: int) -> np.ndarray:
@@ -63,7 +63,7 @@ def decode(folder: Path) -> dict:
 
 
 def decode_file(folder: Path, path: Path, options: dict[str, str]) -> dict:
-    num_frames = 900
+    num_frames = 1800
     write_720p(path, num_frames, options)
 
     def plain():
@@ -181,23 +181,38 @@ def read_anywhere(folder: Path, option: str, per_file: int, jpegs: list[bytes]) 
 
 
 def loader(folder: Path) -> dict:
+    config = LoaderConfig(batch_size=4, picks={"specific": 16}, buckets=(800,))
+    with Loader(*feature_store(folder, width=768), config, seed=0) as batches:
+        for _ in range(20):
+            next(batches)
+        start = time.perf_counter()
+        for _ in range(500):
+            next(batches)
+        return {"batches per second": round(500 / (time.perf_counter() - start), 1)}
+
+
+def memory(folder: Path) -> dict:
+    few = NeedleConfig(group_frames=4)
+    config = LoaderConfig(batch_size=4, picks={"specific": 16}, buckets=(64,), needle=few)
+    result = {}
+    with Loader(*feature_store(folder, width=16), config, seed=0) as batches:
+        for number in range(1, 10_001):
+            next(batches)
+            if number in (100, 5_000, 10_000):
+                result[f"MB after {number} batches"] = resident_mb()
+    return result
+
+
+def feature_store(folder: Path, width: int) -> tuple[frame_store.FrameStore, list[Question]]:
+    """64 videos of 150 frames with features [150, width] and without pictures, and a needle question about each."""
     frame_store.open_settings(folder, frame_store.StoreSettings())
     clip, rng, questions = "0" * 16, np.random.default_rng(0), []
     for i in range(64):
         entry = frame_store.VideoEntry(f"{i}", 1.0, 150, np.arange(150.0), np.arange(150), 8, 8, "", 1, "")
         entry = frame_store.write_frames(folder, entry, [b"jpeg"] * 150)
-        frame_store.write_features(folder, entry, clip, [rng.standard_normal((150, 768), np.float32)], 768)
+        frame_store.write_features(folder, entry, clip, [rng.standard_normal((150, width), np.float32)], width)
         questions.append(Question(i, f"{i}", "q", "q", ("x", "y"), "A", "specific", f"q:{i}"))
-    config = LoaderConfig(batch_size=4, picks={"specific": 16}, buckets=(800,))
-    store = frame_store.FrameStore(folder, clip)
-    with Loader(store, questions, config, seed=0) as batches:
-        for _ in range(100):
-            next(batches)
-        before, start = resident_mb(), time.perf_counter()
-        for _ in range(LOADER_BATCHES):
-            next(batches)
-        rate = LOADER_BATCHES / (time.perf_counter() - start)
-        return {"batches per second": round(rate, 1), "MB before": before, "MB after": resident_mb()}
+    return frame_store.FrameStore(folder, clip), questions
 
 
 def resident_mb() -> int:
@@ -206,7 +221,7 @@ def resident_mb() -> int:
 
 
 def main(names: list[str]) -> None:
-    for benchmark in (decode, fetch, layout, loader):
+    for benchmark in (decode, fetch, layout, loader, memory):
         if not names or benchmark.__name__ in names:
             with tempfile.TemporaryDirectory() as folder:
                 print(json.dumps({benchmark.__name__: benchmark(Path(folder))}, indent=1), flush=True)

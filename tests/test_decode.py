@@ -6,6 +6,7 @@ import struct
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from video_files import shown_numbers, write_noise, write_video
 
 from tspo_jax.data import decode
@@ -124,6 +125,21 @@ def test_rotation_is_applied(video, tmp_path):
 def test_short_side(video, decoder):
     shapes = {side: next(Video(video, decoder).frames([0], side)).shape for side in (0, 24, 48, 96)}
     assert shapes == {0: (48, 64, 3), 24: (24, 32, 3), 48: (48, 64, 3), 96: (48, 64, 3)}
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuvj420p", "yuv444p"])
+def test_reduced_pictures_keep_their_colours(tmp_path, decoder, pixels):
+    """They are close to the full-size picture reduced by Pillow, whatever the layout and range of its colours."""
+    red, green = np.meshgrid(np.linspace(20, 235, 320), np.linspace(235, 20, 240))
+    picture = np.stack([red, green, np.full_like(red, 120)], axis=-1).astype(np.uint8)
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, pixels
+        container.mux([*stream.encode(av.VideoFrame.from_ndarray(picture)), *stream.encode()])
+    whole, reduced = (next(Video(tmp_path / "v.mp4", decoder).frames([0], side)) for side in (0, 96))
+    expected = np.asarray(Image.fromarray(whole).resize((128, 96), Image.Resampling.BICUBIC), int)
+    assert reduced.shape == (96, 128, 3) and np.abs(reduced - expected).mean() < 2
 
 
 def _sound(path):

