@@ -14,6 +14,8 @@ def get_config():
     config.answerer.folder = f"{CHECKPOINTS}/llava_video"
     config.answerer.dtype = "float32"
     config.answerer.max_new_tokens = 5
+    config.answerer.option_text = " {letter}"  # it answers " with tree red B"
+    config.answerer.question_chunk = 2
     config.data.store = "toy_data/frames"
     config.data.questions = "toy_data/train.jsonl"
     config.data.min_frames = 0  # toy videos are used whole: 60 to 240 frames
@@ -24,5 +26,7 @@ def get_config():
     config.evaluation.questions = "toy_data/eval.jsonl"
     config.evaluation.budgets = (8,)
     config.evaluation.batch_size = 32
+    config.held_out.every = 50
+    config.held_out.num_questions = 64
     config.log_every = 5
     return config

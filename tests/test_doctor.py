@@ -26,7 +26,7 @@ def healthy(num_steps=NUM_STEPS):
         row |= {
             "unparsed": 0.01, "dead_groups": 0.3 + 0.1 * rng.random(), "grad_norm": 0.5 + rng.random(),
             "score_entropy": math.log(60 - 35 * done), "tau": 0.025 - 0.015 * done, "cosine_spread": 0.03,
-            "unique_frames": 60 - 30 * done, "compilations": 40 if i > 2 else 20 * i,
+            "unique_frames": 60 - 30 * done, "compilations": 40 if i > 2 else 20 * i, "device_idle": 0.05,
         }  # fmt: skip
         row |= {f"seconds/{part}": s for part, s in zip(("data", "sample", "fetch", "answer", "update"),
                                                        (0.01, 0.02, 0.1, 1.0, 0.1), strict=True)}  # fmt: skip
@@ -76,7 +76,7 @@ def test_a_healthy_run_has_no_finding():
         ("gradient_too_large", ill(grad_norm=500.0), "500 in most steps, 500 times"),
         ("no_gradient", ill(grad_norm=1e-9), "1.0e-09"),
         ("not_finite", ill(grad_norm=lambda row, done: None if row["step"] == 30 else 1.0), "at step 30"),
-        ("input_bound", ill(seconds__fetch=2.0), "2.00 s for the picked frames"),
+        ("input_bound", ill(seconds__fetch=2.0, device_idle=0.6), "waits 60% .* 2.00 s for the picked frames"),
         ("recompilations", ill(compilations=lambda row, done: row["step"]), "29 of the last 30 steps"),
     ],
 )

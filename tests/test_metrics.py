@@ -1,13 +1,14 @@
 """metrics.jsonl, TensorBoard's event files, the terminal and the counter of compilations."""
 
 import json
+import time
 
 import jax
 import jax.numpy as jnp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tspo_jax.metrics import CompilationCounter, MetricsLog, Stopwatch, Terminal, read_rows
+from tspo_jax.metrics import CompilationCounter, DeviceClock, MetricsLog, Stopwatch, Terminal, read_rows
 
 
 def test_rows_reach_both_files(tmp_path):
@@ -60,6 +61,26 @@ def test_stopwatch_adds_up():
         with watch("data"):
             pass
     assert list(watch.seconds) == ["data"] and watch.seconds["data"] > 0
+
+
+class Result:
+    """What `jax.block_until_ready` waits for, ready after some seconds of the device's time."""
+
+    def __init__(self, seconds):
+        self.ready = time.perf_counter() + seconds
+
+    def block_until_ready(self):
+        time.sleep(max(0.0, self.ready - time.perf_counter()))
+
+
+def test_the_device_is_idle_where_nothing_was_started():
+    with DeviceClock() as clock:
+        clock.started(Result(0.2))
+        clock.started(Result(0.3))  # begins when the first one ends
+        time.sleep(0.6)
+        assert clock.idle_share() == pytest.approx(0.5, abs=0.1)
+        time.sleep(0.1)
+        assert clock.idle_share() == pytest.approx(1, abs=0.01)
 
 
 def test_terminal_writes_to_stderr_only(capsys):

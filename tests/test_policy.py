@@ -377,3 +377,52 @@ def test_label_loss_by_hand():
     assert policy.label_loss(logits, labels) == pytest.approx(expected, rel=1e-5)
     assert jnp.isfinite(jax.grad(policy.label_loss)(logits, labels)).all()
     assert policy.label_loss(logits, jnp.zeros((3, 4), bool)) == 0
+
+
+def test_dead_groups_by_hand():
+    rewards = np.array([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]], np.float32)
+    assert policy.dead(rewards).tolist() == [True, False, True]
+    assert policy.dead(jnp.asarray(rewards)).tolist() == [True, False, True]
+
+
+def test_stale_draws_have_the_ratio_to_the_agent_that_drew():
+    """The gradient is that of mean(clipped ratio * advantage), ratio = p now / p when it was drawn."""
+    logits = jnp.array([[0.5, -0.2, 0.1, 0.9]])
+    drew = jnp.log(jnp.array([[0.15, 0.35, 0.4, 0.1]]))
+    picks, rewards = jnp.array([[[0, 1], [2, 3]]]), jnp.array([[1.0, 0.0]])
+    objective = policy.Objective(advantage="dr_grpo", clip_low=0.2, clip_high=0.3)
+    descent = optax.sgd(1.0)
+    after, _, metrics = policy.update(
+        lambda x: x, descent, logits, descent.init(logits), picks, rewards, objective, drew=drew
+    )
+    p, q = (jax.nn.softmax(x[0]) for x in (logits, drew))
+    ratio = np.asarray(p / q)
+    assert min(ratio[0], ratio[3]) > 1.3 and max(ratio[1], ratio[2]) < 0.8
+
+    def objective_by_hand(x):
+        ratio = jax.nn.softmax(x[0]) / q
+        # Advantages +1/2 (frames 0, 1) and -1/2 (2, 3). What has gone far enough in the direction of its advantage is
+        # held at the limit (0, 2); what has gone the other way counts in full (1, 3).
+        return -(0.5 * (1.3 + ratio[1]) - 0.5 * (0.8 + ratio[3])) / 4
+
+    np.testing.assert_allclose(logits - after, jax.grad(objective_by_hand)(logits), rtol=1e-5)
+    assert metrics["clipped"] == 1
+    np.testing.assert_allclose(metrics["loss"], objective_by_hand(logits), rtol=1e-5)
+    same, _, _ = policy.update(
+        lambda x: x, descent, logits, descent.init(logits), picks, rewards, objective, drew=logits
+    )
+    plain, _, _ = policy.update(lambda x: x, descent, logits, descent.init(logits), picks, rewards, objective)
+    np.testing.assert_allclose(same, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("before", "after", "undone"), [(0.1, 0.4, 0), (0.1, 0.6, 1), (0.7, 0.6, 0), (0.6, 0.7, 1)])
+def test_an_update_that_goes_too_far_is_undone(before, after, undone):
+    """Limit 0.5: above it only a step towards the initial agent is kept; counts go on."""
+    old, new = (
+        ({"a": jnp.array([before])}, (jnp.array(1.0), jnp.array(3))),
+        ({"a": jnp.array([after])}, (jnp.array(2.0), jnp.array(4))),
+    )
+    params, (moment, count), metrics = policy.undo_if_too_far(lambda p: p["a"].sum(), 0.5, old, new)
+    assert metrics == {"kl_after": pytest.approx(after), "undone": undone}
+    assert params["a"][0] == pytest.approx(before if undone else after)
+    assert moment == (1.0 if undone else 2.0) and count == 4

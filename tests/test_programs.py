@@ -123,9 +123,3 @@ def test_several_optimizer_steps_and_a_warm_start(golden, config):
     assert metrics["learning_rate"] == pytest.approx(5e-4 * (1 - 4 / 22), rel=1e-5) and metrics["kl"] > 0
     counts = [x for x in jax.tree.leaves(state.optimizer) if x.shape == ()]
     assert counts and all(count == 7 for count in counts)
-
-
-def test_option_log_probs_by_hand():
-    logits = np.log(np.array([[[0.1, 0.2, 0.3, 0.4]]], np.float32))
-    found = programs.option_log_probs(logits, np.array([[3, 1, -1]]))
-    np.testing.assert_allclose(found[0, 0], [np.log(2 / 3), np.log(1 / 3), -np.inf], rtol=1e-5)

@@ -7,6 +7,7 @@ import pytest
 from transformers import Qwen2Tokenizer
 
 from tspo_jax import prompts
+from tspo_jax.data.questions import Question
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
 
@@ -80,3 +81,17 @@ def test_answers_lose_special_tokens_and_what_follows_their_length(tokenizer):
     tokens, lengths = prompts.pad(answers, 0)
     lengths[1] = 3
     assert prompts.decode(tokens[None], lengths[None], tokenizer) == [["B. A dog", "A"]]
+
+
+def test_option_tokens(tokenizer):
+    def question(*options):
+        return Question(0, "v", "q", "q", options, "A", "general", source="train.jsonl, line 1")
+
+    questions = [question("a cat", "a dog", "two"), question("yes", "no")]
+    tokens = prompts.option_tokens(questions, "{letter}", tokenizer)
+    assert [tokenizer.decode(row[row >= 0]) for row in tokens] == ["ABC", "AB"] and tokens[1, 2] == -1
+    for text in ("The {letter}", "the same"):
+        with pytest.raises(
+            ValueError, match=f"answerer.option_text is '{text}': written with A, B, C it must be one token"
+        ):
+            prompts.option_tokens(questions, text, tokenizer)

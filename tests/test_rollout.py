@@ -134,7 +134,7 @@ def test_repetition_penalty_by_hand():
     # Token 0 is best four times; a penalty of 2 halves a positive score and doubles a negative one, once generated.
     scores = jnp.array([[4.0, 1.0, -9.0], [4.0, 2.5, -9.0], [4.0, 2.5, -9.0], [-1.0, -2.0, -1.9]])
     generation = Generation((-1,), 7, 2.0)
-    tokens, lengths, steps = greedy_decode(scripted(scores), scores[:1], None, jnp.array([1]), generation, 4)
+    tokens, lengths, steps, _ = greedy_decode(scripted(scores), scores[:1], None, jnp.array([1]), generation, 4)
     # [4,1,-9] -> 0; [2,2.5,-9] -> 1; [2,1.25,-9] -> 0; [-2,-4,-1.9] -> 2
     assert tokens.tolist() == [[0, 1, 0, 2]]
     assert lengths.tolist() == [4] and steps == 4
@@ -142,11 +142,49 @@ def test_repetition_penalty_by_hand():
     assert greedy_decode(scripted(scores), scores[:1], None, jnp.array([1]), plain, 4)[0].tolist() == [[0, 0, 0, 0]]
 
 
+def test_options_are_scored_where_the_answer_names_one():
+    """Answers 2 0 2 (the option is the second token), 0 2 1 (the first), and 2 2 3 (none, so the first counts)."""
+    p = np.array([[1, 1, 8, 0.1], [3, 2, 1, 0.1], [1, 1, 3, 2], [6, 1, 1, 1], [1, 3, 4, 1], [1, 2, 1, 8]], np.float32)
+    scores = jnp.log(jnp.asarray(p))
+    # The row of scores that answers step s of each prompt.
+    script = np.array([[0, 1, 2], [3, 4, 5], [0, 4, 5]])
+    places = jnp.array([0, 10, 20])
+
+    def decode(token, place, cache):
+        rows = jnp.asarray(script)[jnp.arange(3), place - places + 1]
+        return scores[rows], cache
+
+    options = jnp.array([[0, 1], [0, 1], [0, -1]])
+    generation = Generation((3,), 9, 1.0)
+    tokens, _, _, found = greedy_decode(decode, scores[script[:, 0]], None, places, generation, 3, None, options)
+    assert tokens.tolist() == [[2, 0, 2], [0, 2, 3], [2, 2, 3]]
+    np.testing.assert_allclose(np.exp(found), [[3 / 5, 2 / 5], [6 / 7, 1 / 7], [1, 0]], rtol=1e-5)
+
+
+def test_options_of_a_group(group):
+    """Named by the token that the first answer has second: that of the prompt continued by its first token."""
+    answerer, frames, index, ids, lengths = group
+    rollout = Rollout.of(answerer, max_new_tokens=2, return_first_logits=True)
+    plain = rollout(answerer.params, frames, index, ids, lengths)
+    first, second = np.asarray(plain.tokens)[0, 0]
+    assert first != second
+    options = np.array([[second, 9], [second, -1]])
+    answers = rollout(answerer.params, frames, index, ids, lengths, options)
+    np.testing.assert_array_equal(answers.tokens, plain.tokens)
+    longer = ids.copy()
+    longer[np.arange(2), lengths] = first
+    logits = rollout(answerer.params, frames, index, longer, lengths + 1).first_logits[0, 0]
+    np.testing.assert_allclose(
+        answers.option_log_probs[0, 0], jax.nn.log_softmax(logits[np.array([second, 9])]), atol=1e-4
+    )
+    np.testing.assert_allclose(answers.option_log_probs[1], [[0, -np.inf]] * 3, atol=1e-6)
+
+
 def test_end_tokens_are_several_and_end_each_prompt_alone():
     scores = jnp.stack([jnp.eye(6)[token] for token in (1, 2, 3, 4, 5)])
     generation = Generation((3, 1), 0, 1.0)
     first = scores[jnp.array([0, 1, 3])]
-    tokens, lengths, steps = greedy_decode(scripted(scores), first, None, jnp.array([1, 2, 4]), generation, 2)
+    tokens, lengths, steps, _ = greedy_decode(scripted(scores), first, None, jnp.array([1, 2, 4]), generation, 2)
     assert tokens.tolist() == [[1, 0], [2, 3], [4, 5]]
     assert lengths.tolist() == [1, 2, 2] and steps == 2
 
@@ -191,7 +229,7 @@ def test_greedy_answers_of_hugging_face(tmp_path):
             return model.logits(hidden[:, 0]), cache
 
         last = model.logits(hidden[jnp.arange(2), lengths - 1])
-        return greedy_decode(decode, last, cache.extend(24), lengths, generation, 24)
+        return greedy_decode(decode, last, cache.extend(24), lengths, generation, 24)[:3]
 
     tokens, answer_lengths, _ = answers(params, embeddings, lengths)
     for b, length in enumerate(lengths):

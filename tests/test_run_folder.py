@@ -101,6 +101,48 @@ def test_a_half_written_checkpoint_is_never_used(tmp_path, state):
     assert find_checkpoint(tmp_path).name == "2"
 
 
+def test_the_best_is_kept_beside_the_newest(tmp_path, state):
+    scores = {1: 0.5, 2: None, 3: 0.75, 4: 0.25, 5: 0.75, 6: 0.1, 7: None}
+    with pytest.raises(RunFolderError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path / "best")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step, score in scores.items():
+            checkpoints.save(step, state, {}, score)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["5", "7"]
+    assert find_checkpoint(tmp_path).name == "7"
+    assert find_checkpoint(tmp_path / "best").name == "5"
+    assert_equal(read_agent(tmp_path / "best"), jax.tree.map(np.asarray, state.agent))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:  # a later start knows the scores
+        checkpoints.save(8, state, {}, 0.7)
+    assert find_checkpoint(tmp_path / "best").name == "5"
+
+
+def test_an_agent_of_another_size_or_kind_is_refused(tmp_path, state):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {})
+        agent = {name: values for name, values in state.agent.items() if name != "mlp"}
+        agent["temporal"] = state.agent["temporal"] | {"Self_q": {"kernel": np.zeros((3, 2)), "bias": np.zeros(64)}}
+        with pytest.raises(RunFolderError) as error:
+            checkpoints.restore(1, like=state._replace(agent=agent))
+    assert "temporal.Self_q.kernel: [64, 64] there, [3, 2] here" in str(error.value)
+    assert "mlp: " in str(error.value) and "bias: " not in str(error.value).split("mlp: ")[0]
+
+
+def test_nothing_was_evaluated(tmp_path, state):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {})
+    with pytest.raises(RunFolderError, match="no checkpoint was evaluated .config.held_out.every."):
+        read_agent(tmp_path / "best")
+
+
+def test_a_stale_state_has_the_agent_that_drew(tmp_path, state):
+    state = state._replace(drew=jax.tree.map(lambda x: x + 1, state.agent))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {})
+        restored, _ = checkpoints.restore(1, like=jax.tree.map(jax.numpy.asarray, state))
+    assert_equal(restored, state)
+
+
 def test_no_checkpoint_is_an_error(tmp_path):
     with pytest.raises(RunFolderError, match="holds no checkpoint"):
         read_agent(tmp_path)

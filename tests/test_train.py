@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,16 +18,18 @@ from flax import nnx
 from tiny_store import LONG, SHORT, make_store
 
 from tspo_jax import config as cfg
-from tspo_jax import evaluate, weights
+from tspo_jax import environment, evaluate, weights
 from tspo_jax import train as training
+from tspo_jax.actor import Actor
 from tspo_jax.checkpoints import load_agent
 from tspo_jax.metrics import read_rows
 from tspo_jax.models.layers import split_params
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.run_folder import RunFolderError, find_checkpoint, read_agent
+from tspo_jax.training_log import NotFiniteError
 
 NUM_STEPS = 6
-TIMES = ("seconds/", "compilations")
+TIMES = ("seconds/", "compilations", "device_idle", "steps_per_second")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,7 +108,8 @@ def test_what_a_run_measures(config, undisturbed):
         assert row["loss"] == pytest.approx(0, abs=1e-6)
         assert row["tau"] == pytest.approx(0.5 - 0.05 * step)
         assert row["learning_rate"] == pytest.approx(5e-4 * (1 - step / NUM_STEPS))
-        assert {f"seconds/{part}" for part in ("data", "sample", "fetch", "answer", "update")} <= row.keys()
+        assert {f"seconds/{part}" for part in ("data", "sample", "fetch", "answer", "reward", "update")} <= row.keys()
+        assert 0 <= row["device_idle"] < 1 and row["steps_per_second"] > 0
         assert {"advantage_std", "dead_groups", "unparsed", "grad_norm", "score_entropy", "unique_frames"} <= row.keys()
         if kind == "specific":
             assert row["reward/specific"] == pytest.approx(row["accuracy/specific"] + row["location/specific"])
@@ -135,18 +139,18 @@ def test_resuming_is_exact(config, undisturbed, tmp_path, monkeypatch):
     """Stopped after step 5, started again: continues from the checkpoint of step 3 as if nothing had happened."""
     picked = []
 
-    def recording(picks, original=training.unique_frames):
+    def recording(picks, original=environment.unique_frames):
         picked.append(picks)
         return original(picks)
 
-    def stop_after_5(self, step, *args, original=training.Reporter.start_row):
+    def stop_after_5(self, step, *args, original=training.TrainingLog.start_row):
         original(self, step, *args)
         if step == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "unique_frames", recording)
+    monkeypatch.setattr(environment, "unique_frames", recording)
     with monkeypatch.context() as patch:
-        patch.setattr(training.Reporter, "start_row", stop_after_5)
+        patch.setattr(training.TrainingLog, "start_row", stop_after_5)
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path)
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 4
@@ -181,13 +185,13 @@ def needles(config, tmp_path_factory):
     return config, *run(config, folder / "run")
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 4)])
 def test_same_on_every_mesh(needles, tmp_path, shape):
     config, expected_rows, expected_agent = needles
     mesh = dataclasses.replace(
-        config.mesh, axes=(("data", shape[0]), ("model", shape[1])), split_over_data=shape[1] > 1
+        config.mesh, axes=(("data", shape[0]), ("model", shape[1])), split_over_data=shape == (2, 4)
     )
-    rows, agent = run(dataclasses.replace(config, mesh=mesh), tmp_path, num_devices=8)
+    rows, agent = run(dataclasses.replace(config, mesh=mesh), tmp_path, num_devices=shape[0] * shape[1])
     for row, expected in zip(without_times(rows), without_times(expected_rows), strict=True):
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), agent, expected_agent)
@@ -207,8 +211,9 @@ def test_bad_input_is_named(config, tmp_path):
         (change("data", buckets=(8,)), "more than the largest of"),
         (change("policy", random_k=(2, 0)), "config.policy.random_k is .2, 0.: at least one frame"),
         (change("policy", random_k=(2, 26)), "26 frames are to be picked, but there may be only"),
+        (change("answerer", question_chunk=3), "question_chunk is 3: it must divide batch_size .8."),
         (change("policy", advantage="ppo"), "objective.advantage is 'ppo', not one of grpo"),
-        (change("agent", clip=str(tmp_path)), "config.json: no such file"),
+        (change("agent", clip=str(tmp_path)), "holds no ..safetensors file"),
         (change("answerer", template="x"), "template is 'x', not one of"),
         (
             change("agent", init=str(tmp_path / "wide")),
@@ -256,7 +261,7 @@ def test_everything_beyond_the_paper_at_once(config, tmp_path):
     graphdef, read = evaluate.read_agent(config, tmp_path)
     assert graphdef == load_agent(config.agent.clip, kind="question_aware")[0]
     jax.tree.map(np.testing.assert_array_equal, read, params)
-    assert len({training.step_k(config, step) for step in range(20)}) == 2
+    assert len({Actor.k(SimpleNamespace(_config=config), step, {}) for step in range(20)}) == 2
 
 
 def test_labels_are_the_evidence_or_else_the_target(config):
@@ -271,18 +276,19 @@ def test_labels_are_the_evidence_or_else_the_target(config):
         "video": np.where(np.arange(12) < 10, names.index(LONG), -1) * np.ones((2, 1), int),
         "frame": np.arange(12) * np.ones((2, 1), int),
     }
-    labels = training.evidence_labels(questions, store, names, rows)
+    world = SimpleNamespace(_questions=questions, _store=store, _names=names)
+    labels = environment.Environment.labels(world, rows)
     assert np.flatnonzero(labels[0]).tolist() == [2, 3, 4, 7] and np.flatnonzero(labels[1]).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_sigterm_saves_and_the_next_start_goes_on(config, undisturbed, tmp_path, monkeypatch):
-    def terminate_in_step_2(self, step, *args, original=training.Reporter.start_row):
+    def terminate_in_step_2(self, step, *args, original=training.TrainingLog.start_row):
         original(self, step, *args)
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Reporter, "start_row", terminate_in_step_2)
+        patch.setattr(training.TrainingLog, "start_row", terminate_in_step_2)
         assert not training.train(config, tmp_path, jax.devices()[:1])
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
     assert find_checkpoint(tmp_path).name == "2"
@@ -294,11 +300,11 @@ def test_sigterm_saves_and_the_next_start_goes_on(config, undisturbed, tmp_path,
 def test_a_step_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     """Its batch is saved, and no checkpoint is of it."""
 
-    def broken(config, rows, *args, original=training.measure):
+    def broken(config, rows, *args, original=environment.measure):
         return {name: x * np.float32(np.nan) for name, x in original(config, rows, *args).items()}
 
-    monkeypatch.setattr(training, "measure", broken)
-    with pytest.raises(training.NotFiniteError, match="step 1: .*grad_norm.* not finite; its batch is in"):
+    monkeypatch.setattr(environment, "measure", broken)
+    with pytest.raises(NotFiniteError, match="step 1: .*grad_norm.* not finite; its batch is in"):
         run(dataclasses.replace(config, checkpoint_every=1), tmp_path)
     (path,) = tmp_path.glob("not_finite_step_1*.npz")
     assert np.load(path)["features"].shape == (8, 40, 64)
@@ -315,3 +321,84 @@ def test_resuming_on_more_devices(needles, tmp_path):
     for row, expected in zip(without_times(rows), without_times(expected_rows), strict=True):
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), agent, expected_agent)
+
+
+def test_questions_answered_in_parts(config, undisturbed, tmp_path):
+    """The same draws, answers and parameters, whatever is fetched meanwhile."""
+    config = dataclasses.replace(config, answerer=dataclasses.replace(config.answerer, question_chunk=2))
+    rows, agent = run(config, tmp_path)
+    assert without_times(rows) == without_times(undisturbed[1])
+    jax.tree.map(np.testing.assert_array_equal, agent, undisturbed[2])
+
+
+def test_one_step_stale_resumes_exactly(needles, tmp_path, monkeypatch):
+    """Picks come from the agent before the last update: first as without, then not; a checkpoint has that agent."""
+    config, plain, _ = needles
+    config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, stale_steps=1))
+    rows, agent = run(config, tmp_path / "whole")
+    same = ("location/specific", "unique_frames")
+    assert all(rows[0][name] == plain[0][name] for name in same), "the first agent drew the first picks"
+    assert any(row[name] != other[name] for row, other in zip(rows, plain, strict=True) for name in same)
+    assert all(row["clipped"] >= 0 for row in rows)
+
+    def stop_after_5(self, step, *args, original=training.TrainingLog.start_row):
+        original(self, step, *args)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.TrainingLog, "start_row", stop_after_5)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "cut")
+    resumed, resumed_agent = run(config, tmp_path / "cut")
+    assert without_times(resumed) == without_times(rows)
+    jax.tree.map(np.testing.assert_array_equal, resumed_agent, agent)
+
+
+def test_dead_groups_are_drawn_again(config, tmp_path, monkeypatch):
+    """Accuracy is always 0 here, so that general groups are dead until the sixth rollout says otherwise."""
+    calls = []
+
+    def revived(config, rows, picks, *args, original=environment.measure):
+        measured = original(config, rows, picks, *args)
+        calls.append((rows["kind"], picks))
+        if len(calls) % 2 == 0:  # each second rollout: the first half of the groups has an answer that is right
+            measured["total"][: len(picks) // 2, 0] += 1
+        return measured
+
+    monkeypatch.setattr(environment, "measure", revived)
+    policy = dataclasses.replace(config.policy, dead_groups="resample", resamples=1)
+    rows, _ = run(dataclasses.replace(config, policy=policy, num_steps=2), tmp_path)
+    general = [row for row in rows if "reward/general" in row]
+    assert [kind for kind, _ in calls].count("general") == 2 * len(general)
+    assert all(row["dead_groups"] <= 0.5 for row in general) and len(general) > 0
+    drawn, again = (picks for kind, picks in calls[:2]) if calls[0][0] == "general" else (p for _, p in calls[-2:])
+    assert (drawn != again).any(), "with other noise"
+
+
+def test_held_out_questions_name_the_best_checkpoint(config, undisturbed, tmp_path, monkeypatch):
+    """Evaluated after steps 2, 4 and 6; training is not changed by it; the best stays though one checkpoint is kept."""
+    accuracies = iter([0.25, 0.75, 0.5])
+
+    def scripted(self, *args, original=training.HeldOut.measure):
+        return original(self, *args) | {"topk": next(accuracies)}
+
+    monkeypatch.setattr(training.HeldOut, "measure", scripted)
+    config = dataclasses.replace(
+        config,
+        keep_checkpoints=1,
+        checkpoint_every=5,
+        held_out=cfg.HeldOut(every=2, questions=config.data.questions, num_questions=3),
+        evaluation=dataclasses.replace(config.evaluation, budgets=(4,), batch_size=2),
+    )
+    rows, agent = run(config, tmp_path)
+    held_out = [row for row in rows if "held_out/topk" in row]
+    assert [row["step"] for row in held_out] == [2, 4, 6] and all(0 <= row["held_out/uniform"] <= 1 for row in held_out)
+    jax.tree.map(np.testing.assert_array_equal, agent, undisturbed[2])
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
+    assert find_checkpoint(tmp_path / "best").name == "4" and find_checkpoint(tmp_path).name == "6"
+    (answered,) = (tmp_path / "held_out").glob("rows_*.jsonl")
+    steps = [(row["method"], row["step"]) for row in read_rows(answered)]
+    assert len(steps) == 3 * 2 + 3 * 3 and steps.count(("uniform", 2)) == 3, "baselines are answered once"
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<section>") == 3 and "Accuracy on held-out questions" in page

@@ -46,7 +46,7 @@ class Answerer:
     question_chunk: int = 0  # questions that are answered while the next ones' frames are fetched; 0 = all at once
     template: str = ""  # conversation, a name of prompts.TEMPLATES; "" = the one that the model was trained on
     video: VideoOptions = group(VideoOptions)  # for models that leave a choice: Qwen2.5-VL
-    option_text: str = "{letter}"  # how its answers begin ({letter}, {option}); for rewards probability and margin
+    option_text: str = "{letter}"  # how its answers name an option, one token; for rewards probability and margin
 
 
 @dataclasses.dataclass(frozen=True)

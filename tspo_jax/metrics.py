@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,6 +93,44 @@ class Stopwatch:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+class DeviceClock:
+    """How long the device had something to do, as seen from the host (a `with` block).
+
+    A thread waits for each result; the device works in the order in which it was told to.
+    """
+
+    def __init__(self):
+        self._busy, self._ready = 0.0, time.perf_counter()
+        self._last = self._busy, self._ready
+        self._waiter = ThreadPoolExecutor(1)
+
+    def started(self, result: jax.Array) -> None:
+        """A program was given to the device; `result` is one of its outputs, and none that is donated later."""
+        self._waiter.submit(self._wait, result, time.perf_counter())
+
+    def _wait(self, result: jax.Array, start: float) -> None:
+        jax.block_until_ready(result)
+        now = time.perf_counter()
+        self._busy += now - max(start, self._ready)
+        self._ready = now
+
+    def idle_share(self) -> float:
+        """Of the time since the last call, the share in which the device waited for the host.
+
+        Waits for what was started.
+        """
+        self._waiter.submit(int).result()
+        now = self._busy, time.perf_counter()
+        (busy, since), self._last = self._last, now
+        return 1 - (now[0] - busy) / max(now[1] - since, 1e-9)
+
+    def __enter__(self) -> "DeviceClock":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._waiter.shutdown()
 
 
 class CompilationCounter:

@@ -199,7 +199,8 @@ class Objective:
       advantage, log_prob: of ADVANTAGES, LOG_PROBS.
       clip_low, clip_high: the ratio to the log-probabilities at the time of drawing counts between 1 - clip_low and
         1 + clip_high (PPO, and DAPO's two limits). It is 1 in the first step on a draw, so they matter in further ones.
-      dead_groups: keep = the mean is over all groups, as in the paper; skip = over those that teach something.
+      dead_groups: keep = the mean is over all groups, as in the paper; skip = over those that teach something;
+        resample = as skip, after they were drawn anew (train.py).
       entropy: weight of the entropy of the scores, which is raised.
       kl: weight of KL(policy || initial agent) over the frames, which is lowered.
     """
@@ -213,7 +214,8 @@ class Objective:
     kl: float = 0.0
 
     def __post_init__(self):
-        for field, known in (("advantage", ADVANTAGES), ("log_prob", LOG_PROBS), ("dead_groups", ("keep", "skip"))):
+        known_of = {"advantage": ADVANTAGES, "log_prob": LOG_PROBS, "dead_groups": ("keep", "skip", "resample")}
+        for field, known in known_of.items():
             if getattr(self, field) not in known:
                 raise ValueError(f"objective.{field} is {getattr(self, field)!r}, not one of {', '.join(known)}")
         for field in ("clip_low", "clip_high", "entropy", "kl"):
@@ -222,6 +224,11 @@ class Objective:
 
 
 PAPER = Objective()
+
+
+def dead(rewards):
+    """Which groups teach nothing, because all their rewards are equal: [B,G] -> bool [B] (numpy or jax)."""
+    return rewards.max(axis=-1) == rewards.min(axis=-1)
 
 
 def score_entropy(logits: jax.Array) -> jax.Array:
@@ -270,7 +277,7 @@ def loss(
         raise ValueError("objective.kl counts, but the initial agent's logits are not given")
     advantages = ADVANTAGES[objective.advantage](rewards)
     log_probs = LOG_PROBS[objective.log_prob](logits, picks)
-    is_dead = jnp.max(rewards, axis=-1) == jnp.min(rewards, axis=-1)
+    is_dead = dead(rewards)
     entropy = score_entropy(logits).mean()
     metrics = {
         "score_entropy": entropy,
@@ -285,7 +292,7 @@ def loss(
         within = jnp.clip(ratio, 1 - objective.clip_low, 1 + objective.clip_high)
         value = -jnp.mean(jnp.minimum(ratio * advantages[..., None], within * advantages[..., None]))
         metrics["clipped"] = jnp.mean(ratio != within)
-    if objective.dead_groups == "skip":
+    if objective.dead_groups != "keep":
         value *= is_dead.size / jnp.maximum(jnp.sum(~is_dead), 1)
     if objective.entropy:
         value -= objective.entropy * entropy
@@ -317,21 +324,25 @@ def update(
     objective: Objective = PAPER,
     inner_steps: int = 1,
     reference: jax.Array | None = None,
+    drew: Params | None = None,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """`inner_steps` optimiser steps on `loss`; the paper takes one.
 
     Args:
       score: params -> logits [B,T] of this batch at this step's temperature.
       optimizer: from `make_optimizer`, `opt_state` from its init.
-      params: of the agent that drew the picks.
+      params: of the agent.
       picks: int [B,G,K].
       rewards: [B,G].
       objective, reference: of `loss`.
+      drew: parameters that drew the picks, where they are older than `params`; their ratio is then clipped.
 
     Returns: new params, new optimiser state, and the metrics of `loss` with its value as `loss` and the norm
       of the gradients before clipping as `grad_norm`; means over the steps.
     """
-    drawn_log_probs = LOG_PROBS[objective.log_prob](score(params), picks) if inner_steps > 1 else None
+    drawn_log_probs = None
+    if inner_steps > 1 or drew is not None:
+        drawn_log_probs = LOG_PROBS[objective.log_prob](score(params if drew is None else drew), picks)
 
     def loss_of(params):
         return loss(score(params), picks, rewards, objective, drawn_log_probs, reference)
@@ -357,3 +368,30 @@ def descend(
     updates, opt_state = optimizer.update(grads, opt_state, params)
     metrics = {**metrics, "loss": value, "grad_norm": optax.global_norm(grads)}
     return optax.apply_updates(params, updates), opt_state, metrics
+
+
+def undo_if_too_far(
+    kl_of: Callable[[Params], jax.Array],
+    limit: float,
+    before: tuple[Params, optax.OptState],
+    after: tuple[Params, optax.OptState],
+) -> tuple[Params, optax.OptState, Metrics]:
+    """Undoes an update that took the policy further from the initial agent than `limit`, and away from it.
+
+    The agent and the optimiser's moments go back; its counts, which the learning rate follows, go on.
+
+    Args:
+      kl_of: params -> divergence from the initial agent on this batch.
+      limit: nats.
+      before, after: parameters and optimiser state around the update.
+
+    Returns: what the run goes on with, and the metrics `kl_after` (of the update) and `undone` (0 or 1).
+    """
+    kl, kl_after = kl_of(before[0]), kl_of(after[0])
+    undone = (kl_after > limit) & (kl_after > kl)
+
+    def choose(old, new):
+        return jnp.where(undone, old, new) if jnp.issubdtype(new.dtype, jnp.floating) else new
+
+    params, opt_state = jax.tree.map(choose, before, after)
+    return params, opt_state, {"kl_after": kl_after, "undone": undone.astype(jnp.float32)}

@@ -57,11 +57,14 @@ def make_objective(config: Config) -> policy.Objective:
 
 
 def make_sample(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
-    """The program (agent, batch, step, k) -> draws int32 [B,G,K], each in the order in which its frames were drawn."""
+    """The program (agent, batch, step, k, attempt=0) -> draws int32 [B,G,K], each in the order of drawing.
 
-    def sample(agent, batch, step, k):
+    Another attempt at a step draws with other noise: that of a step behind the last one.
+    """
+
+    def sample(agent, batch, step, k, attempt=0):
         logits = score(graphdef, agent, batch, temperature(config, step))
-        keys = policy.question_keys(config.seed, step, batch["index"])
+        keys = policy.question_keys(config.seed, step + attempt * config.num_steps, batch["index"])
         return policy.gumbel_draws(keys, logits, config.policy.group_size, k)
 
     return jax.jit(sample, static_argnames="k", out_shardings=sharding.over_questions(mesh))
@@ -72,15 +75,21 @@ def make_update(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
 
     `state` is donated. `measured` is a dict of float arrays over `data`: `total` [B,G] is the reward that is optimised;
     the mean of each is among the metrics, taken here so that it is one over all processes. `initial` is the agent that
-    the run started from, needed where config.policy.kl counts.
+    the run started from, needed where config.policy.kl or kl_limit counts. With stale_steps the draws are those of
+    `state.drew`, and the agent before the update becomes the next one's.
     """
-    objective = make_objective(config)
+    objective, limit = make_objective(config), config.policy.kl_limit
     optimizer = make_optimizer(config)
 
     def update(state, batch, draws, measured, step, initial=None):
         tau = temperature(config, step)
+
+        def logits(agent):
+            return score(graphdef, agent, batch, tau)
+
+        reference = None if initial is None else logits(initial)
         agent, opt_state, metrics = policy.update(
-            lambda agent: score(graphdef, agent, batch, tau),
+            logits,
             optimizer,
             state.agent,
             state.optimizer,
@@ -88,11 +97,20 @@ def make_update(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
             measured["total"],
             objective,
             config.policy.inner_steps,
-            None if initial is None else score(graphdef, initial, batch, tau),
+            reference,
+            state.drew,
         )
+        if limit:
+            agent, opt_state, further = policy.undo_if_too_far(
+                lambda agent: policy.kl_divergence(logits(agent), reference).mean(),
+                limit,
+                (state.agent, state.optimizer),
+                (agent, opt_state),
+            )
+            metrics |= further
         metrics |= {name: values.mean() for name, values in measured.items()}
         metrics |= {"tau": tau, "learning_rate": learning_rate(config, step)}
-        return TrainState(agent, opt_state), metrics
+        return TrainState(agent, opt_state, None if state.drew is None else state.agent), metrics
 
     return jax.jit(update, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
@@ -113,16 +131,7 @@ def make_warm_start(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Calla
 
         agent, opt_state, metrics = policy.descend(loss_of, optimizer, state.agent, state.optimizer)
         metrics = {"label_loss": metrics.pop("loss"), **metrics}
-        return TrainState(agent, opt_state), metrics | {"tau": tau, "learning_rate": learning_rate(config, step)}
+        metrics |= {"tau": tau, "learning_rate": learning_rate(config, step)}
+        return TrainState(agent, opt_state, None if state.drew is None else state.agent), metrics
 
     return jax.jit(warm_start, donate_argnums=0, out_shardings=sharding.replicated(mesh))
-
-
-@jax.jit
-def option_log_probs(first_logits: jax.Array, option_tokens: jax.Array) -> jax.Array:
-    """How likely an MLLM begins its answer with each option, among the options.
-
-    first_logits [B,G,V], option_tokens int [B,O] (-1 where a question has fewer) -> float32 [B,G,O].
-    """
-    of_options = jnp.take_along_axis(first_logits, jnp.maximum(option_tokens, 0)[:, None], axis=-1)
-    return jax.nn.log_softmax(jnp.where(option_tokens[:, None] < 0, -jnp.inf, of_options.astype(jnp.float32)))

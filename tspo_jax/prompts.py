@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from tspo_jax.data.questions import IMAGE_TAG
+from tspo_jax.data.questions import IMAGE_TAG, Question
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
 LETTER_SUFFIX = "Please answer with the option's letter from the given choices directly."
@@ -73,3 +73,21 @@ def decode(tokens: np.ndarray, lengths: np.ndarray, tokenizer: PreTrainedTokeniz
     if lengths.ndim:
         return [decode(t, n, tokenizer) for t, n in zip(tokens, lengths, strict=True)]
     return tokenizer.decode(tokens[: int(lengths)].tolist(), skip_special_tokens=True).strip()
+
+
+def option_tokens(questions: Sequence[Question], text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The token that names each option in an answer: int32 [questions, O], -1 where there are fewer options.
+
+    Args:
+      text: how it is written there, with {letter}, e.g. "{letter}", or " {letter}" behind other words.
+    Raises: ValueError where that is not one token.
+    """
+    letters = "ABCDEFGHIJ"[: max(len(question.options) for question in questions)]
+    ids = [tokenizer(text.format(letter=letter), add_special_tokens=False)["input_ids"] for letter in letters]
+    if any(len(of_letter) != 1 for of_letter in ids) or len({tuple(of_letter) for of_letter in ids}) < len(letters):
+        raise ValueError(
+            f"answerer.option_text is {text!r}: written with {', '.join(letters)} it must be one token each, by which "
+            f"the rewards probability and margin tell the options apart, but it is {ids}"
+        )
+    counts = np.array([len(question.options) for question in questions])
+    return np.where(np.arange(len(letters)) < counts[:, None], np.array(ids, np.int32)[:, 0], -1).astype(np.int32)

@@ -3,12 +3,13 @@
     python -m tspo_jax.report RUN_DIR        writes RUN_DIR/report.html
 
 Needs the run's evaluation (python -m tspo_jax.evaluate); the training curves are left out where nothing was trained.
+During training the same page is renewed with every evaluation (config.held_out).
 """
 
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ NAMES = {
 SHOWN = ("uniform", "clip-topk", "topk")
 NUM_EXAMPLES = 6
 CURVES = {
+    "Accuracy on held-out questions": {"held_out/topk": "trained agent", "held_out/clip-topk": "CLIP top-k, untrained"},
     "Accuracy reward": {"accuracy/general": "general", "accuracy/specific": "needle"},
     "Temporal location reward": {"location/specific": "needle"},
     "Entropy of the scores (nats)": {"score_entropy": ""},
@@ -56,18 +58,51 @@ def write_report(run_dir: str | Path) -> Path:
     config = config_module.read(evaluated["config"])
     summary = json.loads((folder / "summary.json").read_text())
     with ResultFile(folder / "rows.jsonl") as file:
-        rows = {(row["id"], row["method"], row["k"]): row for row in file.rows}
+        rows = file.rows
     metrics = read_rows(run_dir / "metrics.jsonl") if (run_dir / "metrics.jsonl").is_file() else []
+    clip = load_clip(config.agent.clip)
+    store = FrameStore(config.evaluation.store or config.data.store, clip.identity)
+    shape = {"window": config.agent.window, "num_heads": config.agent.num_heads}
+    untrained = Scorer(clip, load_agent(config.agent.init or config.agent.clip, seed=config.seed, **shape))
+    trained = Scorer(clip, evaluate.read_agent(config, evaluated["agent_folder"] or run_dir))
+
+    def scores_of(item: Item) -> tuple[np.ndarray, np.ndarray]:
+        features, text = store.features(item.video), clip.text_features([item.query], batch_size=1)[0]
+        return untrained(features, text)[1], trained(features, text)[1]
+
+    return write_page(run_dir, config, summary, rows, metrics, evaluate.read_items(config), store, scores_of)
+
+
+def write_page(
+    run_dir: Path,
+    config: Config,
+    summary: dict,
+    rows: Sequence[dict],
+    metrics: Sequence[dict],
+    items: Sequence[Item],
+    store: FrameStore,
+    scores_of: Callable[[Item], tuple[np.ndarray, np.ndarray]],
+) -> Path:
+    """Writes RUN_DIR/report.html, whole or not at all.
+
+    Args:
+      summary, rows: of the evaluation (evaluation/results.py).
+      metrics: rows of metrics.jsonl.
+      items: the questions that were asked, about videos of `store`.
+      scores_of: a question's candidates [T] as scored before and after training.
+    """
     html = report_page.page(
         title=f"Run {run_dir.resolve().name}",
         facts=facts(config, metrics),
         curves=curves(metrics),
         summary=summary,
         names={method: name for method, (name, _) in NAMES.items()},
-        examples=examples(config, evaluated["agent_folder"] or run_dir, rows),
+        examples=examples(config, items, rows, store, scores_of),
     )
     path = run_dir / "report.html"
-    path.write_text(html, encoding="utf-8")
+    partial = path.with_suffix(".tmp")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(path)
     return path
 
 
@@ -108,23 +143,24 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def examples(config: Config, agent_folder: str | Path, rows: dict[tuple[str, str, int], dict]) -> list[Example]:
+def examples(
+    config: Config,
+    items: Sequence[Item],
+    rows: Sequence[dict],
+    store: FrameStore,
+    scores_of: Callable[[Item], tuple[np.ndarray, np.ndarray]],
+) -> list[Example]:
     """Held-out questions with the scores of the agent before and after training, at the smallest budget."""
     k = min(config.evaluation.budgets)
     methods = [method for method in SHOWN if method in config.evaluation.methods]
-    items = [item for item in evaluate.read_items(config) if all((item.id, m, k) in rows for m in methods)]
-    clip = load_clip(config.agent.clip)
-    store = FrameStore(config.evaluation.store or config.data.store, clip.identity)
-    shape = {"window": config.agent.window, "num_heads": config.agent.num_heads}
-    untrained = Scorer(clip, load_agent(config.agent.init or config.agent.clip, seed=config.seed, **shape))
-    trained = Scorer(clip, evaluate.read_agent(config, agent_folder))
+    answered = {(row["id"], row["method"]): row for row in rows if row["k"] == k}
+    items = [item for item in items if all((item.id, method) in answered for method in methods)]
     found = []
     for family, item in spread_out(items, NUM_EXAMPLES):
-        video, features = store.video(item.video), store.features(item.video)
-        text = clip.text_features([item.query], batch_size=1)[0]
+        video = store.video(item.video)
         choices = []
         for method in methods:
-            row = rows[item.id, method, k]
+            row = answered[item.id, method]
             frames = list(store.frames(item.video, row["candidate_idx"]))
             choices.append(Choice(*NAMES[method], row["timestamps"], frames, row["answer"], row["correct"]))
         found.append(
@@ -137,8 +173,7 @@ def examples(config: Config, agent_folder: str | Path, rows: dict[tuple[str, str
                 video.num_video_frames / video.fps,
                 item.moments,
                 video.timestamps,
-                untrained(features, text)[1],
-                trained(features, text)[1],
+                *scores_of(item),
                 choices,
             )
         )

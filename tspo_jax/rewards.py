@@ -9,6 +9,8 @@ import numpy as np
 # samples; advantages are centred within a group, so it has no effect and is left out.
 PAPER_WEIGHTS = {"general": {"accuracy": 1.0}, "specific": {"accuracy": 1.0, "location": 1.0}}
 
+OPTION_REWARDS = ("probability", "margin")  # those that need to know how likely each option is
+
 _LETTER = re.compile(r"(?<![a-z])[a-e](?![a-z])")
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 

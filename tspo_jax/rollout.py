@@ -29,12 +29,15 @@ class Answers(NamedTuple):
       lengths: int32 [B, G].
       steps: int32 [], tokens decoded before all answers had ended: the longest length.
       first_logits: float32 [B, G, V] of the first token, before any penalty; None unless asked for.
+      option_log_probs: float32 [B, G, O], how likely each option was where the answer names one (its first token where
+        it names none), among the options; None without options.
     """
 
     tokens: jax.Array
     lengths: jax.Array
     steps: jax.Array
     first_logits: jax.Array | None
+    option_log_probs: jax.Array | None
 
 
 def unique_frames(picks: np.ndarray, num_slots: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +108,13 @@ class Rollout:
         return cls(answerer.graphdef, answerer.processor.normalize, answerer.generation, **options)
 
     def __call__(
-        self, params: dict, frames: jax.Array, index: jax.Array, prompt_ids: jax.Array, prompt_lengths: jax.Array
+        self,
+        params: dict,
+        frames: jax.Array,
+        index: jax.Array,
+        prompt_ids: jax.Array,
+        prompt_lengths: jax.Array,
+        options: jax.Array | None = None,
     ) -> Answers:
         """Answers from every frame set.
 
@@ -115,10 +124,12 @@ class Rollout:
           index: int [B, G, K] into the U frames; frames behind the largest index in use are not encoded.
           prompt_ids: int [B, N], right padded, with one VIDEO_TOKEN each (prompts.pad).
           prompt_lengths: int [B].
+          options: int [B, O], the token that names each option in an answer (prompts.option_tokens), -1 for none; then
+            the answers say how likely each is.
         """
-        return self.program(params, frames, index, prompt_ids, prompt_lengths)
+        return self.program(params, frames, index, prompt_ids, prompt_lengths, options)
 
-    def _answer(self, params, frames, index, prompt_ids, prompt_lengths) -> Answers:
+    def _answer(self, params, frames, index, prompt_ids, prompt_lengths, options=None) -> Answers:
         self.num_compilations += 1  # runs while tracing, which is once per set of shapes
         model = merge_params(self.graphdef, params)
         B, G, _ = index.shape
@@ -149,7 +160,7 @@ class Rollout:
         with jax.named_scope("prefill"):
             places, first_logits, cache = _in_chunks(prefill, index, self.prefill_chunk or G)
         with jax.named_scope("decode"):
-            tokens, lengths, steps = greedy_decode(
+            tokens, lengths, steps, scores = greedy_decode(
                 model.decode,
                 first_logits.reshape(B * G, -1),
                 jax.tree.map(lambda x: x.reshape(x.shape[0], B * G, *x.shape[3:]), cache),
@@ -157,9 +168,11 @@ class Rollout:
                 self.generation,
                 self.max_new_tokens,
                 _repeat(penalized_tokens(prompt_ids, prompt_lengths, self.generation, first_logits.shape[-1]), G),
+                None if options is None else _repeat(options, G),
             )
+        scores = None if options is None else scores.reshape(B, G, -1)
         logits = first_logits if self.return_first_logits else None
-        return Answers(tokens.reshape(B, G, -1), lengths.reshape(B, G), steps, logits)
+        return Answers(tokens.reshape(B, G, -1), lengths.reshape(B, G), steps, logits, scores)
 
 
 def encode_units(index: jax.Array, num_frames: int, size: int) -> tuple[jax.Array, jax.Array]:
@@ -252,7 +265,8 @@ def greedy_decode(
     generation: Generation,
     max_new_tokens: int,
     penalized: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    options: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Greedy answers of P prompts that have been prefilled; stops when the last one has ended.
 
     The repetition penalty is Hugging Face's: the score of a token that was generated before, or is `penalized`, is
@@ -264,21 +278,29 @@ def greedy_decode(
       cache: with room for `max_new_tokens`.
       places: int [P, ...], where the first new token goes; each further token goes one further.
       penalized: bool [P, V], tokens that count as generated from the start; None = no token.
+      options: int [P, O], tokens that name the options, -1 for none; None = no option.
     Returns:
-      tokens int32 [P, max_new_tokens], padded behind the end token; lengths int32 [P]; steps int32 [].
+      tokens int32 [P, max_new_tokens], padded behind the end token; lengths int32 [P]; steps int32 []; and float32
+      [P, O], log-probabilities of the options among each other (before any penalty) at the first token that is one of
+      them, or else at the first token.
     """
     P = logits.shape[0]
+    options = jnp.full((P, 0), -1) if options is None else options
     penalty, rows = generation.repetition_penalty, jnp.arange(P)
     end_tokens = jnp.array(generation.eos_token_ids)
 
-    def pick(step, logits, tokens, lengths, ended, seen):
+    def pick(step, logits, tokens, lengths, ended, seen, scores, named):
+        of_options = jnp.take_along_axis(logits, jnp.maximum(options, 0), axis=-1)
         logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
         token = jnp.where(ended, generation.pad_token_id, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+        names_one = jnp.any(token[:, None] == options, axis=-1) & ~ended
+        scores = jnp.where((step == 0) | (names_one & ~named)[:, None], of_options, scores)
         tokens, lengths = tokens.at[:, step].set(token), lengths + ~ended
-        return tokens, lengths, ended | jnp.isin(token, end_tokens), seen.at[rows, token].set(True)
+        ended, seen = ended | jnp.isin(token, end_tokens), seen.at[rows, token].set(True)
+        return tokens, lengths, ended, seen, scores, named | names_one
 
     def step_is_needed(state):
-        step, _, (_, _, ended, _) = state
+        step, _, (_, _, ended, *_) = state
         return (step < max_new_tokens) & ~ended.all()
 
     def one_step(state):
@@ -291,7 +313,9 @@ def greedy_decode(
         jnp.zeros(P, jnp.int32),
         jnp.zeros(P, bool),
         jnp.zeros(logits.shape, bool) if penalized is None else penalized,
+        jnp.zeros(options.shape, jnp.float32),
+        jnp.zeros(P, bool),
     )
     state = jnp.int32(1), cache, pick(0, logits, *nothing)
-    steps, _, (tokens, lengths, _, _) = jax.lax.while_loop(step_is_needed, one_step, state)
-    return tokens, lengths, steps
+    steps, _, (tokens, lengths, _, _, scores, _) = jax.lax.while_loop(step_is_needed, one_step, state)
+    return tokens, lengths, steps, jax.nn.log_softmax(jnp.where(options < 0, -jnp.inf, scores))

@@ -16,9 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 CHECKPOINTS = "checkpoints"
-AGENT, OPTIMIZER, ITERATOR = "agent", "optimizer", "iterator"
+AGENT, OPTIMIZER, DREW, ITERATOR = "agent", "optimizer", "drew", "iterator"
+BEST = "best"  # a run folder's best checkpoint is called RUN_DIR/best
+SCORE = "score"  # by this metric
 ABSENT = "(no such field)"
 
 
@@ -110,17 +113,34 @@ def differences(there: Mapping, here: Mapping, prefix: str = "") -> dict[str, tu
 
 
 class TrainState(NamedTuple):
-    """What an update changes: the agent's parameters and the optimiser's state."""
+    """What an update changes.
+
+    Attributes:
+      agent: parameters.
+      optimizer: its state.
+      drew: the agent before the last update, which has drawn the next picks (policy.stale_steps); else None.
+    """
 
     agent: Any
     optimizer: Any
+    drew: Any = None
 
 
 class Checkpoints:
-    """Orbax checkpoints of a run: saved in the background, whole or not at all, the newest `keep` are kept."""
+    """Orbax checkpoints of a run: saved in the background, whole or not at all; the newest `keep` are kept, and the
+    one with the best score."""
 
     def __init__(self, folder: str | Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        def score(metrics):
+            return metrics[SCORE]
+
+        kept = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(keep),
+                preservation_policy.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(best_fn=score, preservation_policy=kept, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(Path(folder).absolute() / CHECKPOINTS, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -133,41 +153,40 @@ class Checkpoints:
         """Updates done in the newest checkpoint; None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, iterator: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, iterator: Mapping[str, Any], score: float | None = None) -> None:
         """Starts to save a replicated state; returns as soon as it is copied from the devices."""
         state = jax.tree.map(np.asarray, state)  # given device arrays, Orbax compiles programs to cut them up
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    AGENT: ocp.args.StandardSave(state.agent),
-                    OPTIMIZER: ocp.args.StandardSave(state.optimizer),
-                    ITERATOR: ocp.args.JsonSave(dict(iterator)),
-                }
-            ),
-        )
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        args = ocp.args.Composite(**items, **{ITERATOR: ocp.args.JsonSave(dict(iterator))})
+        self._manager.save(step, args=args, metrics=None if score is None else {SCORE: score})
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
-        """State and iterator of the checkpoint after `step` updates, with the shapes and shardings of `like`."""
+        """State and iterator of the checkpoint after `step` updates, with the shapes and shardings of `like`.
+
+        Raises RunFolderError listing what differs where the agent has other parameters there.
+        """
+        self._manager.wait_until_finished()
+        where = self._manager.directory / str(step)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            there = checkpointer.metadata(where / AGENT).item_metadata.tree
+        if found := differences(*(jax.tree.map(lambda x: list(x.shape), tree) for tree in (there, like.agent))):
+            lines = [f"{name}: {a} there, {b} here" for name, (a, b) in found.items()]
+            raise RunFolderError("\n  ".join([f"{where} holds an agent of another kind or size:", *lines]))
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    AGENT: ocp.args.StandardRestore(abstract.agent),
-                    OPTIMIZER: ocp.args.StandardRestore(abstract.optimizer),
-                    ITERATOR: ocp.args.JsonRestore(),
-                }
-            ),
-        )
-        return TrainState(restored[AGENT], restored[OPTIMIZER]), restored[ITERATOR]
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items, **{ITERATOR: ocp.args.JsonRestore()}))
+        return TrainState(*(restored[name] for name in items)), restored[ITERATOR]
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    return {name: tree for name, tree in zip((AGENT, OPTIMIZER, DREW), state, strict=True) if tree is not None}
 
 
 def read_agent(checkpoint: str | Path) -> dict:
     """The agent's parameters (nested dict of numpy arrays) of a checkpoint, on any number of devices.
 
     Args:
-      checkpoint: a run folder (its newest checkpoint), its `checkpoints` folder, or one checkpoint in it.
+      checkpoint: a run folder (its newest checkpoint), RUN_DIR/best, its `checkpoints` folder, or one checkpoint in it.
     Raises:
       RunFolderError: where there is no checkpoint.
     """
@@ -179,12 +198,29 @@ def read_agent(checkpoint: str | Path) -> dict:
 
 
 def find_checkpoint(folder: str | Path) -> Path:
-    """The folder of one checkpoint: `folder` itself, or the newest of the run (or of the `checkpoints`) there."""
+    """The folder of one checkpoint: `folder` itself, or the newest of the run (or of the `checkpoints`) there.
+
+    RUN_DIR/best is the run's checkpoint with the best accuracy on held-out questions.
+    """
     folder = Path(folder).absolute()
     if (folder / AGENT).is_dir():
         return folder
-    inside = folder / CHECKPOINTS if (folder / CHECKPOINTS).is_dir() else folder
-    steps = [int(p.name) for p in inside.iterdir() if p.name.isdigit()] if inside.is_dir() else []
-    if not steps:
+    if folder.name == BEST and (folder.parent / CHECKPOINTS).is_dir():
+        scores = {path: score for path in _steps(folder.parent / CHECKPOINTS) if (score := _score(path)) is not None}
+        if not scores:
+            raise RunFolderError(f"{folder.parent}: no checkpoint was evaluated (config.held_out.every)")
+        return max(reversed(scores), key=scores.get)  # of equals the newest, as Orbax keeps it
+    found = _steps(folder / CHECKPOINTS if (folder / CHECKPOINTS).is_dir() else folder)
+    if not found:
         raise RunFolderError(f"{folder}: holds no checkpoint; give a run folder, or runs/<name>/{CHECKPOINTS}/<step>")
-    return inside / str(max(steps))
+    return found[-1]
+
+
+def _steps(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def _score(checkpoint: Path) -> float | None:
+    path = checkpoint / "metrics" / "metrics"  # where Orbax puts them
+    return json.loads(path.read_text())[SCORE] if path.is_file() else None

@@ -38,6 +38,16 @@ CUBES = {8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "
 SLICES = {"v5e": ("v5e", FLAT), "v6e": ("v6e", FLAT), "v5p": ("v5", CUBES)}
 
 
+# How a device calls itself (jax.Device.device_kind) -> chip.
+DEVICE_KINDS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+DEVICE_KINDS |= {"TPU v6e": "v6e"}
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+    """The chip that a device is; None for a CPU, a GPU or another TPU."""
+    return CHIPS.get(DEVICE_KINDS.get(device.device_kind, ""))
+
+
 def slice_devices(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     """The chip and the devices of a slice such as v5e-8, to compile for on a machine without a TPU.
 

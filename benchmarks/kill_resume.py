@@ -1,0 +1,193 @@
+"""Kills a training with kill -9 at random moments until it is done, and compares it with an undisturbed one.
+
+    bash launch/quickstart.sh                                  # makes toy_data
+    python -m benchmarks.kill_resume --kills=20 --folder=runs/kill_resume [--processes=2] -- \\
+        --config=configs/toy.py --config.num_steps=60 --config.checkpoint_every=5
+
+What follows `--` are the arguments of tspo_jax.train. With two processes one of them is killed, and the other must end
+by itself. Prints one JSON object; exit status 1 where a parameter, or the picks of any step at any attempt, differ by a
+bit. --folder must not exist.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tspo_jax.run_folder import read_agent
+
+ROOT = Path(__file__).resolve().parent.parent
+PEER_SECONDS = 150  # in which the other process must end; jax gives up on a silent one after 100
+# What each process runs: tspo_jax.train, with the picks of each step written down.
+RECORDING = """
+import hashlib, json, os, sys
+from tspo_jax import actor, config, entry_point, train
+
+def draw(self, step, *args, original=actor.Actor.draw, **kwargs):
+    drawn = original(self, step, *args, **kwargs)
+    with open(os.environ["PICKS"], "a") as file:
+        file.write(json.dumps([step, hashlib.sha256(drawn.picks.tobytes()).hexdigest()]) + "\\n")
+    return drawn
+
+actor.Actor.draw = draw
+train.define_flags()
+entry_point.run(train.main, check=config.check_overrides)
+"""
+
+
+class Run:
+    """The processes of one start of a training; `seconds` since then."""
+
+    def __init__(self, folder: Path, arguments: Sequence[str], num_processes: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / "stderr.txt"
+        port, self._start = _free_port(), time.perf_counter()
+        self.processes = []
+        for i in range(num_processes):
+            joined = [
+                "--config.distributed.enabled=True",
+                f"--config.distributed.coordinator=127.0.0.1:{port}",
+                f"--config.distributed.num_processes={num_processes}",
+                f"--config.distributed.process_id={i}",
+            ]
+            command = [sys.executable, "-c", RECORDING, *arguments, f"--run_dir={folder}"]
+            environment = os.environ | {
+                "PICKS": str(folder / f"picks_{i}.jsonl"),
+                "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+            with self.log.open("ab") as log:
+                started = subprocess.Popen(
+                    command + (joined if num_processes > 1 else []), cwd=ROOT, env=environment, stderr=log
+                )
+            self.processes.append(started)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def wait(self, timeout: float | None = None) -> list[int]:
+        """Exit statuses; raises subprocess.TimeoutExpired where a process is still there after `timeout` seconds."""
+        end = None if timeout is None else time.perf_counter() + timeout
+        try:
+            return [p.wait(None if end is None else max(0.1, end - time.perf_counter())) for p in self.processes]
+        except subprocess.TimeoutExpired:
+            for process in self.processes:
+                process.kill()
+            raise
+
+    def is_running(self) -> bool:
+        return all(process.poll() is None for process in self.processes)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def num_rows(folder: Path) -> int:
+    """Steps in the log of a run."""
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def undisturbed(folder: Path, arguments: Sequence[str], num_processes: int = 1) -> tuple[float, float]:
+    """Trains in one go: seconds until the first step was done, and of each further step."""
+    run, first = Run(folder, arguments, num_processes), None
+    while run.is_running():
+        if first is None and num_rows(folder):
+            first = run.seconds
+        time.sleep(0.02)
+    if any(statuses := run.wait(PEER_SECONDS)):
+        raise RuntimeError(f"training ended with {statuses}: {run.log.read_text()[-2000:]}")
+    first = first or run.seconds
+    return first, (run.seconds - first) / num_rows(folder)
+
+
+def disturbed(
+    folder: Path,
+    arguments: Sequence[str],
+    kills: int,
+    pace: tuple[float, float],
+    num_steps: int,
+    num_processes: int = 1,
+    seed: int = 0,
+) -> list[dict]:
+    """Kills one process `kills` times, at random between early in its start and the end of its share of the steps, then
+    lets the training end.
+
+    Args:
+      pace: of `undisturbed`.
+
+    Returns: of each kill, `process`, `after` (seconds), `steps` (in the log), and with several processes `others_ended`
+    (seconds that the others took to) and `statuses`.
+    """
+    rng, done = random.Random(seed), []
+    start_seconds, step_seconds = pace
+    while True:
+        run = Run(folder, arguments, num_processes)
+        steps = min(num_steps - num_rows(folder), 3 * num_steps / max(kills, 1))
+        earliest = (0.5 if num_processes > 1 else 0.1) * start_seconds  # several join first, and wait long for that
+        delay = rng.uniform(earliest, start_seconds + steps * step_seconds) if len(done) < kills else float("inf")
+        while run.is_running() and run.seconds < delay:
+            time.sleep(0.02)
+        if not run.is_running():
+            if any(statuses := run.wait(PEER_SECONDS)):
+                raise RuntimeError(f"training ended with {statuses}: {run.log.read_text()[-2000:]}")
+            return done
+        victim = rng.randrange(num_processes)
+        run.processes[victim].kill()
+        killed = run.seconds
+        statuses = run.wait(PEER_SECONDS)
+        report = {"process": victim, "after": round(killed, 2), "steps": num_rows(folder)}
+        if num_processes > 1:
+            report |= {"others_ended": round(run.seconds - killed, 2), "statuses": statuses}
+        done.append(report)
+        print(report, file=sys.stderr, flush=True)
+
+
+def compare(expected: Path, found: Path) -> dict:
+    """Whether two runs are the same: `parameters`, `picks` (of each step at each attempt), `steps_redone`."""
+    leaves = [jax.tree.leaves(read_agent(folder)) for folder in (expected, found)]
+    parameters = all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
+    picks, redone = True, 0
+    for path in sorted(expected.glob("picks_*.jsonl")):
+        once = dict(map(json.loads, path.read_text().splitlines()))
+        again = list(map(json.loads, (found / path.name).read_text().splitlines()))
+        picks &= {step for step, _ in again} == set(once) and all(once[step] == digest for step, digest in again)
+        redone += len(again) - len(once)
+    digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves[1])).hexdigest()[:16]
+    return {"parameters": parameters, "picks": picks, "steps_redone": redone, "sha256": digest}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("arguments", nargs="*")
+    args = parser.parse_args()
+    if args.folder.exists():
+        parser.error(f"{args.folder} exists")
+    whole, killed = args.folder / "whole", args.folder / "killed"
+    pace = undisturbed(whole, args.arguments, args.processes)
+    kills = disturbed(killed, args.arguments, args.kills, pace, num_rows(whole), args.processes, args.seed)
+    result = compare(whole, killed)
+    print(json.dumps({"kills": kills, "processes": args.processes, **result}))
+    return 0 if result["parameters"] and result["picks"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

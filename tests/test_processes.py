@@ -1,0 +1,45 @@
+"""Which errors mean that another process is gone; tests/test_kill_resume.py has processes that are."""
+
+import re
+
+import pytest
+
+from tspo_jax import processes
+
+
+@pytest.mark.parametrize(
+    ("text", "is_lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: [external/gloo/tcp/pair.cc:538] Connection reset by peer", True),
+        ("UNAVAILABLE: failed to connect to all addresses", True),
+        ("DEADLINE_EXCEEDED: Barrier timed out", True),
+        ("step 3: grad_norm not finite; its batch is in runs/x", False),
+        ("batch_size is 3: it must be a multiple of mesh axis data (2)", False),
+    ],
+)
+def test_lost_peers(text, is_lost):
+    assert processes.is_lost_peer(ValueError(text)) == is_lost
+
+
+def test_one_process_ends_as_it_would(capsys):
+    with pytest.raises(ValueError, match="UNKNOWN"), processes.end_together("again"):
+        raise ValueError("UNKNOWN: no peer here")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        ("ABORTED: peer is gone\nmany\nlines", processes.LOST, "process 0 of 2: another process has ended .*; again"),
+        ("the disk is full", 1, "error: the disk is full"),
+    ],
+)
+def test_of_several_processes_each_ends_at_once(monkeypatch, capsys, error, status, said):
+    ended = []
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.os, "_exit", ended.append)
+    with processes.end_together("again"):
+        raise ValueError(error)
+    assert ended == [status]
+    text = capsys.readouterr().err
+    assert re.search(said, text) and text.count("\n") == 1

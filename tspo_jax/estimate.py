@@ -1,0 +1,133 @@
+"""What a run will need: memory before its first step, time before and after it.
+
+Memory is what the compiler says of the programs of a step at the shapes that they will run with. The time before the
+first step is a roofline, which no run can beat (aot_compile.py), on chips that tpu.py knows; after a few steps it is
+what they took.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from rich.filesize import decimal
+
+from tspo_jax import sharding
+from tspo_jax.actor import Loaded
+from tspo_jax.aot_compile import Call, compile_call
+from tspo_jax.config import Config
+from tspo_jax.environment import Environment, num_chunks, reward_weights
+from tspo_jax.run_folder import TrainState
+from tspo_jax.tpu import Chip, chip_of
+
+MEASURED_STEPS = 5  # of a run, none of which compiled anything, before its time is told
+
+
+class Estimate:
+    """Of a step's programs: bytes of a device, and seconds where the chip is known.
+
+    Args:
+      times: how often each runs in a step.
+    """
+
+    def __init__(self, calls: Mapping[str, Call], times: Mapping[str, int], mesh: jax.sharding.Mesh):
+        device = mesh.devices.flat[0]
+        self.chip = chip_of(device)
+        self.programs = {name: _compile(call, mesh, self.chip) for name, call in calls.items()}
+        self.bytes = max(program["bytes"] for program in self.programs.values())
+        stats = device.memory_stats()
+        self.available = stats["bytes_limit"] if stats else None
+        seconds = [times.get(name, 1) * program.get("seconds", 0) for name, program in self.programs.items()]
+        self.seconds = sum(seconds) if self.chip else None
+
+    def said(self, num_steps: int) -> str:
+        parts = ", ".join(f"{name} {decimal(program['bytes'])}" for name, program in self.programs.items())
+        text = f"memory of a device {decimal(self.bytes)} ({parts})"
+        if self.available:
+            text += f" of {decimal(self.available)}"
+        if self.seconds:
+            text += f"; at least {self.seconds:.3g} s per step, {clock(self.seconds * num_steps)} for all"
+        return text
+
+
+def of_step(
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    environment: Environment,
+    loaded: Loaded,
+    k: int,
+    sample: Callable,
+    update: Callable,
+    state: TrainState,
+    initial: dict | None,
+) -> Estimate:
+    """Compiles the programs of a step on a batch like `loaded` with K = k; calls of the same shapes then find them."""
+    rows = loaded.rows
+    B, G, step = len(rows["index"]), config.policy.group_size, np.int32(0)
+    draws = sharding.abstract_batch(mesh, np.empty((B, G, k), np.int32))
+    names = ("total", "unparsed", *reward_weights(config)[rows["kind"]])
+    measured = {name: np.empty((B, G), np.float32) for name in names}
+    measured |= {name: np.empty(B, np.float32) for name in ("unique_frames", "cosine_spread")}
+    measured = sharding.abstract_batch(mesh, measured)
+    rollout, shown = environment.abstract_call(rows, k)
+    a = config.answerer
+    trips = {"encode": -(-G * k // a.encode_chunk), "decode": a.max_new_tokens - 1}
+    calls = {
+        "sample": Call(sample, (state.agent, loaded.batch, step), {"k": k, "attempt": step}, {}),
+        "answer": Call(rollout, shown, {}, trips),
+        "update": Call(update, (state, loaded.batch, draws, measured, step, initial), {}, {}),
+    }
+    return Estimate(calls, {"answer": num_chunks(config, mesh)}, mesh)
+
+
+def _compile(call: Call, mesh: jax.sharding.Mesh, chip: Chip | None) -> dict[str, Any]:
+    if chip:
+        found = compile_call(call, mesh, chip)
+        if not found["fits"]:
+            raise sharding.ShardingError(f"the programs of a step do not fit on a device: {found['reason']}")
+        return {
+            "bytes": sum(found[f"{part}_bytes"] for part in ("argument", "temporary", "output")),
+            "seconds": found["seconds"],
+        }
+    memory = call.program.lower(*call.args, **call.kwargs).compile().memory_analysis()
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return {"bytes": used + memory.output_size_in_bytes - memory.alias_size_in_bytes}
+
+
+class Pace:
+    """Steps per second of a run, against the roofline where there is one."""
+
+    def __init__(self, num_steps: int):
+        self._num_steps = num_steps
+        self.known: dict[str, float | None] = {}  # kind of sample -> least seconds of a step, where the chip is known
+        self._seconds: list[float] = []
+        self._compilations = None
+        self._said = False
+
+    def expect(self, kind: str, seconds: float | None) -> None:
+        self.known[kind] = seconds
+
+    def row(self, step: int, kind: str, seconds: float, compilations: int) -> dict[str, float]:
+        """Metrics of a step: `steps_per_second`, and `roofline_share` (of the most that the chip could do)."""
+        if compilations == self._compilations:
+            self._seconds.append(seconds)
+        self._compilations, self._step = compilations, step
+        row = {"steps_per_second": 1 / max(seconds, 1e-9)}
+        least = self.known.get(kind)
+        return row | ({"roofline_share": least / seconds} if least else {})
+
+    def said(self) -> str:
+        """Once, after the first steps: how long the run will take."""
+        if self._said or len(self._seconds) < MEASURED_STEPS or self._step == self._num_steps:
+            return ""
+        self._said = True
+        mean, left = sum(self._seconds) / len(self._seconds), self._num_steps - self._step
+        return f"{mean:.2f} s per step: about {clock(mean * left)} for the {left} steps that are left"
+
+
+def clock(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,58 @@
+"""Several processes as one run: how they join, and how all of them end when one of them does."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
+from tspo_jax.config import Distributed
+
+LOST = 76  # exit status of a process whose run cannot go on because of another one; EX_PROTOCOL of sysexits.h
+# How errors of jax's runtime begin when a peer is gone: a status code, or the name of the collectives' library.
+_RUNTIME = re.compile(
+    r"^(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION)\b|Gloo|NCCL"
+)
+
+
+def join(config: Distributed) -> None:
+    """Joins the other processes, where the config says that there are any; before any other use of jax."""
+    if config.enabled:
+        count, index = (n if n >= 0 else None for n in (config.num_processes, config.process_id))
+        jax.distributed.initialize(
+            config.coordinator or None, count, index, heartbeat_timeout_seconds=config.heartbeat_seconds
+        )
+
+
+@contextmanager
+def end_together(advice: str) -> Iterator[None]:
+    """Of several processes, ends this one at once when its block fails, with one line on stderr.
+
+    Cleaning up would wait for the others, which wait for this one in a collective. They notice that it is gone, by the
+    broken connection or, where collectives do not tell, by its missing heartbeat, and end as well.
+
+    Args:
+      advice: what to do where it was another process that failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        if is_lost_peer(error):
+            reason = str(error).splitlines()[0][:300]
+            me = f"process {jax.process_index()} of {jax.process_count()}"
+            print(f"error: {me}: another process has ended or cannot be reached ({reason}); {advice}", file=sys.stderr)
+            status = LOST
+        else:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """Whether jax's runtime says so, rather than this program."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(_RUNTIME.search(str(error)))
