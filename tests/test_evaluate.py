@@ -1,8 +1,12 @@
 """select -> answer -> score on two tiny videos with the golden checkpoints, and what a stop or bad input does to it."""
 
+import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -138,6 +142,42 @@ def test_a_stopped_evaluation_goes_on(golden, config, tmp_path, fake_answers, mo
     assert stopped == whole
     assert sorted(path.read_text().splitlines()) == expected
     assert sorted(fake_answers) == first_pass
+
+
+def test_killed_five_times(golden, folder, config, tmp_path):
+    """SIGKILL before the first answer and in the middle of them: the table of an undisturbed run, no row twice."""
+    config.evaluation.questions = str(tiny_store.write_questions(tmp_path / "questions.jsonl", num=20))
+    config.evaluation.budgets, config.evaluation.batch_size = (4,), 4
+    config.mesh.axes = (("data", 4), ("model", 2))
+    whole = evaluate.evaluate(cfg.read(config), tmp_path / "whole", golden / "tspo_agent")
+    (tmp_path / "config.py").write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config.to_dict()})\n"
+    )
+    command = [sys.executable, "-m", "tspo_jax.evaluate", f"--config={tmp_path / 'config.py'}"]
+    command += [f"--run_dir={tmp_path / 'killed'}", f"--agent={golden / 'tspo_agent'}"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    path = tmp_path / "killed" / "evaluation" / "rows.jsonl"
+
+    def lines():
+        """Whole lines of rows.jsonl, None before it is there."""
+        return path.read_bytes().rpartition(b"\n")[0].splitlines() if path.exists() else None
+
+    kept = [None]
+    for _ in range(5):
+        with subprocess.Popen(command, env=os.environ | cache, **pipes) as process:
+            while process.poll() is None and lines() == kept[-1]:
+                time.sleep(0.005)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        kept.append(lines())
+    assert kept[1] == [] and 0 < len(kept[-1]) < 20 * 3
+    assert all(more[: len(fewer)] == fewer for fewer, more in itertools.pairwise(kept[1:]))
+    done = subprocess.run(command, env=os.environ | cache, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == whole
+    undisturbed = (tmp_path / "whole" / "evaluation" / "rows.jsonl").read_bytes().splitlines()
+    assert lines()[: len(kept[-1])] == kept[-1] and sorted(lines()) == sorted(undisturbed)
 
 
 def test_methods_and_budgets_may_be_added_later(golden, config, tmp_path, fake_answers):
