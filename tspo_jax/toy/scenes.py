@@ -45,10 +45,10 @@ class World:
     duration: tuple[float, float] = (72.0, 234.0)  # drawn; the last scene adds up to 6 s
     frame_rates: tuple[Fraction, ...] = (Fraction(4), Fraction(24000, 5005), Fraction(5), Fraction(6))
     max_scene_share: float = 0.025  # of the video: two scenes, the longest evidence, last at most 5 %
-    num_events: tuple[int, int] = (12, 18)
+    num_events: tuple[int, int] = (12, 16)
     num_lookups: int = 4
     num_relations: int = 2
-    decoys: tuple[int, int] = (2, 5)  # per looked-up thing; more decoys mislead untrained CLIP more often
+    decoys: tuple[int, int] = (3, 6)  # per looked-up thing; more decoys mislead untrained CLIP more often
     filler_ball: float = 0.4  # probability that a filler shows a ball
 
     def __post_init__(self):
