@@ -1,6 +1,7 @@
 """Building the training set: what each stage keeps, resuming, and the whole command with a tiny answerer."""
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -22,6 +23,7 @@ from tspo_jax.build_dataset import (
 )
 from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, VideoEntry, open_settings, write_frames
 from tspo_jax.data.questions import QuestionError, question_of_row, read_questions
+from tspo_jax.run_folder import in_use
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = {f"b/{i}.mp4": 80 + i for i in range(12)} | {"b/short.mp4": 30}
@@ -206,13 +208,18 @@ def test_whole_command_with_a_tiny_answerer(golden, tmp_path):
         f"--answerer={golden / 'llava_video_grid'}",
         f"--output={tmp_path / 'out'}",
         "--min_seconds=3", "--few_frames=1", "--many_frames=2", "--event_frames=2", "--events=2",
-        "--batch_size=2", "--max_new_tokens=2", "--caption_tokens=3",
+        "--batch_size=4", "--model_axis=2", "--max_new_tokens=2", "--caption_tokens=3",
     )  # fmt: skip
+    with in_use(tmp_path / "out"):
+        status, result, errors = command(*arguments)
+    assert status == 1 and result is None and f"{tmp_path / 'out'} is in use by process {os.getpid()}" in errors
     status, result, errors = command(*arguments)
     assert status == 2 and "record 5: video: " in errors, errors
     assert result["counts"]["of_long_enough_videos"] == 4 and result["counts"]["events_described"] == 4
     assert "Traceback" not in errors and "4" in (tmp_path / "out" / "README.md").read_text()
     assert command(*arguments)[1] == result
+    status, _, errors = command(*arguments, "--batch_size=3")
+    assert status == 1 and "batch_size is 3: it must be a multiple of mesh axis data (4)" in errors
     status, _, errors = command(*arguments, "--few_frames=4")
     assert status == 1 and "few_frames: 1 there, 4 here" in errors
     status, _, errors = command(*arguments, "--strict")

@@ -1,15 +1,17 @@
 """Batched requests get the answers that they get one by one."""
 
+import jax
 import numpy as np
 import pytest
 from tiny_store import LONG, SHORT, make_store
 
-from tspo_jax import prompts
+from tspo_jax import prompts, sharding, weights
 from tspo_jax.answer import answer
 from tspo_jax.checkpoints import load_answerer
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.frame_answers import Request, answer_requests
 from tspo_jax.rollout import Rollout
+from tspo_jax.sharding import ShardingError
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,11 @@ def store(tmp_path_factory, golden):
 
 
 def test_as_one_by_one(store, golden):
-    answerer = load_answerer(golden / "llava_video_grid")
+    """By a model split over two devices, with the batch dealt out to two such pairs."""
+    folder = golden / "llava_video_grid"
+    mesh = sharding.make_mesh((("data", 2), ("model", 2)), jax.devices()[:4])
+    split = load_answerer(folder, sharding=sharding.answerer_sharding(mesh, weights.read_config(folder)))
+    answerer = load_answerer(folder)
     sets = np.array([[0, 3], [3, 4]])
     requests = [
         Request("a", LONG, sets, "What is it?"),
@@ -26,11 +32,13 @@ def test_as_one_by_one(store, golden):
         Request("c", LONG, sets + 20, "Who?"),
         Request("other shape", LONG, sets[:1], "Who?"),
     ]
-    batches = list(answer_requests(requests, store, answerer, max_new_tokens=4, batch_size=2))
+    batches = list(answer_requests(requests, store, split, mesh, max_new_tokens=4, batch_size=2))
     assert [[request.id for request, _ in batch] for batch in batches] == [["a", "b"], ["c"], ["other shape"]]
     alone = Rollout.of(answerer, max_new_tokens=4)
     for request, texts in (pair for batch in batches for pair in batch):
         prompt = prompts.render(request.text, answerer.template, "")
         frames = [store.frames(request.video, picks) for picks in request.picks]
         assert texts == [answer(answerer, alone, shown, prompt)["answer"] for shown in frames]
-    assert not list(answer_requests([], store, answerer, max_new_tokens=4, batch_size=2))
+    assert not list(answer_requests([], store, split, mesh, max_new_tokens=4, batch_size=2))
+    with pytest.raises(ShardingError, match="batch_size is 3"):
+        list(answer_requests(requests, store, split, mesh, max_new_tokens=4, batch_size=3))

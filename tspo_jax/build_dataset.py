@@ -31,7 +31,7 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tspo_jax import entry_point, prompts, rewards, run_folder, weights
+from tspo_jax import entry_point, prompts, rewards, run_folder, sharding, weights
 from tspo_jax.checkpoints import Answerer, load_answerer
 from tspo_jax.data.event_questions import event_question
 from tspo_jax.data.frame_store import FrameStore, StoreError, publish
@@ -336,6 +336,7 @@ def define_flags() -> None:
     flags.DEFINE_string("output_json", "", "File for the result; default: stdout.")
     flags.DEFINE_bool("strict", False, "Bad records end the run; else they are listed and left out.")
     flags.DEFINE_integer("batch_size", 8, "Questions that are answered together.", lower_bound=1)
+    flags.DEFINE_integer("model_axis", 1, "Devices that share an MLLM's weights; the others share the batch.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the MLLMs; bfloat16, but float32 on a CPU.")
     for field in dataclasses.fields(Settings):
         define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}[field.type]
@@ -368,6 +369,8 @@ def main() -> int:
         "captioner": weights.checkpoint_identity(captioner_folder),
     }
     dtype = jnp.dtype(args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+    mesh = sharding.make_mesh((("data", -1), ("model", args.model_axis)), jax.devices())
+    sharding.check_batch_size(mesh, args.batch_size)
     # Which questions are kept may change between runs (their number, the share held out), not what an answer means.
     free = ("min_seconds", "num_targets", "num_general", "num_specific", "heldout")
     record = {"settings": dataclasses.asdict(settings), **models}
@@ -376,11 +379,15 @@ def main() -> int:
     with run_folder.in_use(output), Progress(*columns, console=console) as progress:
         run_folder.check_run(output, record, may_differ=tuple(f"settings.{name}" for name in free))
         run_folder.write_run_config(output, record)
-        answerer = load_answerer(args.answerer, dtype)
-        captioner = answerer if captioner_folder == args.answerer else load_answerer(captioner_folder, dtype)
+
+        def load(folder: str) -> Answerer:
+            return load_answerer(folder, dtype, sharding.answerer_sharding(mesh, weights.read_config(folder)))
 
         def answers_of(model: Answerer) -> Answer:
-            return lambda requests, tokens: answer_requests(requests, store, model, tokens, args.batch_size)
+            return lambda requests, tokens: answer_requests(requests, store, model, mesh, tokens, args.batch_size)
+
+        answerer = load(args.answerer)
+        captioner = answerer if captioner_folder == args.answerer else load(captioner_folder)
 
         def watch(stage: str, total: int, done: int) -> Callable[[int], None]:
             task = progress.add_task(stage, total=total, completed=done)

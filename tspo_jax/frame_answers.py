@@ -8,7 +8,7 @@ from itertools import islice
 import jax
 import numpy as np
 
-from tspo_jax import prompts
+from tspo_jax import prompts, sharding
 from tspo_jax.checkpoints import Answerer
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.rollout import Answers, Rollout, unique_frames
@@ -27,14 +27,21 @@ class Request:
 
 
 def answer_requests(
-    requests: Iterable[Request], store: FrameStore, answerer: Answerer, max_new_tokens: int, batch_size: int
+    requests: Iterable[Request],
+    store: FrameStore,
+    answerer: Answerer,
+    mesh: jax.sharding.Mesh,
+    max_new_tokens: int,
+    batch_size: int,
 ) -> Iterator[list[tuple[Request, list[str]]]]:
     """Requests with their G answers, batch by batch, not in their order: a batch has one shape of picks and pixels.
 
     The frames of a batch are read while the one before is being answered. A last batch that is not full is filled up
-    with its last request, so that it needs no compilation of its own.
+    with its last request, so that it needs no compilation of its own. Raises ShardingError where the mesh cannot share
+    a batch evenly.
     """
-    rollout = Rollout.of(answerer, max_new_tokens=max_new_tokens)
+    sharding.check_batch_size(mesh, batch_size)
+    rollout = Rollout.of(answerer, max_new_tokens=max_new_tokens, mesh=mesh)
     pad_token = answerer.generation.pad_token_id
 
     def read(request: Request) -> tuple[Request, np.ndarray, np.ndarray]:
@@ -50,7 +57,7 @@ def answer_requests(
         texts = [prompts.render(request.text, answerer.template, "") for request in requests]
         tokens = [prompts.tokenize(text, answerer.tokenizer) for text in texts]
         ids, lengths = prompts.pad(tokens, pad_token, PROMPT_MULTIPLE)
-        return rollout(answerer.params, np.stack(frames), np.stack(index), ids, lengths)
+        return rollout(answerer.params, *sharding.put_batch(mesh, (np.stack(frames), np.stack(index), ids, lengths)))
 
     def finish(batch: list, answers: Answers) -> list[tuple[Request, list[str]]]:
         tokens, lengths = jax.device_get((answers.tokens, answers.lengths))
