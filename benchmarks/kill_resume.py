@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -86,8 +87,21 @@ class Run:
                 process.kill()
             raise
 
+    def check(self) -> None:
+        """Waits for the end; raises RuntimeError where it was not a success."""
+        if any(statuses := self.wait()):
+            raise RuntimeError(f"training ended with {statuses}: {self.said()}")
+
+    def said(self) -> str:
+        return self.log.read_text()[-2000:]
+
     def is_running(self) -> bool:
         return all(process.poll() is None for process in self.processes)
+
+    def has_done(self, step: int, since: float) -> bool:
+        """Whether the log has `step` rows, one of them written after the time `since`."""
+        metrics = self.log.parent / "metrics.jsonl"
+        return metrics.is_file() and metrics.stat().st_mtime > since and num_rows(metrics.parent) >= step
 
 
 def _free_port() -> int:
@@ -109,8 +123,7 @@ def undisturbed(folder: Path, arguments: Sequence[str], num_processes: int = 1) 
         if first is None and num_rows(folder):
             first = run.seconds
         time.sleep(0.02)
-    if any(statuses := run.wait(PEER_SECONDS)):
-        raise RuntimeError(f"training ended with {statuses}: {run.log.read_text()[-2000:]}")
+    run.check()
     first = first or run.seconds
     return first, (run.seconds - first) / num_rows(folder)
 
@@ -124,8 +137,10 @@ def disturbed(
     num_processes: int = 1,
     seed: int = 0,
 ) -> list[dict]:
-    """Kills one process `kills` times, at random between early in its start and the end of its share of the steps, then
-    lets the training end.
+    """Kills one process `kills` times at random moments, then lets the training end.
+
+    A moment is within a step, equally often each of the next ones, up to three times a kill's share of the steps; or in
+    the start, before the first of them.
 
     Args:
       pace: of `undisturbed`.
@@ -135,26 +150,29 @@ def disturbed(
     """
     rng, done = random.Random(seed), []
     start_seconds, step_seconds = pace
-    while True:
-        run = Run(folder, arguments, num_processes)
-        steps = min(num_steps - num_rows(folder), 3 * num_steps / max(kills, 1))
-        earliest = (0.5 if num_processes > 1 else 0.1) * start_seconds  # several join first, and wait long for that
-        delay = rng.uniform(earliest, start_seconds + steps * step_seconds) if len(done) < kills else float("inf")
-        while run.is_running() and run.seconds < delay:
-            time.sleep(0.02)
-        if not run.is_running():
-            if any(statuses := run.wait(PEER_SECONDS)):
-                raise RuntimeError(f"training ended with {statuses}: {run.log.read_text()[-2000:]}")
-            return done
+    while len(done) < kills:
+        saved = max((int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+        further = rng.randint(0, max(0, min(num_steps - saved - 1, 3 * num_steps // kills)))
+        within = rng.uniform(0, step_seconds)
+        # Processes that lack one from the start wait for it for minutes, so several are left to meet.
+        latest = float("inf") if further else rng.uniform(0.5 if num_processes > 1 else 0.0, 1.0) * start_seconds
+        run, began = Run(folder, arguments, num_processes), time.time()
+        while run.is_running() and run.seconds < latest and not run.has_done(saved + max(further, 1), began):
+            time.sleep(0.005)
+        time.sleep(within if further else 0)
         victim = rng.randrange(num_processes)
         run.processes[victim].kill()
         killed = run.seconds
         statuses = run.wait(PEER_SECONDS)
+        if statuses[victim] != -signal.SIGKILL:
+            raise RuntimeError(f"training ended with {statuses} before it was killed: {run.said()}")
         report = {"process": victim, "after": round(killed, 2), "steps": num_rows(folder)}
         if num_processes > 1:
             report |= {"others_ended": round(run.seconds - killed, 2), "statuses": statuses}
         done.append(report)
         print(report, file=sys.stderr, flush=True)
+    Run(folder, arguments, num_processes).check()
+    return done
 
 
 def compare(expected: Path, found: Path) -> dict:

@@ -130,6 +130,14 @@ def test_numbers_without_end_are_left_out():
     assert report.curves([]) == {}
 
 
+def test_facts_of_a_training():
+    metrics = [{"step": i, "seconds/answer": 6.0, "device_idle": 0.9 if i <= 5 else 0.04} for i in range(1, 11)]
+    facts = report.facts(cfg.Config(), metrics)
+    assert facts["Steps"] == "10 of 625" and facts["Training time"] == "1.0 min"
+    assert facts["Device waits for the host"] == "4% of the time"
+    assert "Training time" not in report.facts(cfg.Config(), [])
+
+
 def test_smoothing_does_not_lag():
     line = np.arange(100.0)
     np.testing.assert_allclose(report_page.smooth(line)[10:-10], line[10:-10])

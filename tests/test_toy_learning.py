@@ -61,6 +61,7 @@ def one_video(tmp_path_factory) -> tuple[cfg.Config, float]:
     config.data.questions = str(folder / "question.jsonl")
     config.data.general.k, config.data.buckets = 6, (256,)
     config.policy.group_size, config.batch_size, config.num_steps, config.log_every = 12, 1, 20, 1
+    config.held_out.every = 0
     config.mesh.axes = (("data", 1), ("model", 1))
     return cfg.read(config), plan.scenes[0].end
 

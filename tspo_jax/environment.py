@@ -139,7 +139,7 @@ class Environment:
 
 def num_chunks(config: Config, mesh: jax.sharding.Mesh) -> int:
     """Parts that a batch is answered in. Raises ValueError where they would not be even."""
-    size = config.answerer.question_chunk or config.batch_size
+    size = min(config.answerer.question_chunk or config.batch_size, config.batch_size)
     if config.batch_size % size or size % mesh.shape["data"]:
         raise ValueError(
             f"answerer.question_chunk is {size}: it must divide batch_size ({config.batch_size}) and be a multiple of "

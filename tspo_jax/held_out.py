@@ -68,11 +68,10 @@ class HeldOut:
         """Accuracy of every method after `step` updates; renews the report."""
         (k,) = self.config.evaluation.budgets
         after = self._scores(agent)
-        known = {}
-        if self._path.is_file():
-            known = {
-                (row["id"], row["method"]): row for row in read_rows(self._path) if row["method"] not in AGENT_METHODS
-            }
+        earlier = read_rows(self._path) if self._path.is_file() else []
+        lasting = [method for method in self.config.evaluation.methods if method not in AGENT_METHODS]
+        asked = {(item.id, method) for item in self.items for method in lasting}
+        known = {key: row for row in earlier if (key := (row["id"], row["method"])) in asked}
         sets = []
         for item, (clip_scores, scores) in zip(self.items, after, strict=True):
             choices: dict[tuple[int, ...], list[tuple[str, int]]] = {}
@@ -90,11 +89,9 @@ class HeldOut:
             with ResultFile(self._path) as file:
                 file.append([row | {"step": step} for row in answered])
             self._report(rows, after)
-        asked_for = {item.id for item in self.items}
         correct: dict[str, list[bool]] = {}
         for row in rows:
-            if row["id"] in asked_for:
-                correct.setdefault(row["method"], []).append(row["correct"])
+            correct.setdefault(row["method"], []).append(row["correct"])
         return {method: float(np.mean(values)) for method, values in correct.items()}
 
     def _scores(self, agent: dict) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -122,7 +122,9 @@ def facts(config: Config, metrics: Sequence[dict]) -> dict[str, str]:
         "Seed": str(config.seed),
     }
     seconds = sum(value for row in metrics for name, value in row.items() if name.startswith("seconds/") and value)
-    return found | ({"Training time": f"{seconds / 60:.1f} min"} if seconds else {})
+    found |= {"Training time": f"{seconds / 60:.1f} min"} if seconds else {}
+    idle = [row["device_idle"] for row in metrics[len(metrics) // 2 :] if _is_number(row.get("device_idle"))]
+    return found | ({"Device waits for the host": f"{np.median(idle):.0%} of the time"} if idle else {})
 
 
 def curves(metrics: Sequence[dict]) -> dict[str, list[Curve]]:
