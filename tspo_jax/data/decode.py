@@ -185,7 +185,7 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
             continue
         time = packet.pts if packet.pts is not None else packet.dts
         if time is not None and packet.time_base:
-            end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
+            end = max(end, (time + (packet.duration or 0)) * float(packet.time_base))
         if packet.stream_index == stream.index:
             packets += 1
             if not packet.is_discard:
