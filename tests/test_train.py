@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,7 +19,6 @@ from tiny_store import LONG, SHORT, make_store
 from tspo_jax import config as cfg
 from tspo_jax import environment, evaluate, weights
 from tspo_jax import train as training
-from tspo_jax.actor import Actor
 from tspo_jax.checkpoints import load_agent
 from tspo_jax.metrics import read_rows
 from tspo_jax.models.layers import split_params
@@ -261,24 +259,6 @@ def test_everything_beyond_the_paper_at_once(config, tmp_path):
     graphdef, read = evaluate.read_agent(config, tmp_path)
     assert graphdef == load_agent(config.agent.clip, kind="question_aware")[0]
     jax.tree.map(np.testing.assert_array_equal, read, params)
-    assert len({Actor.k(SimpleNamespace(_config=config), step, {}) for step in range(20)}) == 2
-
-
-def test_labels_are_the_evidence_or_else_the_target(config):
-    store = training.FrameStore(config.data.store, training.load_clip(config.agent.clip).identity)
-    questions = training.read_questions(config.data.questions)[0][:2]
-    questions[0] = dataclasses.replace(questions[0], evidence=((2.0, 4.5), (7.0, 8.0)))
-    names = (SHORT, LONG)
-    rows = {
-        "index": np.array([0, 1]),
-        "mask": np.arange(12) < np.array([[10], [12]]),
-        "needle_mask": np.arange(12) < np.array([[0], [5]]),
-        "video": np.where(np.arange(12) < 10, names.index(LONG), -1) * np.ones((2, 1), int),
-        "frame": np.arange(12) * np.ones((2, 1), int),
-    }
-    world = SimpleNamespace(_questions=questions, _store=store, _names=names)
-    labels = environment.Environment.labels(world, rows)
-    assert np.flatnonzero(labels[0]).tolist() == [2, 3, 4, 7] and np.flatnonzero(labels[1]).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_sigterm_saves_and_the_next_start_goes_on(config, undisturbed, tmp_path, monkeypatch):
@@ -353,27 +333,6 @@ def test_one_step_stale_resumes_exactly(needles, tmp_path, monkeypatch):
     resumed, resumed_agent = run(config, tmp_path / "cut")
     assert without_times(resumed) == without_times(rows)
     jax.tree.map(np.testing.assert_array_equal, resumed_agent, agent)
-
-
-def test_dead_groups_are_drawn_again(config, tmp_path, monkeypatch):
-    """Accuracy is always 0 here, so that general groups are dead until the sixth rollout says otherwise."""
-    calls = []
-
-    def revived(config, rows, picks, *args, original=environment.measure):
-        measured = original(config, rows, picks, *args)
-        calls.append((rows["kind"], picks))
-        if len(calls) % 2 == 0:  # each second rollout: the first half of the groups has an answer that is right
-            measured["total"][: len(picks) // 2, 0] += 1
-        return measured
-
-    monkeypatch.setattr(environment, "measure", revived)
-    policy = dataclasses.replace(config.policy, dead_groups="resample", resamples=1)
-    rows, _ = run(dataclasses.replace(config, policy=policy, num_steps=2), tmp_path)
-    general = [row for row in rows if "reward/general" in row]
-    assert [kind for kind, _ in calls].count("general") == 2 * len(general)
-    assert all(row["dead_groups"] <= 0.5 for row in general) and len(general) > 0
-    drawn, again = (picks for kind, picks in calls[:2]) if calls[0][0] == "general" else (p for _, p in calls[-2:])
-    assert (drawn != again).any(), "with other noise"
 
 
 def test_held_out_questions_name_the_best_checkpoint(config, undisturbed, tmp_path, monkeypatch):

@@ -264,11 +264,12 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    steps = len({row["step"] for row in rows})
     for finding in findings:
         print(f"{finding.name}: {finding.text}", file=sys.stderr)
     if not findings:
-        print(f"nothing is wrong in the {len(rows)} steps of {argv[1]}", file=sys.stderr)
-    print(json.dumps({"steps": len(rows), "findings": [finding._asdict() for finding in findings]}))
+        print(f"nothing is wrong in the {steps} steps of {argv[1]}", file=sys.stderr)
+    print(json.dumps({"steps": steps, "findings": [finding._asdict() for finding in findings]}))
     return 0
 
 

@@ -31,7 +31,7 @@ class Estimate:
     """
 
     def __init__(self, calls: Mapping[str, Call], times: Mapping[str, int], mesh: jax.sharding.Mesh):
-        device = mesh.devices.flat[0]
+        device = next(device for device in mesh.devices.flat if device.process_index == jax.process_index())
         self.chip = chip_of(device)
         self.programs = {name: _compile(call, mesh, self.chip) for name, call in calls.items()}
         self.bytes = max(program["bytes"] for program in self.programs.values())

@@ -12,9 +12,7 @@ from tspo_jax.config import Distributed
 
 LOST = 76  # exit status of a process whose run cannot go on because of another one; EX_PROTOCOL of sysexits.h
 # How errors of jax's runtime begin when a peer is gone: a status code, or the name of the collectives' library.
-_RUNTIME = re.compile(
-    r"^(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION)\b|Gloo|NCCL"
-)
+_RUNTIME = re.compile(r"^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b|Gloo|NCCL")
 
 
 def join(config: Distributed) -> None:
@@ -55,4 +53,4 @@ def end_together(advice: str) -> Iterator[None]:
 
 def is_lost_peer(error: Exception) -> bool:
     """Whether jax's runtime says so, rather than this program."""
-    return isinstance(error, jax.errors.JaxRuntimeError) or bool(_RUNTIME.search(str(error)))
+    return bool(_RUNTIME.search(str(error)))
