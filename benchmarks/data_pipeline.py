@@ -1,9 +1,10 @@
 """Speed of pre-decoding, of fetching picked frames, of the store's layouts and of the loader, on the CPU.
 
-    python -m benchmarks.data_pipeline [decode fetch layout loader memory]
+    python -m benchmarks.data_pipeline [decode long fetch layout loader memory]
 
 decode   a minute of 720p H.264 by predecode's workers against the plain decoder (FFmpeg, every picture, nothing done
          with it) on one core, in source frames per second (to reach: 90 % with one worker, nearly twice that with two).
+long     memory of a worker that decodes 10 minutes and 10 hours (to reach: about the same).
 fetch    128 frames of 384 px of a 10-minute and of a 10-hour video, against the JPEG decoder alone, which has the files
          in memory and leaves the pictures in one new array too (to reach: 110 %); the same with the resizing of
          training. CPU time of one thread.
@@ -91,15 +92,52 @@ def decode_file(folder: Path, path: Path, options: dict[str, str]) -> dict:
 
 
 def write_720p(path: Path, num_frames: int, options: dict[str, str]) -> None:
-    picture = noisy_picture(900, 1600, 0)
+    write_video(path, num_frames, (1280, 720), {"preset": "veryfast", "crf": "23"} | options)
+
+
+def write_video(path: Path, num_frames: int, size: tuple[int, int], options: dict[str, str]) -> None:
+    """A view that moves over a large picture."""
+    width, height = size
+    picture = noisy_picture(height + 180, width + 320, 0)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast", "crf": "23"} | options)
-        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        stream = container.add_stream("libx264", rate=30, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for i in range(num_frames):
             x, y = i // 2 % 300, i // 3 % 150
-            shown = np.ascontiguousarray(picture[y : y + 720, x : x + 1280])
+            shown = np.ascontiguousarray(picture[y : y + height, x : x + width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(shown)))
         container.mux(stream.encode())
+
+
+def long(folder: Path) -> dict:
+    frame_store.open_settings(folder / "s", frame_store.StoreSettings())
+    write_video(folder / "minute.mp4", 1800, (160, 90), {"preset": "veryfast"})
+    result = {}
+    for name, minutes in (("10 minutes", 10), ("10 hours", 600)):
+        repeat_video(folder / "minute.mp4", folder / f"{name}.mp4", minutes)
+        job = Job(str(folder / f"{name}.mp4"), name, 1, str(folder / "s"), frame_store.StoreSettings(), ("pyav",))
+        (outcome,) = run_jobs([job], 1, 7200, 600, work=decode_and_tell_memory)
+        result[name] = f"{outcome.num_frames} MB at most"
+    return result
+
+
+def repeat_video(path: Path, target: Path, times: int) -> None:
+    with av.open(str(path)) as source, av.open(str(target), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        packets = [(p, p.pts, p.dts, p.time_base, p.duration) for p in source.demux(video=0) if p.size]
+        length = sum(duration for *_, duration in packets)
+        for i in range(times):
+            for packet, pts, dts, time_base, duration in packets:
+                packet.stream, packet.time_base, packet.duration = stream, time_base, duration
+                packet.pts, packet.dts = pts + i * length, dts + i * length
+                container.mux(packet)
+
+
+def decode_and_tell_memory(job: Job, progress: Callable[[float], None]) -> int:
+    """Work for run_jobs; returns the largest memory that the process had, in MB."""
+    decode_video(job, progress)
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
 def fetch(folder: Path) -> dict:
@@ -221,7 +259,7 @@ def resident_mb() -> int:
 
 
 def main(names: list[str]) -> None:
-    for benchmark in (decode, fetch, layout, loader, memory):
+    for benchmark in (decode, long, fetch, layout, loader, memory):
         if not names or benchmark.__name__ in names:
             with tempfile.TemporaryDirectory() as folder:
                 print(json.dumps({benchmark.__name__: benchmark(Path(folder))}, indent=1), flush=True)

@@ -8,6 +8,7 @@ counts other frames than the file has, or is known to return wrong ones. PyAV le
 
 import dataclasses
 import re
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -178,7 +179,8 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
     stream = _picture_stream(container)
     if stream is None:
         raise VideoError(path, "has no picture stream")
-    ticks, keys, packets, end, all_timed = [], [], 0, 0.0, True
+    # Nine bytes per picture: a video of ten hours has a million.
+    ticks, keys, packets, end, all_timed = array("q"), bytearray(), 0, 0.0, True
     # Where the header does not count the pictures (Matroska), the end of all streams shows whether the file is whole.
     for packet in container.demux(stream) if stream.frames else container.demux():
         if packet.size == 0:
@@ -189,10 +191,10 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
         if packet.stream_index == stream.index:
             packets += 1
             if not packet.is_discard:
-                ticks.append(time)
                 keys.append(packet.is_keyframe)
+                ticks.extend(() if time is None else (time,))
                 all_timed &= packet.pts is not None
-    if not ticks:
+    if not keys:
         raise VideoError(path, "has no pictures (zero length)")
     if packets < 0.99 * stream.frames - 1:
         raise VideoError(path, f"is truncated: its header lists {stream.frames} pictures, {packets} are there")
@@ -201,12 +203,14 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
     if not stream.frames and claimed - (end - start) > max(1.0, 0.02 * claimed):
         raise VideoError(path, f"is truncated: its header claims {claimed:.1f} s, it ends at {end - start:.1f} s")
     fps = float(stream.average_rate or 0)
-    if None in ticks:
+    is_key = np.frombuffer(keys, bool)
+    if len(ticks) < len(keys):
         fps = fps or 25.0
-        timestamps, sorted_ticks, key_frames = np.arange(len(ticks)) / fps, None, np.flatnonzero(keys)
+        timestamps, sorted_ticks, key_frames = np.arange(len(keys)) / fps, None, np.flatnonzero(is_key)
     else:
-        order = np.argsort(np.array(ticks, np.int64), kind="stable")
-        sorted_ticks, key_frames = np.array(ticks, np.int64)[order], np.flatnonzero(np.array(keys)[order])
+        decoding_order = np.frombuffer(ticks, np.int64)
+        order = np.argsort(decoding_order, kind="stable")
+        sorted_ticks, key_frames = decoding_order[order], np.flatnonzero(is_key[order])
         timestamps = sorted_ticks * float(stream.time_base)
         length = timestamps[-1] - timestamps[0]
         fps = fps or ((len(ticks) - 1) / length if length > 0 else 1.0)
