@@ -68,8 +68,8 @@ def arguments(data: Path, fields: Mapping[str, object]) -> list[str]:
     fields = {
         "data.store": data / "frames",
         "data.questions": data / "train.jsonl",
+        "evaluation.store": data / "frames",
         "evaluation.questions": data / "eval.jsonl",
-        "held_out.every": 0,
         **fields,
     }
     return ["--config=configs/toy_full.py", *(f"--config.{name}={value}" for name, value in fields.items())]
