@@ -29,7 +29,7 @@ def end_together(advice: str) -> Iterator[None]:
     """Of several processes, ends this one at once when its block fails, with one line on stderr.
 
     Cleaning up would wait for the others, which wait for this one in a collective. They notice that it is gone, by the
-    broken connection or, where collectives do not tell, by its missing heartbeat, and end as well.
+    broken connection, and end as well; where a collective does not tell, jax ends them by its missing heartbeat.
 
     Args:
       advice: what to do where it was another process that failed.
