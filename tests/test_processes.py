@@ -23,7 +23,7 @@ def test_lost_peers(text, is_lost):
 
 
 def test_one_process_ends_as_it_would(capsys):
-    with pytest.raises(ValueError, match="ABORTED"), processes.end_together("again"):
+    with pytest.raises(ValueError, match="ABORTED"), processes.end_together():
         raise ValueError("ABORTED: no peer here")
     assert capsys.readouterr().err == ""
 
@@ -31,7 +31,11 @@ def test_one_process_ends_as_it_would(capsys):
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        ("ABORTED: peer is gone\nmany\nlines", processes.LOST, "process 0 of 2: another process has ended .*; again"),
+        (
+            "ABORTED: peer is gone\nmany\nlines",
+            processes.LOST,
+            "process 0 of 2: another process has ended .*; run the same command",
+        ),
         ("the disk is full", 1, "error: the disk is full"),
     ],
 )
@@ -39,7 +43,7 @@ def test_of_several_processes_each_ends_at_once(monkeypatch, capsys, error, stat
     ended = []
     monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     monkeypatch.setattr(processes.os, "_exit", ended.append)
-    with processes.end_together("again"):
+    with processes.end_together():
         raise ValueError(error)
     assert ended == [status]
     text = capsys.readouterr().err

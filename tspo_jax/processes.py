@@ -25,14 +25,11 @@ def join(config: Distributed) -> None:
 
 
 @contextmanager
-def end_together(advice: str) -> Iterator[None]:
+def end_together() -> Iterator[None]:
     """Of several processes, ends this one at once when its block fails, with one line on stderr.
 
     Cleaning up would wait for the others, which wait for this one in a collective. They notice that it is gone, by the
     broken connection, and end as well; where a collective does not tell, jax ends them by its missing heartbeat.
-
-    Args:
-      advice: what to do where it was another process that failed.
     """
     try:
         yield
@@ -42,7 +39,11 @@ def end_together(advice: str) -> Iterator[None]:
         if is_lost_peer(error):
             reason = str(error).splitlines()[0][:300]
             me = f"process {jax.process_index()} of {jax.process_count()}"
-            print(f"error: {me}: another process has ended or cannot be reached ({reason}); {advice}", file=sys.stderr)
+            print(
+                f"error: {me}: another process has ended or cannot be reached ({reason}); run the same command again "
+                "in all of them to go on",
+                file=sys.stderr,
+            )
             status = LOST
         else:
             print(f"error: {error}", file=sys.stderr)

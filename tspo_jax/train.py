@@ -133,7 +133,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         preemption = stack.enter_context(Preemption())
         profiled = range(start + 2, start + 2 + config.profile_steps)
         profile = stack.enter_context(ExitStack())
-        stack.enter_context(processes.end_together("run the same command again in all of them to go on"))
+        stack.enter_context(processes.end_together())
 
         def begin(step: int, agent: dict) -> Drawn:
             loaded = actor.load(watch)
@@ -236,7 +236,8 @@ def main() -> int:
     config = config_module.from_flags()
     processes.join(config.distributed)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    is_done = train(config, Path(flags.FLAGS.run_dir or f"runs/{name}"))
+    with processes.end_together():
+        is_done = train(config, Path(flags.FLAGS.run_dir or f"runs/{name}"))
     return 0 if is_done else EXIT_STATUS
 
 
