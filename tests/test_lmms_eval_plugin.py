@@ -1,9 +1,10 @@
-"""The plugin inside the real lmms-eval: registration, and what a wrapped model gets to see."""
+"""The plugin inside the real lmms-eval: registration, and what wrapped models get to see, its own ones among them."""
 
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: pip install lmms-eval")
 
@@ -83,6 +84,112 @@ def test_chat_messages(golden, index_file):
     (message,) = model._with_clips([{"role": "user", "content": content}], {"question_id": "q0"})
     video, text = message["content"]
     assert text == content[1] and video["url"] != path and Video(video["url"]).num_frames == 4
+
+
+CHAT = """{% for m in messages %}<|im_start|>{{ m['role'] }}
+{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] -%}
+{{ '<|vision_start|><|video_pad|><|vision_end|>' if part['type'] == 'video' else part['text'] }}{% endfor %}{% endif -%}
+<|im_end|>
+{% endfor %}<|im_start|>assistant
+"""
+LANGUAGE = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=280)
+LANGUAGE |= dict(num_key_value_heads=2, eos_token_id=256, bos_token_id=None)
+
+
+def tokenizer(transformers, golden, *tokens):
+    """The golden byte-level tokenizer with more tokens, and their ids."""
+    found = transformers.Qwen2Tokenizer.from_pretrained(golden / "llava_video_grid")
+    found.add_special_tokens({"additional_special_tokens": list(tokens)})
+    found.chat_template = CHAT
+    return found, found.convert_tokens_to_ids(list(tokens))
+
+
+def write_qwen(folder, golden, transformers):
+    """A small random Qwen2.5-VL; more arguments of lmms-eval's class for it."""
+    pytest.importorskip("qwen_vl_utils")
+    words, (start, end, image, video) = tokenizer(
+        transformers, golden, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+    )
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+    vision = dict(depth=2, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64)
+    ids = dict(vision_start_token_id=start, vision_end_token_id=end, image_token_id=image, video_token_id=video)
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=LANGUAGE | {"rope_parameters": rope}, vision_config=vision | {"fullatt_block_indexes": [1]}, **ids
+    )
+    transformers.Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    images, videos = transformers.Qwen2VLImageProcessor(), transformers.Qwen2VLVideoProcessor()
+    transformers.Qwen2_5_VLProcessor(images, words, videos, chat_template=CHAT).save_pretrained(folder)
+    return dict(max_num_frames=4, min_pixels=28**2, max_pixels=224**2)
+
+
+def write_llava(folder, golden, transformers):
+    """A small random LLaVA-OneVision in the format of llava-hf, which LLaVA-Video has there too."""
+    words, (image, video) = tokenizer(transformers, golden, "<image>", "<video>")
+    vision = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+    config = transformers.LlavaOnevisionConfig(
+        text_config=LANGUAGE | {"model_type": "qwen2"},
+        vision_config=vision | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14},
+        image_token_id=image,
+        video_token_id=video,
+    )
+    transformers.LlavaOnevisionForConditionalGeneration(config).save_pretrained(folder)
+    size = {"height": 28, "width": 28}
+    transformers.LlavaOnevisionProcessor(
+        transformers.LlavaOnevisionImageProcessor(size=size),
+        words,
+        transformers.LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=4,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT,
+    ).save_pretrained(folder)
+    return dict(max_frames_num=4, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrapped", "write"),
+    [("tspo", "qwen2_5_vl", write_qwen), ("tspo_chat", "qwen2_5_vl", write_qwen), ("tspo", "llava_hf", write_llava)],
+)
+def test_models_of_lmms_eval_answer_from_the_chosen_frames(
+    golden, index_file, tmp_path, monkeypatch, name, wrapped, write
+):
+    """Its real classes, with small random weights on the CPU: their processors get these frames, in order."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torchvision")
+    import transformers
+
+    torch.manual_seed(0)
+    options = write(tmp_path / "model", golden, transformers)
+    files = dict(frame_idx=index_file, benchmark="mlvu", pretrained=tmp_path / "model")
+    model = make(name, model=wrapped, device="cpu", device_map="cpu", **files, **options)
+    assert type(model.model).__module__.startswith("lmms_eval.models.")
+    (request,) = requests(model, golden, "q0")
+    if name == "tspo_chat":
+        content = [{"type": "video", "url": str(golden / "tspo_agent.mp4")}, {"type": "text", "text": "Why?"}]
+        messages = lambda document: [{"role": "user", "content": content}]  # noqa: E731
+        request.arguments = ("Why?", messages, {"max_new_tokens": 2}, 0, "mlvu", "test")
+    else:
+        request.arguments = ("Why?", {"max_new_tokens": 2}, *request.arguments[2:])
+    shown = []
+    processor = type(getattr(model.model, "processor", None) or model.model._image_processor)
+    call = processor.__call__
+    monkeypatch.setattr(
+        processor,
+        "__call__",
+        lambda self, *args, **kwargs: shown.append(kwargs["videos"]) or call(self, *args, **kwargs),
+    )
+    (answer,) = model.generate_until([request])
+    assert isinstance(getattr(answer, "text", answer), str)
+    ((frames,),) = shown
+    frames = np.asarray(frames, np.float32)
+    frames = frames if frames.shape[-1] == 3 else frames.transpose(0, 2, 3, 1)
+    H, W = frames.shape[1:3]
+    every_second = range(0, 1000, 25)
+    candidates = [
+        np.asarray(Image.fromarray(frame).resize((W, H)), np.float32)
+        for frame in Video(golden / "tspo_agent.mp4").frames(every_second)
+    ]
+    nearest = [int(np.argmin([np.abs(frame - other).mean() for other in candidates])) for frame in frames]
+    assert [every_second[i] for i in nearest] == FRAMES
 
 
 def test_mistakes(golden, index_file):

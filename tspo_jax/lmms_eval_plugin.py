@@ -8,7 +8,8 @@ Installing tspo_jax registers both models by the entry point `lmms_eval.models`:
 simple interface, `tspo_chat` those of its chat interface. Arguments other than those below go to the wrapped model.
 
 The wrapped model still samples its video itself, so it is given another video: only the chosen frames, one per second,
-H.264 without loss. A model that takes at least as many frames (max_frames_num, max_num_frames) takes all of them.
+H.264 without loss. A model that takes at least as many frames (max_frames_num, max_num_frames) takes all of them; that
+of Qwen2.5-VL reads an even number of at least four, so choose such a number.
 """
 
 import atexit
