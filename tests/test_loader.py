@@ -3,6 +3,11 @@
 import concurrent.futures
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +166,24 @@ def test_resume_with_worker_processes(store, parsed_flags):
     middle, state = take(3, store, questions, workers, seed=3, state=state)
     last, _ = take(2, store, questions, CONFIG, seed=3, state=state)
     assert_equal(middle + last, whole[2:])
+
+
+def test_workers_leave_the_devices_alone(store):
+    """Grain imports jax; that no backend is started shows where there is none of the name."""
+    program = textwrap.dedent(f"""
+        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from absl import flags
+        from test_loader import CLIP, CONFIG, dataclasses, some_questions, take
+        from tspo_jax.data.frame_store import FrameStore
+        if __name__ == "__main__":
+            flags.FLAGS.mark_as_parsed()
+            workers = dataclasses.replace(CONFIG, num_workers=1)
+            (batch,), _ = take(1, FrameStore({str(store.folder)!r}, CLIP), some_questions(), workers, seed=0)
+            print(batch["features"].shape[0])
+        """)
+    environment = os.environ | {"JAX_PLATFORMS": "none_of_this_name"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "4\n", done.stderr
 
 
 def test_processes_share_the_batch(store):
