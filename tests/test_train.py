@@ -20,6 +20,7 @@ from tspo_jax import config as cfg
 from tspo_jax import environment, evaluate, weights
 from tspo_jax import train as training
 from tspo_jax.checkpoints import load_agent
+from tspo_jax.data.questions import read_questions
 from tspo_jax.metrics import read_rows
 from tspo_jax.models.layers import split_params
 from tspo_jax.models.temporal_agent import TemporalAgent
@@ -160,9 +161,13 @@ def test_resuming_is_exact(config, undisturbed, tmp_path, monkeypatch):
     np.testing.assert_array_equal(picked[4], picked[6])
 
 
-def test_a_finished_run_says_so(config, undisturbed, capsys):
+def test_a_finished_run_says_so(config, undisturbed, capsys, monkeypatch):
+    """And every run lists the bad lines of its question file."""
+    bad = ["questions.jsonl:33: line: not valid json"]
+    monkeypatch.setattr(training, "read_questions", lambda path, strict: (read_questions(path)[0], bad))
     rows, agent = run(config, undisturbed[0])
-    assert "all 6 steps are done" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "all 6 steps are done" in said and f"left out: {bad[0]}" in said
     assert rows == undisturbed[1]
 
 
@@ -203,7 +208,11 @@ def test_bad_input_is_named(config, tmp_path):
     def change(field, **values):
         return dataclasses.replace(config, **{field: dataclasses.replace(getattr(config, field), **values)})
 
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(Path(config.data.questions).read_text() + "{broken\n")
+
     for bad, message in (
+        (change("data", questions=str(broken), strict=True), "broken.jsonl:33: line: not valid json"),
         (dataclasses.replace(config, batch_size=3), "batch_size is 3: it must be a multiple of mesh axis data"),
         (change("mesh", axes=(("data", 3), ("model", 1))), "does not make 2 devices"),
         (change("data", buckets=(8,)), "more than the largest of"),

@@ -82,6 +82,7 @@ class Specific:
 class Data:
     store: str = ""  # folder of the frame store made by predecode
     questions: str = ""  # jsonl file
+    strict: bool = False  # a bad line of it ends the run; else it is listed and left out
     min_frames: int = 50  # a video with fewer candidates, or more than max_frames, gets max_frames evenly spaced ones
     max_frames: int = 128
     buckets: tuple[int, ...] = (128, 832)  # candidate frames T are padded to the smallest bucket that holds them

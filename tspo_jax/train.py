@@ -90,7 +90,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     warm_start = programs.make_warm_start(graphdef, config, mesh)
 
     # What is frozen: the answerer, and the questions as CLIP and the answerer read them.
-    questions, _ = read_questions(config.data.questions)
+    questions, bad_lines = read_questions(config.data.questions, strict=config.data.strict)
     if config.policy.warm_start_steps and not any(q.evidence or q.kind == "specific" for q in questions):
         raise ValueError(
             f"config.policy.warm_start_steps is {config.policy.warm_start_steps}, but {config.data.questions} has "
@@ -123,6 +123,8 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
             loader.set_state(iterator)
         clock = stack.enter_context(DeviceClock())
         log = stack.enter_context(TrainingLog(run_dir, config, start, clock))
+        for line in bad_lines:
+            log.note(f"left out: {line}")
         if start >= config.num_steps:
             log.note(f"{run_dir}: all {config.num_steps} steps are done")
             return True
