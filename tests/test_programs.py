@@ -99,6 +99,9 @@ def test_a_draw_depends_on_seed_step_and_question_alone(golden, config):
     wider = {name: np.pad(rows, padded[name]) if name in padded else rows for name, rows in batch.items()}
     np.testing.assert_array_equal(np.asarray(sample(agent, wider, np.int32(2), k=K)), draws)
     assert jnp.all(jnp.diff(jnp.sort(draws), axis=-1) > 0), "no frame twice"
+    again = [np.asarray(sample(agent, batch, np.int32(2), k=K, attempt=np.int32(i))) for i in (0, 1, 2)]
+    np.testing.assert_array_equal(again[0], draws)
+    assert (again[1] != draws).any() and (again[2] != again[1]).any(), "each attempt has its own noise"
 
 
 def test_several_optimizer_steps_and_a_warm_start(golden, config):
@@ -123,3 +126,35 @@ def test_several_optimizer_steps_and_a_warm_start(golden, config):
     assert metrics["learning_rate"] == pytest.approx(5e-4 * (1 - 4 / 22), rel=1e-5) and metrics["kl"] > 0
     counts = [x for x in jax.tree.leaves(state.optimizer) if x.shape == ()]
     assert counts and all(count == 7 for count in counts)
+
+
+def test_stale_draws_and_a_limit_of_the_divergence(golden, config):
+    """The agent before an update is kept for the next draws; an update that goes too far changes the counts alone."""
+    policy = dataclasses.replace(config.policy, stale_steps=1, kl_limit=1e-12)
+    config = dataclasses.replace(config, policy=policy)
+    mesh = sharding.make_mesh([("data", 2), ("model", 1)], DEVICES[:2])
+    graphdef, agent = load_agent(golden / "tspo_agent")
+    first, other = agent, jax.tree.map(lambda x: 1.1 * x, agent)
+    sample, batch = programs.make_sample(graphdef, config, mesh), sharding.put_batch(mesh, make_batch(0))
+
+    def step(initial):
+        """An update of `first` on draws of `other`."""
+        state = TrainState(first, programs.make_optimizer(config).init(first), other)
+        state = sharding.put_replicated(mesh, state)
+        draws = sample(state.drew, batch, np.int32(0), k=K)
+        rewards = {"total": (sharding.local_rows(draws) % 7 == 0).mean(-1, dtype=np.float32)}
+        update = programs.make_update(graphdef, config, mesh)
+        return update(state, batch, draws, sharding.put_batch(mesh, rewards), np.int32(0), initial)
+
+    def assert_same(a, b):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+    state, metrics = step(sharding.put_replicated(mesh, first))
+    assert metrics["undone"] == 1 and metrics["kl_after"] > metrics["kl"] == 0 and metrics["clipped"] > 0
+    assert_same(state.agent, first)
+    assert_same(state.drew, first)
+    counts = [x for x in jax.tree.leaves(state.optimizer) if x.shape == ()]
+    assert counts and all(count == 1 for count in counts)
+    assert all(not np.any(x) for x in jax.tree.leaves(state.optimizer) if x.shape)
+    state, metrics = step(sharding.put_replicated(mesh, jax.tree.map(lambda x: x + 0.5, first)))
+    assert metrics["kl_after"] != metrics["kl"] and metrics["undone"] == (metrics["kl_after"] > metrics["kl"])
