@@ -14,6 +14,8 @@ format (.jsonl), whose `general` questions go through the same filters. The vide
     6_needle.jsonl    four-option questions made of them, for needle samples (data/event_questions.py)
     train.jsonl, heldout.jsonl    both styles mixed, no video in both; README.md is the card, with counts and hashes
 
+The MLLMs use all devices: --model_axis=N splits their weights over N, the others share the batch.
+
 Every stage appends to its file and is finished row by row: run again after a kill, it goes on where it stopped. Result
 (stdout or --output_json): the counts and hashes as a JSON object.
 """
@@ -39,6 +41,7 @@ from tspo_jax.data.llava_video_178k import MULTIPLE_CHOICE, read_conversations
 from tspo_jax.data.questions import Question, QuestionError, question_of_row, read_questions, row
 from tspo_jax.data.row_file import RowFile
 from tspo_jax.frame_answers import Request, answer_requests
+from tspo_jax.rollout import Rollout
 from tspo_jax.selection import uniform
 
 CAPTION_PROMPT = "Describe in one detailed sentence what happens in this part of the video."
@@ -384,7 +387,11 @@ def main() -> int:
             return load_answerer(folder, dtype, sharding.answerer_sharding(mesh, weights.read_config(folder)))
 
         def answers_of(model: Answerer) -> Answer:
-            return lambda requests, tokens: answer_requests(requests, store, model, mesh, tokens, args.batch_size)
+            def answers(requests, max_new_tokens):
+                rollout = Rollout.of(model, max_new_tokens=max_new_tokens, mesh=mesh)
+                return answer_requests(requests, store, model, rollout, mesh, args.batch_size)
+
+            return answers
 
         answerer = load(args.answerer)
         captioner = answerer if captioner_folder == args.answerer else load(captioner_folder)
