@@ -36,8 +36,7 @@ and the bytes of their results. "At least" is a roofline: the longest of arithme
 at the chip's published peaks (tspo_jax/tpu.py), with every frame and every answer of full length; a real step takes
 longer by what the chip falls short of its peaks. A step also loads and decodes the picked frames on the host, which
 this does not count. Where `data` exceeds the {B} questions of the config, the batch is as large as `data`; train there
-with that --config.batch_size. Programs are compiled on two processor cores that other work shares; the processor's own
-seconds are given beside those on the wall.
+with that --config.batch_size. Compiling is given in seconds of the processor, all cores together.
 
 {tables}
 ## How it is split
