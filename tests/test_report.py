@@ -27,7 +27,8 @@ def metrics_row(step):
         {"accuracy/general": 0.25 + 0.01 * step} if general else {"accuracy/specific": 0.5, "location/specific": 0.3}
     )
     shared = {"score_entropy": 4 - 0.01 * step, "grad_norm": 1.5, "dead_groups": 0.25, "seconds/answer": 3.0}
-    return {"step": step, **rates, **shared}
+    held_out = {} if step % 10 else {"held_out/topk": 0.5}
+    return {"step": step, **rates, **shared, **held_out}
 
 
 @pytest.fixture(scope="module")
