@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from tspo_jax import evaluate, prompts, selection
 from tspo_jax.checkpoints import load_answerer, load_clip
 from tspo_jax.config import ConfigError
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.rollout import Rollout
 from tspo_jax.run_folder import RunFolderError
 from tspo_jax.scoring import load_scorer
@@ -51,8 +49,7 @@ def run(golden, folder):
 def fake_answers(monkeypatch):
     """Answers that are a function of question and frames, without a model: a letter, by hash."""
     answered = []
-    monkeypatch.setattr(evaluate, "answer", lambda batches, *_: tiny_store.fake_answers(batches, answered))
-    monkeypatch.setattr(evaluate, "_load_answerer", lambda *_: SimpleNamespace(processor=ImageProcessor.siglip(28)))
+    tiny_store.fake_answerer(monkeypatch, answered)
     return answered
 
 
@@ -263,15 +260,8 @@ def test_controls_are_answered_once_and_summed_up(golden, config, tmp_path, fake
 
 def test_permuted_and_blank_reach_the_answerer(golden, config, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(evaluate, "_load_answerer", lambda *_: None)
-    monkeypatch.setattr(evaluate, "batches", lambda sets, *_: [[s] for s in sets])
-
-    def answers(batches, *_):
-        for batch in batches:
-            seen.extend(batch)
-            yield batch, ["A." for _ in batch]
-
-    monkeypatch.setattr(evaluate, "answer", answers)
+    tiny_store.fake_answerer(monkeypatch)
+    monkeypatch.setattr(evaluate, "answer", lambda sets, *_: [[seen.append(s) or (s, "A.")] for s in sets])
     config.evaluation.methods, config.evaluation.budgets = ("uniform",), (4,)
     config.evaluation.controls = ("permuted", "blank")
     evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")

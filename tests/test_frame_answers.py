@@ -1,5 +1,7 @@
 """Batched requests get the answers that they get one by one."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -32,13 +34,22 @@ def test_as_one_by_one(store, golden):
         Request("c", LONG, sets + 20, "Who?"),
         Request("other shape", LONG, sets[:1], "Who?"),
     ]
-    batches = list(answer_requests(requests, store, split, mesh, max_new_tokens=4, batch_size=2))
+    rollout = Rollout.of(split, max_new_tokens=4, mesh=mesh)
+    batches = list(answer_requests(requests, store, split, rollout, mesh, batch_size=2))
     assert [[request.id for request, _ in batch] for batch in batches] == [["a", "b"], ["c"], ["other shape"]]
     alone = Rollout.of(answerer, max_new_tokens=4)
     for request, texts in (pair for batch in batches for pair in batch):
         prompt = prompts.render(request.text, answerer.template, "")
         frames = [store.frames(request.video, picks) for picks in request.picks]
         assert texts == [answer(answerer, alone, shown, prompt)["answer"] for shown in frames]
-    assert not list(answer_requests([], store, split, mesh, max_new_tokens=4, batch_size=2))
+    assert not list(answer_requests([], store, split, rollout, mesh, batch_size=2))
+    # Longer padding and black frames; the same text from other frames.
+    (((_, seen),),) = answer_requests(requests[:1], store, split, rollout, mesh, batch_size=2, prompt_multiple=256)
+    assert seen == batches[0][0][1]
+    black = dataclasses.replace(requests[0], blank=True)
+    (((_, unseen),),) = answer_requests([black], store, split, rollout, mesh, batch_size=2, prompt_multiple=256)
+    pixels = [np.zeros_like(frame) for frame in store.frames(LONG, [0, 3])]
+    prompt = prompts.render(black.text, answerer.template, "")
+    assert unseen == [answer(answerer, alone, pixels, prompt)["answer"]] * 2
     with pytest.raises(ShardingError, match="batch_size is 3"):
-        list(answer_requests(requests, store, split, mesh, max_new_tokens=4, batch_size=3))
+        list(answer_requests(requests, store, split, rollout, mesh, batch_size=3))

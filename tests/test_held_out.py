@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,11 +9,10 @@ import pytest
 import tiny_store
 
 from tspo_jax import config as cfg
-from tspo_jax import evaluate, sharding
+from tspo_jax import sharding
 from tspo_jax.checkpoints import load_agent, load_clip
 from tspo_jax.held_out import HeldOut
 from tspo_jax.metrics import read_rows
-from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.scoring import Scorer, pick
 
 
@@ -31,15 +29,14 @@ def config(golden, tmp_path):
 def measure(golden, tmp_path, monkeypatch):
     """(config, step, agent) -> accuracies, and the list of all (question, picks) that were answered."""
     answered = []
-    monkeypatch.setattr(evaluate, "answer", lambda batches, *_: tiny_store.fake_answers(batches, answered))
+    tiny_store.fake_answerer(monkeypatch, answered)
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 10, "held_out/topk": 0.5}) + "\n")
     mesh = sharding.make_mesh([("data", 2), ("model", 1)], jax.devices()[:2])
     clip, (graphdef, initial) = load_clip(golden / "tspo_agent"), load_agent(golden / "tspo_agent")
-    answerer = SimpleNamespace(processor=ImageProcessor.siglip(28))
 
     def call(config, step, agent):
         answered.clear()
-        return HeldOut(config, tmp_path, clip, graphdef, initial).measure(step, agent, answerer, None, mesh), answered
+        return HeldOut(config, tmp_path, clip, graphdef, initial).measure(step, agent, None, None, mesh), answered
 
     return call
 

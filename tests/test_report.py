@@ -7,7 +7,6 @@ import math
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,7 +17,6 @@ from PIL import Image
 from tspo_jax import config as cfg
 from tspo_jax import evaluate, report, report_page
 from tspo_jax.evaluation.benchmarks import Item
-from tspo_jax.models.preprocessing import ImageProcessor
 
 
 def metrics_row(step):
@@ -38,8 +36,7 @@ def run_dir(tmp_path_factory, golden):
     store = tiny_store.make_store(folder, golden)
     config = tiny_store.make_config(golden, store, tiny_store.write_questions(folder / "questions.jsonl"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "answer", lambda batches, *_: tiny_store.fake_answers(batches))
-        patch.setattr(evaluate, "_load_answerer", lambda *_: SimpleNamespace(processor=ImageProcessor.siglip(28)))
+        tiny_store.fake_answerer(patch)
         evaluate.evaluate(cfg.read(config), folder / "run", golden / "tspo_agent")
     rows = [metrics_row(step) for step in range(1, 41)]
     (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -8,6 +8,7 @@ import numpy as np
 from video_files import write_video
 
 from tspo_jax import config as cfg
+from tspo_jax import evaluate
 from tspo_jax.checkpoints import load_clip
 from tspo_jax.data import frame_store
 from tspo_jax.data.decode import Video
@@ -69,10 +70,17 @@ def make_config(golden: Path, store: Path, questions: Path):
     return config
 
 
-def fake_answers(batches, answered=None):
-    """Instead of evaluate.answer: a letter by hash of question and frames; (id, picks) of each goes to `answered`."""
-    for batch in batches:
-        if answered is not None:
-            answered.extend((s.item.id, s.picks) for s in batch)
-        hashes = [hashlib.sha256(f"{s.item.id} {s.picks}".encode()).digest()[0] for s in batch]
-        yield batch, [f"{'ABCD'[h % 4]}. something" for h in hashes]
+def fake_answerer(monkeypatch, answered=None):
+    """No model answers, but a hash of question and frames; (id, picks) of each goes to the list `answered`."""
+
+    def answer(sets, items, store, answerer, config, *_):
+        sets, size = list(sets), config.evaluation.batch_size
+        for batch in (sets[i : i + size] for i in range(0, len(sets), size)):
+            if answered is not None:
+                answered.extend((s.item.id, s.picks) for s in batch)
+            hashes = [hashlib.sha256(f"{s.item.id} {s.picks}".encode()).digest()[0] for s in batch]
+            yield [(s, f"{'ABCD'[h % 4]}. something") for s, h in zip(batch, hashes, strict=True)]
+
+    monkeypatch.setattr(evaluate, "answer", answer)
+    monkeypatch.setattr(evaluate, "_load_answerer", lambda *_: None)
+    monkeypatch.setattr(evaluate.Rollout, "of", lambda *_, **__: None)

@@ -2,10 +2,10 @@
 
     python -m tspo_jax.evaluate --config=configs/toy.py --run_dir=runs/toy [--agent=DIR] [--output=F]
 
-    select   scoring.py     CLIP features of a video, read once for all its questions -> scores -> picks
-    answer   rollout.py     the frozen MLLM answers; frame sets that methods or budgets share are answered once
-    score    benchmarks.py  answer -> letter -> right or wrong, one line each in RUN_DIR/evaluation/rows.jsonl
-    sum up   results.py     accuracies and differences with intervals, in RUN_DIR/evaluation/summary.json
+    select   scoring.py        CLIP features of a video, read once for all its questions -> scores -> picks
+    answer   frame_answers.py  the frozen MLLM answers; frame sets that methods or budgets share are answered once
+    score    benchmarks.py     answer -> letter -> right or wrong, one line each in RUN_DIR/evaluation/rows.jsonl
+    sum up   results.py        accuracies and differences with intervals, in RUN_DIR/evaluation/summary.json
 
 The agent is the newest checkpoint of RUN_DIR, or that of --agent: a run folder, a checkpoint, a TSPO folder, or a plain
 CLIP folder (then it is untrained). Running the same command again goes on where it was stopped; no question is answered
@@ -20,7 +20,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -31,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tspo_jax import config as config_module
-from tspo_jax import entry_point, prompts, rewards, rollout, run_folder, selection, sharding, weights
+from tspo_jax import entry_point, prompts, rewards, run_folder, selection, sharding, weights
 from tspo_jax.checkpoints import (
     Answerer,
     ClipEncoder,
@@ -47,10 +46,11 @@ from tspo_jax.data.questions import read_questions
 from tspo_jax.evaluation import benchmarks, frame_indices, keyframe_metrics, results
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.evaluation.results import ResultFile
+from tspo_jax.frame_answers import PROMPT_MULTIPLE, Request, answer_requests
+from tspo_jax.rollout import Rollout
 from tspo_jax.scoring import AGENT_METHODS, Scorer, pick
 
 FOLDER = "evaluation"  # in the run folder
-PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,9 @@ def evaluate(
         if todo:
             answerer = _load_answerer(config, mesh)
             sets = choose(items, store, Scorer(clip, agent), todo, chosen, config.seed)
-            alike = batches(sets, asked.batch_size, store, answerer)
-            for batch, texts in answer(alike, items, store, answerer, config, mesh):
-                rows = [row for s, text in zip(batch, texts, strict=True) for row in to_rows(s, text, store, config)]
+            rollout = Rollout.of(answerer, max_new_tokens=config.answerer.max_new_tokens, mesh=mesh)
+            for batch in answer(sets, items, store, answerer, config, rollout, mesh):
+                rows = [row for frame_set, text in batch for row in to_rows(frame_set, text, store, config)]
                 file.append(rows)
                 progress.advance(task, len(rows))
         rows = [row for row in file.rows if (row["id"], row["method"], row["k"]) in wanted]
@@ -294,73 +294,28 @@ def shuffled_order(seed: int, item: Item) -> tuple[int, ...]:
     return order
 
 
-def batches(sets: Iterable[FrameSet], size: int, store: FrameStore, answerer: Answerer) -> Iterator[list[FrameSet]]:
-    """At most `size` sets of equally many frames each, of one size: both are static shapes."""
-    waiting: dict[tuple, list[FrameSet]] = {}
-    for frame_set in sets:
-        video = store.video(frame_set.item.video)
-        shape = len(frame_set.picks), answerer.processor.size_of(video.height, video.width)
-        same = waiting.setdefault(shape, [])
-        same.append(frame_set)
-        if len(same) == size:
-            yield waiting.pop(shape)
-    yield from waiting.values()
-
-
 # ---- answer and score ------------------------------------------------------------------------------------
 
 
 def answer(
-    batches: Iterable[list[FrameSet]],
+    sets: Iterable[FrameSet],
     items: Sequence[Item],
     store: FrameStore,
     answerer: Answerer,
     config: Config,
+    rollout: Rollout,
     mesh: jax.sharding.Mesh,
-    program: rollout.Rollout | None = None,
-) -> Iterator[tuple[list[FrameSet], list[str]]]:
-    """Frame sets and the answers to them, by a program of its own unless one is given.
-
-    The frames of a batch are read while the one before is being answered.
-    """
-    program = program or rollout.Rollout.of(answerer, max_new_tokens=config.answerer.max_new_tokens)
+) -> Iterator[list[tuple[FrameSet, str]]]:
+    """Frame sets of `items` with the answers to them, batch by batch; all prompts have one length."""
     template = config.answerer.template or answerer.template
-
-    def tokens(item: Item) -> list[int]:
-        return prompts.tokenize(prompts.render(item.prompt, template, ""), answerer.tokenizer)
-
-    # Room for options in another order, which may need a few tokens more.
-    length = -(-max(len(tokens(item)) + 8 for item in items) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-    pad_token = answerer.generation.pad_token_id
-
-    def read(frame_set: FrameSet) -> np.ndarray:
-        frames = store.frames(frame_set.item.video, frame_set.picks)
-        pixels = np.stack([answerer.processor.crop(frame) for frame in frames])
-        return np.zeros_like(pixels) if frame_set.blank else pixels
-
-    def start(batch: list[FrameSet], pool: ThreadPoolExecutor) -> rollout.Answers:
-        # The last batch is filled up with its last set, so that it has the shape of the others.
-        full = batch + batch[-1:] * (config.evaluation.batch_size - len(batch))
-        frames = list(pool.map(read, batch))
-        frames = np.stack(frames + frames[-1:] * (len(full) - len(batch)))
-        index = np.broadcast_to(np.arange(frames.shape[1], dtype=np.int32), (len(full), 1, frames.shape[1]))
-        ids, lengths = prompts.pad([tokens(s.item) for s in full], pad_token, length)
-        return program(answerer.params, *sharding.put_batch(mesh, (frames, index, ids, lengths)))
-
-    def finish(batch: list[FrameSet], answers: rollout.Answers) -> tuple[list[FrameSet], list[str]]:
-        rows = jax.device_put((answers.tokens, answers.lengths), sharding.over_questions(mesh))
-        texts = prompts.decode(*map(sharding.local_rows, rows), answerer.tokenizer)
-        return batch, [group[0] for group in texts[: len(batch)]]
-
-    running = None
-    with ThreadPoolExecutor(config.data.decode_threads) as pool:
-        for batch in batches:
-            started = batch, start(batch, pool)
-            if running:
-                yield finish(*running)
-            running = started
-    if running:
-        yield finish(*running)
+    prompt_texts = (prompts.render(item.prompt, template, "") for item in items)
+    longest = max(len(prompts.tokenize(text, answerer.tokenizer)) for text in prompt_texts)
+    # Options in another order may need a few tokens more.
+    length = -(-(longest + 8) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    requests = (Request(s, s.item.video, np.array([s.picks]), s.item.prompt, s.blank) for s in sets)
+    size = config.evaluation.batch_size
+    for batch in answer_requests(requests, store, answerer, rollout, mesh, size, template, length):
+        yield [(request.id, text) for request, (text,) in batch]
 
 
 def to_rows(frame_set: FrameSet, text: str, store: FrameStore, config: Config) -> list[dict]:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tspo_jax import evaluate, programs, report, sharding
+from tspo_jax import evaluate, programs, report
 from tspo_jax.checkpoints import Answerer, ClipEncoder
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
@@ -111,14 +111,11 @@ class HeldOut:
     def _answer(
         self, sets: Iterable[evaluate.FrameSet], answerer: Answerer, rollout: Rollout, mesh: jax.sharding.Mesh
     ) -> list[dict]:
-        size = self.config.evaluation.batch_size
-        sharding.check_batch_size(mesh, size * sharding.data_slice(mesh)[1])
-        batches = evaluate.batches(sets, size, self.store, answerer)
-        answered = evaluate.answer(batches, self.items, self.store, answerer, self.config, mesh, rollout)
+        answered = evaluate.answer(sets, self.items, self.store, answerer, self.config, rollout, mesh)
         return [
             row
-            for batch, texts in answered
-            for frame_set, text in zip(batch, texts, strict=True)
+            for batch in answered
+            for frame_set, text in batch
             for row in evaluate.to_rows(frame_set, text, self.store, self.config)
         ]
 
