@@ -215,7 +215,7 @@ def gains_figure(study: Mapping[str, Mapping[int, Outcome]], untrained: Mapping[
     low, high = (f(value for values in gains.values() for value in values) for f in (min, max))
     low, high = min(low, 0) - 2, max(high, 0) + 2
     left, width, row = 120, 190, 22
-    height = 40 + row * len(study) + 24
+    height = 40 + row * len(study) + 42
     parts = []
     for column, family in enumerate(families):
         start = left + column * (width + 20)
@@ -224,10 +224,11 @@ def gains_figure(study: Mapping[str, Mapping[int, Outcome]], untrained: Mapping[
             return start + (value - low) / (high - low) * width
 
         parts.append(f"<text x='{start}' y='22' class='head'>{family}</text>")
-        parts.append(f"<line x1='{x(0):.1f}' x2='{x(0):.1f}' y1='32' y2='{height - 20}' class='zero' />")
+        parts.append(f"<line x1='{x(0):.1f}' x2='{x(0):.1f}' y1='32' y2='{height - 38}' class='zero' />")
         parts += [
-            f"<text x='{x(tick):.1f}' y='{height - 6}' class='tick'>{tick:+.0f}</text>"
-            for tick in {round(low), 0, round(high)}
+            f"<text x='{x(tick):.1f}' y='{height - 24}' class='tick' text-anchor='middle'>{tick:+d}</text>"
+            for tick in range(int(low // 10) * 10, int(high) + 1, 10)
+            if tick >= low
         ]
         for i, name in enumerate(study):
             y = 32 + row * (i + 0.5)
@@ -236,6 +237,9 @@ def gains_figure(study: Mapping[str, Mapping[int, Outcome]], untrained: Mapping[
             mean = x(float(np.mean(values)))
             parts.append(f"<line x1='{mean:.1f}' x2='{mean:.1f}' y1='{y - 7:.1f}' y2='{y + 7:.1f}' class='mean' />")
     parts += [f"<text x='8' y='{32 + row * (i + 0.5) + 4:.1f}'>{name}</text>" for i, name in enumerate(study)]
+    parts.append(
+        f"<text x='8' y='{height - 6}'>points above untrained CLIP top-k; a dot is a run, a bar their mean</text>"
+    )
     return _svg(left + len(families) * (width + 20), height, parts)
 
 
