@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,6 +221,19 @@ def test_missing_videos_are_listed_or_left_out(golden, folder, config, tmp_path,
         evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
     summary = evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent", allow_missing=True)
     assert summary["num_questions"] == 6 and summary["missing_videos"] == ["lost.mp4"]
+
+
+def test_a_folder_of_videos_instead_of_a_store(golden, folder, config, tmp_path, fake_answers):
+    """They are decoded and encoded once; what is no video is missing."""
+    (tmp_path / "videos").mkdir()
+    shutil.copy(folder / SHORT, tmp_path / "videos" / SHORT)
+    (tmp_path / "videos" / LONG).write_bytes(b"no video")
+    config.evaluation.videos = str(tmp_path / "videos")
+    with pytest.raises(ValueError, match=f"frames lacks 1 videos of .*: {LONG}"):
+        evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+    (tmp_path / "videos" / SHORT).unlink()
+    summary = evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent", allow_missing=True)
+    assert (summary["num_questions"], summary["missing_videos"]) == (6, [LONG])
 
 
 def test_a_benchmarks_questions_prompts_and_letters(golden, config, tmp_path, fake_answers):

@@ -148,7 +148,8 @@ class Evaluation:
 
     benchmark: str = ""  # longvideobench, mlvu, videomme or lvbench; "" = a question file like that of training
     questions: str = ""  # annotation file of the benchmark, or jsonl file
-    store: str = ""  # frame store of the videos; "" = that of training
+    videos: str = ""  # folder of video files; those that `store` lacks are decoded and encoded into it first
+    store: str = ""  # frame store of the videos; "" = that of training, with `videos` RUN_DIR/frames
     methods: tuple[str, ...] = ("uniform", "clip-topk", "topk")
     budgets: tuple[int, ...] = (64,)  # frames that the answerer sees
     batch_size: int = 8  # prompts that are answered at a time

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tspo_jax import config as config_module
-from tspo_jax import entry_point, prompts, rewards, run_folder, selection, sharding, weights
+from tspo_jax import entry_point, predecode, prompts, rewards, run_folder, selection, sharding, weights
 from tspo_jax.checkpoints import (
     Answerer,
     ClipEncoder,
@@ -88,6 +88,10 @@ def evaluate(
     check(asked)
     items = read_items(config)
     clip = load_clip(config.agent.clip)
+    if asked.videos:
+        asked = dataclasses.replace(asked, store=asked.store or str(Path(run_dir) / "frames"))
+        config = dataclasses.replace(config, evaluation=asked)
+        predecode.add_videos(Path(asked.store), Path(asked.videos), {item.video for item in items}, clip)
     store = FrameStore(asked.store or config.data.store, clip.identity)
     if absent := sorted({item.video for item in items if item.video not in store}):
         listed = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")

@@ -55,6 +55,7 @@ from tspo_jax.data.questions import video_path
 
 # Modules that use jax are imported where they are needed: decode workers import this file.
 
+TIME_LIMIT, STALL_LIMIT = 7200.0, 60.0  # seconds per video and decoder, and without a new frame
 _DECODERS = "pyav", "decord"  # in the order they are tried; PyAV is the faster one for a picture per second
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 
@@ -237,6 +238,21 @@ def encode_features(
     return sum(entry.num_frames for entry in todo)
 
 
+def add_videos(folder: Path, videos: Path, names: Iterable[str], encoder: Encoder) -> None:
+    """Decodes and encodes the named files of a folder into a store, made if it is not there; others are passed over.
+
+    Videos that cannot be decoded go to the store's quarantine.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    there = {name: videos / name for name in sorted(names) if (videos / name).is_file()}
+    with writing(folder, Shard()):
+        if not (folder / "store.json").is_file():
+            open_settings(folder, StoreSettings())
+        settings, quarantine = FrameStore(folder).settings, Quarantine(folder / "quarantine.jsonl")
+        decode_videos(there, folder, settings, quarantine, len(os.sched_getaffinity(0)), TIME_LIMIT, STALL_LIMIT)
+        encode_features(folder, there.keys() - quarantine.rows.keys(), encoder)
+
+
 def verify(folder: Path, videos: dict[str, Path]) -> dict:
     """Reads the whole store; `problems` lists damaged files, and files of `videos` that are not what was decoded."""
     store = FrameStore(folder)
@@ -284,8 +300,8 @@ def define_flags() -> None:
     flags.DEFINE_float("fps", 1.0, "Frames per second to keep", lower_bound=1e-3)
     flags.DEFINE_integer("short_side", 384, "Reduce the shorter side to this many pixels; 0 = keep", lower_bound=0)
     flags.DEFINE_integer("jpeg_quality", 95, "Of the stored frames", lower_bound=1, upper_bound=100)
-    flags.DEFINE_float("time_limit", 7200.0, "Seconds per video and decoder, then it is killed", lower_bound=0.1)
-    flags.DEFINE_float("stall_limit", 60.0, "Seconds without a new frame, then it is killed", lower_bound=0.1)
+    flags.DEFINE_float("time_limit", TIME_LIMIT, "Seconds per video and decoder, then it is killed", lower_bound=0.1)
+    flags.DEFINE_float("stall_limit", STALL_LIMIT, "Seconds without a new frame, then it is killed", lower_bound=0.1)
     flags.DEFINE_integer("num_shards", None, "Runs that share the videos (SLURM_ARRAY_TASK_COUNT)", lower_bound=1)
     flags.DEFINE_integer(
         "shard_index", None, "This run, from 0 (SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX)", lower_bound=0
