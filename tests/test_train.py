@@ -218,7 +218,6 @@ def test_bad_input_is_named(config, tmp_path):
         (change("data", buckets=(8,)), "more than the largest of"),
         (change("policy", random_k=(2, 0)), "config.policy.random_k is .2, 0.: at least one frame"),
         (change("policy", random_k=(2, 26)), "26 frames are to be picked, but there may be only"),
-        (change("answerer", question_chunk=3), "question_chunk is 3: it must divide batch_size .8."),
         (change("policy", advantage="ppo"), "objective.advantage is 'ppo', not one of grpo"),
         (change("agent", clip=str(tmp_path)), "holds no ..safetensors file"),
         (change("answerer", template="x"), "template is 'x', not one of"),

@@ -138,14 +138,10 @@ class Environment:
 
 
 def num_chunks(config: Config, mesh: jax.sharding.Mesh) -> int:
-    """Parts that a batch is answered in. Raises ValueError where they would not be even."""
-    size = min(config.answerer.question_chunk or config.batch_size, config.batch_size)
-    if config.batch_size % size or size % mesh.shape["data"]:
-        raise ValueError(
-            f"answerer.question_chunk is {size}: it must divide batch_size ({config.batch_size}) and be a multiple of "
-            f"mesh axis data ({mesh.shape['data']})"
-        )
-    return config.batch_size // size
+    """Even parts that a batch is answered in: of answerer.question_chunk questions, or more where the mesh needs it."""
+    size, data = config.batch_size, mesh.shape["data"]
+    wanted = min(config.answerer.question_chunk or size, size)
+    return next(size // part for part in range(data, size + 1, data) if part >= wanted and size % part == 0)
 
 
 def arrays_per_question(config: Config, questions: Sequence[Question], answerer: Answerer) -> dict[str, np.ndarray]:

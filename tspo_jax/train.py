@@ -71,7 +71,6 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     """
     mesh = sharding.make_mesh(config.mesh.axes, devices or jax.devices())
     sharding.check_batch_size(mesh, config.batch_size)
-    environment.num_chunks(config, mesh)
     check_run(run_dir, dataclasses.asdict(config), MAY_DIFFER)
 
     # What is trained.
