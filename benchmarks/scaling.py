@@ -38,6 +38,10 @@ longer by what the chip falls short of its peaks. A step also loads and decodes 
 this does not count. Where `data` exceeds the {B} questions of the config, the batch is as large as `data`; train there
 with that --config.batch_size. Compiling is given in seconds of the processor, all cores together.
 
+No weights travel in `answer` where its largest all-gather is smaller than the smallest matrix of a layer of the
+language model (both in the last columns); those of frames' tokens (`encode`, whose weights are whole) and of prompts
+(`sharding_constraint`) do not count.
+
 {tables}
 ## How it is split
 
@@ -55,6 +59,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)) + "\n"
 
 
+def of_activations(where: str) -> bool:
+    """Whether a collective is of activations by its place: the image tower's weights are whole on every device, and
+    sharding constraints are on activations alone."""
+    return where.startswith("encode") or where.endswith("sharding_constraint")
+
+
 def section(name: str, tokens: int, results: list[dict], smallest_matrix: int) -> str:
     """A config's tables. `tokens` are the visual tokens of a prompt, `smallest_matrix` the bytes of the smallest weight
     matrix of a layer of the language model."""
@@ -63,15 +73,16 @@ def section(name: str, tokens: int, results: list[dict], smallest_matrix: int) -
     slices = []
     for r in results:
         if not r["fits"]:
-            slices.append((r["topology"], "does not fit", "", "", ""))
+            slices.append((r["topology"], "does not fit", *[""] * 4))
             continue
         parts = "argument", "temporary", "output"
         used = max(sum(p[f"{part}_bytes"] for part in parts) for p in r["programs"].values())
-        gathers = (c for c in r["programs"]["answer"]["collectives"] if c["kind"] == "all-gather")
-        largest = max((c["bytes"] for c in gathers if not c["where"].startswith("encode")), default=0)
+        gathers = [c for c in r["programs"]["answer"]["collectives"] if c["kind"] == "all-gather"]
+        largest = max((c["bytes"] for c in gathers if not of_activations(c["where"])), default=0)
         gathered = "none" if largest < smallest_matrix else f"up to {decimal(largest)}"
         room = f"{decimal(used)} of {decimal(r['hbm_bytes'])}"
-        slices.append((r["topology"], room, f"{r['seconds']:.2f}", gathered, decimal(largest)))
+        sizes = decimal(largest), decimal(smallest_matrix)
+        slices.append((r["topology"], room, f"{r['seconds']:.2f}", gathered, *sizes))
     collectives = (
         (c["where"], c["kind"], str(c["count"]), decimal(c["bytes"]), str(c["devices"]))
         for c in (results[0]["programs"].get("answer") or {}).get("collectives", ())
@@ -81,9 +92,10 @@ def section(name: str, tokens: int, results: list[dict], smallest_matrix: int) -
             f"## configs/{name}.py\n",
             f"A prompt has {tokens:,} visual tokens.\n",
             table(HEADINGS, table_rows(results)),
-            "An all-gather of weights would be one in `prefill` or `decode` of at least the smallest matrix of a layer,"
-            f"\n{decimal(smallest_matrix)}; the largest there of anything is named last.\n",
-            table(("slice", "memory in use", "step at least s", "weights gathered", "largest all-gather"), slices),
+            table(
+                ("slice", "memory in use", "step at least s", "weights gathered", "largest all-gather", "matrix"),
+                slices,
+            ),
             f"Collectives of `answer` on {results[0]['topology']}, the most bytes on the wire first:\n",
             table(("in", "kind", "times", "each", "devices"), collectives),
         )
