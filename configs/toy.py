@@ -15,7 +15,7 @@ def get_config():
     config.answerer.dtype = "float32"
     config.answerer.max_new_tokens = 5
     config.answerer.option_text = " {letter}"  # it answers " with tree red B"
-    config.answerer.question_chunk = 2
+    config.answerer.question_chunk = 1
     config.data.store = "toy_data/frames"
     config.data.questions = "toy_data/train.jsonl"
     config.data.min_frames = 0  # toy videos are used whole: 60 to 240 frames
