@@ -86,6 +86,25 @@ def test_no_weights_are_gathered(compiled):
             assert c["bytes"] < smallest_matrix or (c["bytes"] == of_encoded_frames and "encode" in c["where"]), c
 
 
+def test_page_of_scaling(compiled):
+    """What benchmarks/scaling.py writes of it, and of a slice that is too small."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import scaling
+
+    too_small = compiled | {
+        "topology": "v5e-4",
+        "fits": False,
+        "programs": {"answer": {"fits": False, "reason": "full"}},
+    }
+    page = scaling.section("llava_video_7b", 3360, [compiled, too_small], 2 * 3584 * 512)
+    assert page.count("| v5e-8, 2 x 4, B 16 |") == 3 and "| v5e-4 | does not fit |" in page
+    (row,) = (line for line in page.splitlines() if line.startswith("| v5e-8 |"))
+    assert "| none |" in row and row.endswith("| 3.7 MB |")
+    assert scaling.of_activations("encode/while/dot_general") and not scaling.of_activations(
+        "prefill/while/dot_general"
+    )
+
+
 def test_arithmetic_is_that_of_the_layers(compiled):
     tokens = 128 * (3360 + 255)
     attention = 2 * 3584 * (3584 + 512) + 3 * 3584 * 18944
