@@ -69,7 +69,7 @@ class Run:
             }
             with self.log.open("ab") as log:
                 started = subprocess.Popen(
-                    command + (joined if num_processes > 1 else []), cwd=ROOT, env=environment, stderr=log
+                    command + (joined if num_processes > 1 else []), cwd=ROOT, env=environment, stdout=log, stderr=log
                 )
             self.processes.append(started)
 
@@ -118,14 +118,13 @@ def num_rows(folder: Path) -> int:
 
 def undisturbed(folder: Path, arguments: Sequence[str], num_processes: int = 1) -> tuple[float, float]:
     """Trains in one go: seconds until the first step was done, and of each further step."""
-    run, first = Run(folder, arguments, num_processes), None
+    run, when = Run(folder, arguments, num_processes), {}  # rows in the log -> seconds when they were first there
     while run.is_running():
-        if first is None and num_rows(folder):
-            first = run.seconds
+        when.setdefault(num_rows(folder), run.seconds)
         time.sleep(0.02)
     run.check()
-    first = first or run.seconds
-    return first, (run.seconds - first) / num_rows(folder)
+    seen = sorted(rows for rows in when if rows)
+    return when[seen[0]], (when[seen[-1]] - when[seen[0]]) / seen[-1]
 
 
 def disturbed(
@@ -137,7 +136,7 @@ def disturbed(
     num_processes: int = 1,
     seed: int = 0,
 ) -> list[dict]:
-    """Kills one process `kills` times at random moments, then lets the training end.
+    """Kills one process `kills` times at random moments, or as often as there is time for, then lets the training end.
 
     A moment is within a step, equally often each of the next ones, up to three times a kill's share of the steps; or in
     the start, before the first of them.
@@ -152,7 +151,7 @@ def disturbed(
     start_seconds, step_seconds = pace
     while len(done) < kills:
         saved = max((int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()), default=0)
-        further = rng.randint(0, max(0, min(num_steps - saved - 1, 3 * num_steps // kills)))
+        further = rng.randint(0, max(0, min(num_steps - saved - 2, 3 * num_steps // kills)))
         within = rng.uniform(0, step_seconds)
         # Processes that lack one from the start wait for it for minutes, so several are left to meet.
         latest = float("inf") if further else rng.uniform(0.5 if num_processes > 1 else 0.0, 1.0) * start_seconds
@@ -164,6 +163,8 @@ def disturbed(
         run.processes[victim].kill()
         killed = run.seconds
         statuses = run.wait(PEER_SECONDS)
+        if not any(statuses):
+            return done  # it was faster than the undisturbed run
         if statuses[victim] != -signal.SIGKILL:
             raise RuntimeError(f"training ended with {statuses} before it was killed: {run.said()}")
         report = {"process": victim, "after": round(killed, 2), "steps": num_rows(folder)}
