@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -269,17 +270,23 @@ class Ours:
             out, cache = language(hidden, positions)
             return language.logits(out[:, -1]), cache.extend(1)
 
-        @jax.jit
-        def decode(params, hidden, cache):
+        @partial(jax.jit, donate_argnums=2)  # updated in place, as in the loop of rollout.py
+        def decode(params, token, cache):
             language = merge_params(graphdef, params).language_model
-            out, cache = language(hidden, jnp.full((prompts, 1), N), cache)
-            return language.logits(out[:, 0])
+            out, cache = language(token, jnp.full((prompts, 1), N), cache)
+            return language.logits(out[:, 0]), cache
 
-        cache = prefill(params, hidden)[1]
+        token, cache = hidden[:, :1], prefill(params, hidden)[1]
+
+        def decode_one():
+            nonlocal cache
+            logits, cache = decode(params, token, cache)
+            return jax.block_until_ready(logits)
+
         return {
             "SigLIP": lambda: jax.block_until_ready(encode(params, pixels)),
             "prefill": lambda: jax.block_until_ready(prefill(params, hidden)),
-            "decode": lambda: jax.block_until_ready(decode(params, hidden[:, :1], cache)),
+            "decode": decode_one,
         }
 
 
