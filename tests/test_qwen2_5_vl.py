@@ -17,6 +17,7 @@ from tspo_jax import prompts, sharding, weights
 from tspo_jax.answer import answer
 from tspo_jax.checkpoints import load_answerer, load_clip
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.environment import check_frame_sizes
 from tspo_jax.evaluate import evaluate
 from tspo_jax.metrics import read_rows
 from tspo_jax.models import qwen2_5_vl
@@ -25,7 +26,7 @@ from tspo_jax.models.preprocessing import QwenProcessor, patchify, smart_resize
 from tspo_jax.models.qwen2_5_vl import Qwen25VLConfig, prompt_positions, video_offsets
 from tspo_jax.models.video_prompt import VIDEO_TOKEN, VideoOptions
 from tspo_jax.rollout import Rollout, encode_units
-from tspo_jax.train import check_frame_sizes, train
+from tspo_jax.train import train
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
