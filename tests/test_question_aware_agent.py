@@ -18,6 +18,7 @@ from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.weights import CheckpointError
 
 NEW_TERMS = {"modulation.kernel": (64, 128), "modulation.bias": (128,), "offset_bias": (8, 12), "clip_weight": (8,)}
+NEW_TERMS |= {"clip_gate.kernel": (64, 8), "clip_gate.bias": (8,)}
 
 
 def inputs(T=31, B=2, D=64, seed=0):
@@ -85,7 +86,7 @@ def test_biases_by_hand():
     k, v = (jnp.pad(x, (*pad, (0, 0), (0, 0))) for x in (zeros, eye))
     out = temporal_agent.window_attention(
         zeros, k, v, jnp.pad(jnp.ones((1, T), bool), pad), window, offset_bias, jnp.pad(key_bias, (*pad, (0, 0)))
-    )[0]
+    )[0, :, 0]
     for frame in range(T):
         seen = [(key, key - frame + 2) for key in range(frame - 2, frame + 2) if 0 <= key < T]
         weight = np.exp([offset_bias[0, place] + key / 3 for key, place in seen])
@@ -123,7 +124,7 @@ def test_export_and_back(golden, plain_clip, trained, tmp_path):
     export(params, plain_clip, tmp_path / "out")
     names = weights.SafetensorsFolder(tmp_path / "out").names()
     own = {name for name in names if name.startswith("question_aware_selector.")}
-    assert len(own) == 16 and not any(name.startswith("selector.") for name in names)
+    assert len(own) == 18 and not any(name.startswith("selector.") for name in names)
     assert weights.read_config(tmp_path / "out")["architectures"] == ["QuestionAwareTSPOModel"]
     graphdef, back = load_agent(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, back, params)
