@@ -1,8 +1,9 @@
 """The ablation study on the toy world: the paper's recipe against each option of this project, over seeds.
 
-    bash launch/quickstart.sh                                             # makes toy_data
-    python -m benchmarks.ablations run --folder=runs/ablations [--seeds=0,1,2] [--variants=paper,plus] [--num_steps=600]
-    python -m benchmarks.ablations write --folder=runs/ablations          # docs/ablations.md and its figures
+    bash launch/quickstart.sh                                # makes toy_data; benchmarks/toy_study.py says what makes
+                                                             # toy_held_out
+    python -m benchmarks.ablations run [--folder=runs/ablations] [--seeds=0,1,2] [--variants=paper,plus]
+    python -m benchmarks.ablations write [--folder=runs/ablations]        # docs/ablations.md and its figures
 
 `run` trains and evaluates each variant with each seed, one after another; stopped, it goes on where it was. `write`
 takes what is there: accuracy on held-out questions by family with Student's 95 % interval over the seeds, the
@@ -64,12 +65,13 @@ VARIANTS = {
 # ---- run -------------------------------------------------------------------------------------------------
 
 
-def arguments(data: Path, fields: Mapping[str, object]) -> list[str]:
+def arguments(data: Path, held_out: Path, fields: Mapping[str, object]) -> list[str]:
+    """Of train and evaluate: training questions of the folder `data`, evaluation questions of `held_out`."""
     fields = {
         "data.store": data / "frames",
         "data.questions": data / "train.jsonl",
-        "evaluation.store": data / "frames",
-        "evaluation.questions": data / "eval.jsonl",
+        "evaluation.store": held_out / "frames",
+        "evaluation.questions": held_out / "eval.jsonl",
         **fields,
     }
     return ["--config=configs/toy_full.py", *(f"--config.{name}={value}" for name, value in fields.items())]
@@ -80,14 +82,21 @@ def call(module: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", f"tspo_jax.{module}", *arguments], cwd=ROOT, check=True)
 
 
-def run(folder: Path, data: Path, variants: Iterable[str], seeds: Iterable[int], fields: Mapping[str, object]) -> None:
+def run(
+    folder: Path,
+    data: Path,
+    held_out: Path,
+    variants: Iterable[str],
+    seeds: Iterable[int],
+    fields: Mapping[str, object],
+) -> None:
     """Trains and evaluates what is not done yet; every variant with the first seed before any with the next."""
     untrained = folder / UNTRAINED
     if not (untrained / "evaluation.json").is_file():
         methods = {"evaluation.methods": ("uniform", "clip-topk")}
         clip = "--agent=tspo_jax/toy/checkpoints/clip"
         output = f"--output={untrained / 'evaluation.json'}"
-        call("evaluate", *arguments(data, methods), f"--run_dir={untrained}", clip, output)
+        call("evaluate", *arguments(data, held_out, methods), f"--run_dir={untrained}", clip, output)
     for seed in seeds:
         for name in variants:
             target = folder / name / str(seed)
@@ -95,7 +104,7 @@ def run(folder: Path, data: Path, variants: Iterable[str], seeds: Iterable[int],
                 continue
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
             settings = {**fields, **VARIANTS[name].fields, "seed": seed, "evaluation.methods": ("topk",)}
-            given = [*arguments(data, settings), f"--run_dir={target}"]
+            given = [*arguments(data, held_out, settings), f"--run_dir={target}"]
             call("train", *given)
             call("evaluate", *given, f"--output={target / 'evaluation.json'}")
 
@@ -308,10 +317,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("run", "write"))
     parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--data", type=Path, default=Path("toy_data"))
+    parser.add_argument("--data", type=Path, default=Path("toy_data"), help="Folder of the training videos.")
+    parser.add_argument("--held_out", type=Path, default=Path("toy_held_out"), help="Folder of the evaluation videos.")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--variants", default=",".join(VARIANTS))
-    parser.add_argument("--num_steps", type=int, default=600)
+    parser.add_argument("--num_steps", type=int, default=300)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "ablations.md")
     args = parser.parse_args()
     variants = args.variants.split(",")
@@ -322,7 +333,9 @@ def main() -> int:
             write(args.folder, args.output)
         else:
             seeds = [int(seed) for seed in args.seeds.split(",")]
-            run(args.folder.absolute(), args.data.absolute(), variants, seeds, {"num_steps": args.num_steps})
+            fields = {"num_steps": args.num_steps, "optimizer.learning_rate": args.learning_rate}
+            folders = (path.absolute() for path in (args.folder, args.data, args.held_out))
+            run(*folders, variants, seeds, fields)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

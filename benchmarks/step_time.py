@@ -267,8 +267,8 @@ class Ours:
         @jax.jit
         def prefill(params, hidden):
             language = merge_params(graphdef, params).language_model
-            out, cache = language(hidden, positions)
-            return language.logits(out[:, -1]), cache.extend(1)
+            out, cache = language.prefill(hidden, positions, jnp.full(prompts, N - 1))
+            return language.logits(out), cache.extend(1)
 
         @partial(jax.jit, donate_argnums=2)  # updated in place, as in the loop of rollout.py
         def decode(params, token, cache):

@@ -60,10 +60,11 @@ def test_without_the_paper_there_is_nothing_to_compare_with(tmp_path):
 def test_what_is_done_is_left_out(study, monkeypatch):
     called = []
     monkeypatch.setattr(ablations, "call", lambda module, *arguments: called.append((module, arguments)))
-    ablations.run(study, study / "data", ("paper", "plus"), (0, 1, 2), {"num_steps": 3})
+    ablations.run(study, study / "data", study / "held_out", ("paper", "plus"), (0, 1, 2), {"num_steps": 3})
     assert [module for module, _ in called] == ["train", "evaluate"] * 2
     plus = called[2][1]
     assert f"--run_dir={study / 'plus' / '2'}" in plus and "--config.agent.kind=question_aware" in plus
+    assert f"--config.evaluation.questions={study / 'held_out' / 'eval.jsonl'}" in plus
     assert "--config.num_steps=3" in plus and "--config.seed=2" in plus
 
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,12 +102,21 @@ def test_several_tokens_at_once_extend_a_cache(model):
     np.testing.assert_allclose(logits, full(model, IDS)[:, 9:12], atol=1e-4)
 
 
-@pytest.mark.parametrize(("tokens", "block"), [(12, 4), (13, 4), (3, 4)])
-def test_attention_in_blocks_is_exact(tokens, block):
+def test_prefill_is_a_call_of_which_one_token_is_used(model):
+    positions = jnp.broadcast_to(jnp.arange(9), (3, 9))
+    embeddings, rows = model.embed_tokens(IDS[:, :9]), np.arange(3)
+    expected, whole = model(embeddings, positions)
+    hidden, cache = model.prefill(embeddings, positions, LENGTHS - 1)
+    np.testing.assert_allclose(hidden, expected[rows, LENGTHS - 1], atol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), cache, whole)
+
+
+@pytest.mark.parametrize("tokens", [3, 128, 300])
+def test_attention_in_blocks_is_exact(tokens):
     rng = np.random.default_rng(2)
     q, k, v = (rng.normal(size=(2, tokens, heads, 8)).astype(np.float32) for heads in (6, 2, 2))
     expected = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    np.testing.assert_allclose(causal_attention(q, k, v, block), expected, atol=1e-6)
+    np.testing.assert_allclose(causal_attention(q, k, v), expected, atol=1e-6)
 
 
 def test_half_precision_keeps_float32_logits(model):

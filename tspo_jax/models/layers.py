@@ -98,6 +98,12 @@ def scan_layers(layers: nnx.Module, x: jax.Array, *args, per_layer=None) -> tupl
     return jax.lax.scan(step, x, (params, per_layer))
 
 
+def layer_at(layers: nnx.Module, index: jax.Array | int) -> nnx.Module:
+    """One layer of stacked `layers`."""
+    graphdef, params = nnx.split(layers)
+    return nnx.merge(graphdef, jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), params))
+
+
 class SelfAttention(nnx.Module):
     """Multi-head attention of CLIP and SigLIP: four projections with bias, softmax in float32."""
 

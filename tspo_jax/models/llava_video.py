@@ -168,9 +168,8 @@ class LlavaVideo(nnx.Module):
     def prefill(self, prompt: Prompt) -> tuple[jax.Array, KVCache, jax.Array]:
         """Logits float32 [P, V] at each prompt's last token, the keys and values of all N slots, and the position of
         the next token, int [P]."""
-        hidden, cache = self.language_model(prompt.embeddings, prompt.positions)
-        last = jnp.take_along_axis(hidden, (prompt.lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self.language_model.logits(last), cache, prompt.following
+        hidden, cache = self.language_model.prefill(prompt.embeddings, prompt.positions, prompt.lengths - 1)
+        return self.language_model.logits(hidden), cache, prompt.following
 
     def decode(self, token: jax.Array, position: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """One step: tokens int [P] at positions int [P] -> logits float32 [P, V] of the next, and the cache."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tspo_jax.models.layers import Embed, Linear, RMSNorm, scan_layers, stack_layers
+from tspo_jax.models.layers import Embed, Linear, RMSNorm, layer_at, scan_layers, stack_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +74,23 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
 
 
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, block: int = 512) -> jax.Array:
-    """Attention of each of N tokens to itself and those before, `block` queries at a time.
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention of each of N tokens to itself and those before, a block of queries at a time.
 
-    The scores in memory are [B, H, block, N] and never N x N, and a block does not look at the keys behind it, which
-    saves almost half of the arithmetic.
+    The scores in memory are [B, H, block, N] and never N x N, and a block does not look at the keys behind it. About 8
+    blocks save most of that arithmetic; above 512 queries a block's scores would be large, below 128 the products slow.
 
     q [B, N, H, head_dim], k and v [B, N, num_key_value_heads, head_dim] -> [B, N, H, head_dim].
     """
+    N = q.shape[1]
+    block = min(max(-(-N // 8), 128), 512)
 
     def attend(start):
-        stop = min(start + block, q.shape[1])
+        stop = min(start + block, N)
         visible = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
         return jax.nn.dot_product_attention(q[:, start:stop], k[:, :stop], v[:, :stop], mask=visible[None, None])
 
-    return jnp.concatenate([attend(start) for start in range(0, q.shape[1], block)], axis=1)
+    return jnp.concatenate([attend(start) for start in range(0, N, block)], axis=1)
 
 
 class Attention(nnx.Module):
@@ -105,16 +107,28 @@ class Attention(nnx.Module):
 
     def __call__(self, x, angles, slots, cache, layer):
         """[B, N, hidden], and the keys and values of x or, given a cache, that with them in its `slots` of `layer`."""
-        q, k, v = (p(x).reshape(*x.shape[:2], -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, angles), rotate(k, angles)
+        kv = self.keys_values(x, angles)
         if cache is None:
-            out, cache = causal_attention(q, k, v), KVCache(k, v)
-        else:
-            rows = jnp.arange(x.shape[0])[:, None]
-            cache = KVCache(cache.k.at[layer, rows, slots].set(k), cache.v.at[layer, rows, slots].set(v))
-            visible = jnp.arange(cache.k.shape[2]) <= slots[:, None, :, None]  # [B, 1, N, S]
-            out = jax.nn.dot_product_attention(q, cache.k[layer], cache.v[layer], mask=visible)
-        return self.o_proj(out.reshape(*x.shape[:2], -1)), cache
+            out = causal_attention(self.queries(x, angles), *kv)
+            return self.o_proj(out.reshape(*x.shape[:2], -1)), kv
+        rows = jnp.arange(x.shape[0])[:, None]
+        cache = KVCache(*(all.at[layer, rows, slots].set(new) for all, new in zip(cache, kv, strict=True)))
+        return self.attend(x, angles, KVCache(cache.k[layer], cache.v[layer]), slots), cache
+
+    def queries(self, x, angles):
+        return rotate(self._heads(self.q_proj, x), angles)
+
+    def keys_values(self, x, angles):
+        return KVCache(rotate(self._heads(self.k_proj, x), angles), self._heads(self.v_proj, x))
+
+    def attend(self, x, angles, kv, slots):
+        """[B, N, hidden]: each token of x sees the keys and values [B, S, ...] up to its own of the `slots` [B, N]."""
+        visible = jnp.arange(kv.k.shape[1]) <= slots[:, None, :, None]  # [B, 1, N, S]
+        out = jax.nn.dot_product_attention(self.queries(x, angles), *kv, mask=visible)
+        return self.o_proj(out.reshape(*x.shape[:2], -1))
+
+    def _heads(self, project, x):
+        return project(x).reshape(*x.shape[:2], -1, self.head_dim)
 
 
 class GatedFeedForward(nnx.Module):
@@ -141,9 +155,18 @@ class DecoderLayer(nnx.Module):
         cache the output is the layer's keys and values."""
         x, cache = state
         h, kv = self.self_attn(self.input_layernorm(x), angles, slots, cache, layer)
-        x = x + h
-        x = x + self.mlp(self.post_attention_layernorm(x))
+        x = self._feed_forward(x + h)
         return ((x, None), kv) if cache is None else ((x, kv), None)
+
+    def at(self, place, x, angles):
+        """The output for token `place`, int [B], of each row alone, [B, 1, hidden]; and all keys and values."""
+        y, place = self.input_layernorm(x), place[:, None]
+        kv = self.self_attn.keys_values(y, angles)
+        x, y, angles = (jnp.take_along_axis(a, place[..., None], axis=1) for a in (x, y, angles))
+        return self._feed_forward(x + self.self_attn.attend(y, angles, kv, place)), kv
+
+    def _feed_forward(self, x):
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Qwen2(nnx.Module):
@@ -177,6 +200,27 @@ class Qwen2(nnx.Module):
         index = jnp.arange(self.cfg.num_hidden_layers)
         (h, filled), new = scan_layers(self.layers, (embeddings, cache), angles, positions, per_layer=index)
         return self.norm(h), new if cache is None else filled
+
+    def prefill(
+        self, embeddings: jax.Array, positions: jax.Array, last: jax.Array, angles: jax.Array | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """As a call without a cache, but with the hidden state of one token of each prompt: `last`, int [B].
+
+        Of the last layer nothing but the keys and values of the other tokens is ever needed, so nothing else is
+        computed. Returns [B, hidden] and the cache.
+        """
+        if angles is None:
+            angles = rope_angles(positions, self.cfg.head_dim, self.cfg.rope_theta)
+
+        def step(h, i):
+            (h, _), kv = layer_at(self.layers, i)((h, None), angles, positions, i)
+            return h, kv
+
+        final = self.cfg.num_hidden_layers - 1
+        h, kv = jax.lax.scan(step, embeddings, jnp.arange(final))
+        h, last_kv = layer_at(self.layers, final).at(last, h, angles)
+        kv = jax.tree.map(lambda others, x: jnp.concatenate([others, x[None]]), kv, last_kv)
+        return self.norm(h[:, 0]), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., hidden] -> float32 [..., V]."""

@@ -330,9 +330,8 @@ class Qwen25VL(nnx.Module):
         lm, N = self.cfg.language, prompt.embeddings.shape[1]
         angles = mrope_angles(prompt.positions, lm.head_dim, lm.rope_theta, self.cfg.mrope_section)
         slots = jnp.broadcast_to(jnp.arange(N), prompt.positions.shape[:2])
-        hidden, cache = self.language_model(prompt.embeddings, slots, angles=angles)
-        last = jnp.take_along_axis(hidden, (prompt.lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self.language_model.logits(last), cache, jnp.stack([prompt.lengths, prompt.following], axis=1)
+        hidden, cache = self.language_model.prefill(prompt.embeddings, slots, prompt.lengths - 1, angles)
+        return self.language_model.logits(hidden), cache, jnp.stack([prompt.lengths, prompt.following], axis=1)
 
     def decode(self, token: jax.Array, place: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """One step: tokens int [P] at `place` int [P, 2] -> logits float32 [P, V] of the next, and the cache."""
