@@ -20,7 +20,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -37,7 +37,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # One record per chunk, so that a frame is read alone; JPEG does not get smaller by compression.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
-READ_TOGETHER = 16  # frames per call of a reader, whose calls cost the more the longer the video is
+READ_TOGETHER = 16  # frames per task of a thread pool
 
 
 class StoreError(ValueError):
@@ -269,15 +269,15 @@ class FrameStore:
         except (ValueError, KeyError, TypeError) as error:
             raise error if isinstance(error, StoreError) else _damaged(path, error) from error
 
-    def jpegs(self, name: str, idx: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The JPEG files of stored frames."""
+    def jpegs(self, name: str, idx: Sequence[int] | np.ndarray) -> Iterator[bytes]:
+        """The JPEG files of stored frames, each read when it is asked for: the decoder finds it in the cache."""
         return self._records(frames_path(self.folder, name), idx, name)
 
     def frames(self, name: str, idx: Sequence[int] | np.ndarray, pool: Executor | None = None) -> np.ndarray:
         """Stored frames uint8 [n, H, W, 3], read and decoded by the threads of `pool` where there is one."""
         if not len(idx):
             return np.zeros((0, 0, 0, 3), np.uint8)
-        height, width, *_ = simplejpeg.decode_jpeg_header(self.jpegs(name, idx[:1])[0])
+        height, width, *_ = simplejpeg.decode_jpeg_header(next(self.jpegs(name, idx[:1])))
         frames = np.empty((len(idx), height, width, 3), np.uint8)
 
         def read(start: int) -> None:
@@ -317,8 +317,8 @@ class FrameStore:
     def check_frames(self, name: str) -> None:
         """Reads every frame of a video; raises StoreError where one is not what was written."""
         crc32 = self.video(name).crc32
-        for i, expected in enumerate(crc32):
-            if zlib.crc32(self.jpegs(name, [i])[0]) != expected:
+        for i, jpeg in enumerate(self.jpegs(name, range(len(crc32)))):
+            if zlib.crc32(jpeg) != crc32[i]:
                 raise _damaged(frames_path(self.folder, name), f"frame {i} has another checksum")
 
     def check_features(self, name: str) -> None:
@@ -332,7 +332,7 @@ class FrameStore:
         if len(features) != self.video(name).num_frames or not np.isfinite(features).all():
             raise _damaged(path, f"{len(features)} rows, finite: {bool(np.isfinite(features).all())}")
 
-    def _records(self, path: Path, idx: Sequence[int] | np.ndarray, name: str) -> list[bytes]:
+    def _records(self, path: Path, idx: Sequence[int] | np.ndarray, name: str) -> Iterator[bytes]:
         idx = [int(i) for i in idx]
         reader = self._reader(path)[0]
         if idx and not 0 <= min(idx) <= max(idx) < reader.num_records() - 1:
@@ -340,7 +340,9 @@ class FrameStore:
                 f"{name} has {reader.num_records() - 1} records in {path}, asked for {min(idx)}-{max(idx)}"
             )
         try:
-            return reader.read(idx) if idx else []
+            for i in idx:
+                # A list of numbers would be read by other threads, at a cost that grows with the video's length.
+                yield reader.read(i, i + 1)[0]
         except RuntimeError as error:
             raise _damaged(path, error) from error
 
@@ -357,7 +359,7 @@ class FrameStore:
             reader = ArrayRecordReader(str(path), _READER_OPTIONS)
             if not reader.num_records():
                 raise RuntimeError("no records: not a whole ArrayRecord file")
-            opened = reader, reader.read([reader.num_records() - 1])[0]
+            opened = reader, reader.read(reader.num_records() - 1, reader.num_records())[0]
         except RuntimeError as error:
             raise _damaged(path, error) from error
         with self._lock:

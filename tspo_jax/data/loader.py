@@ -270,7 +270,7 @@ def fetch_frames(
         places.setdefault(pair, []).append(place)
 
     first, *others = sorted(places)
-    picture = resize(decode_jpeg(store.jpegs(names[first[0]], first[1:])[0]))
+    picture = resize(decode_jpeg(next(store.jpegs(names[first[0]], first[1:]))))
     frames = np.empty((video.size, *picture.shape), np.uint8)
     frames[places[first]] = picture
 
