@@ -4,12 +4,12 @@ that of uniform sampling and of untrained CLIP top-k, with Student's 95 % interv
     bash launch/quickstart.sh                       # makes toy_data
     python -m tspo_jax.toy.videos --output=toy_held_out --num_train=0 --num_eval=192 --seed=1
     python -m tspo_jax.predecode --videos=toy_held_out --store=toy_held_out/frames --clip=tspo_jax/toy/checkpoints/clip
-    for seed in 0 1 2; do
+    for seed in $(seq 0 9); do
       for what in train evaluate; do
         python -m tspo_jax.$what --config=configs/toy_full.py --config.seed=$seed --run_dir=runs/toy_full_$seed
       done
     done
-    python -m benchmarks.toy_study runs/toy_full_0 runs/toy_full_1 runs/toy_full_2
+    python -m benchmarks.toy_study runs/toy_full_*
 """
 
 import json
