@@ -8,7 +8,8 @@
 `run` trains and evaluates each variant with each seed, one after another; stopped, it goes on where it was. `write`
 takes what is there: accuracy on held-out questions by family with Student's 95 % interval over the seeds, the
 difference to the paper's recipe with the same seeds, how often a run ends below untrained CLIP top-k, and how many
-questions a variant needs for what the paper's recipe has at its end.
+questions a variant needs for what the paper's recipe has at its end. The findings at the head of the document are
+written by hand, and kept.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from tspo_jax.report_page import smooth
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("all", "lookup", "position", "relation")
 UNTRAINED = "untrained"  # folder of the evaluation of the methods without an agent
+MARK = "<!-- From here on written by `python -m benchmarks.ablations write`. -->\n"  # what is before it is kept
 
 
 class Variant(NamedTuple):
@@ -167,14 +169,13 @@ def text_of(estimate: Estimate | None, sign: str = "") -> str:
 
 
 def document(study: Mapping[str, Mapping[int, Outcome]], untrained: Mapping[str, Mapping[str, float]]) -> str:
-    """docs/ablations.md."""
+    """The part of docs/ablations.md behind MARK."""
     paper = study["paper"]
     families = [family for family in FAMILIES if family in untrained["clip-topk"]]
     lines = [
-        "# Ablations on the toy world",
+        "## Results",
         "",
-        "Written by `python -m benchmarks.ablations`, whose first lines say how to run it. Accuracy in % on held-out "
-        "questions with K = 8, the mean over seeds with Student's 95 % interval.",
+        "Accuracy in % on held-out questions with K = 8, the mean over seeds with Student's 95 % interval.",
         "",
         f"| variant | seeds | {' | '.join(families)} |",
         f"|---|---|{'---|' * len(families)}",
@@ -308,7 +309,8 @@ def write(folder: Path, output: Path) -> None:
     untrained = read_accuracy(folder / UNTRAINED / "evaluation.json")
     figures = output.parent / "ablations"
     figures.mkdir(parents=True, exist_ok=True)
-    output.write_text(document(study, untrained))
+    findings = output.read_text().partition(MARK)[0] if output.is_file() else "# Ablations on the toy world\n\n"
+    output.write_text(f"{findings}{MARK}\n{document(study, untrained)}")
     (figures / "gains.svg").write_text(gains_figure(study, untrained))
     (figures / "curves.svg").write_text(curves_figure(study))
 

@@ -37,7 +37,10 @@ def study(tmp_path):
 def test_the_document_has_the_numbers(study):
     output = study / "docs" / "ablations.md"
     ablations.write(study, output)
+    output.write_text(f"Findings.\n{output.read_text()}")
+    ablations.write(study, output)
     text = output.read_text()
+    assert text.startswith("Findings.\n# Ablations") and text.count("## Results") == 1
     assert "| clip-topk, untrained | | 40.0 | 50.0 |" in text
     assert "| paper | 2 | 46.0 [-5, 97] | 50.0 [-77, 177] |" in text
     # The paper's smoothed curve ends at 40 %, which plus has from its first step of four questions.
