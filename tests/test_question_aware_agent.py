@@ -10,7 +10,7 @@ from flax import nnx
 from tspo_jax import policy, weights
 from tspo_jax.checkpoints import agent_graphdef, load_agent
 from tspo_jax.export import export
-from tspo_jax.models import temporal_agent
+from tspo_jax.models import question_aware_agent, temporal_agent
 from tspo_jax.models.clip import cosine_similarity
 from tspo_jax.models.layers import abstract_module, merge_params, split_params
 from tspo_jax.models.question_aware_agent import QuestionAwareAgent
@@ -18,7 +18,7 @@ from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.weights import CheckpointError
 
 NEW_TERMS = {"modulation.kernel": (64, 128), "modulation.bias": (128,), "offset_bias": (8, 12), "clip_weight": (8,)}
-NEW_TERMS |= {"clip_gate.kernel": (64, 8), "clip_gate.bias": (8,)}
+NEW_TERMS |= {"match_weight.kernel": (64, 7), "match_weight.bias": (7,)}
 
 
 def inputs(T=31, B=2, D=64, seed=0):
@@ -86,11 +86,22 @@ def test_biases_by_hand():
     k, v = (jnp.pad(x, (*pad, (0, 0), (0, 0))) for x in (zeros, eye))
     out = temporal_agent.window_attention(
         zeros, k, v, jnp.pad(jnp.ones((1, T), bool), pad), window, offset_bias, jnp.pad(key_bias, (*pad, (0, 0)))
-    )[0, :, 0]
+    )[0]
     for frame in range(T):
         seen = [(key, key - frame + 2) for key in range(frame - 2, frame + 2) if 0 <= key < T]
         weight = np.exp([offset_bias[0, place] + key / 3 for key, place in seen])
         np.testing.assert_allclose(out[frame, [key for key, _ in seen]], weight / weight.sum(), rtol=1e-5)
+
+
+def test_best_matches_by_hand():
+    """Window 5: a frame and up to 2 before and after it; what lies behind the mask is not seen."""
+    assert question_aware_agent.spans(5) == [(0, 0), (1, 0), (1, 0), (2, 0), (0, 1), (0, 1), (0, 2)]
+    scores, mask = jnp.array([[0.1, 0.4, 0.2, -0.3, 0.0, 9.0]]), jnp.arange(6)[None] < 5
+    best = question_aware_agent.best_matches(scores, mask, 5)[0].T
+    np.testing.assert_array_equal(best[0, :5], scores[0, :5])
+    np.testing.assert_allclose(best[3, :5], [0.1, 0.4, 0.4, 0.4, 0.2])
+    np.testing.assert_allclose(best[4, :5], [0.4, 0.4, 0.2, 0.0, 0.0])
+    assert (best[:, 5] == 0).all()
 
 
 @pytest.mark.parametrize("chunk", [4096, 8])

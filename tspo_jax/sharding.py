@@ -27,7 +27,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Temporal agent and CLIP
     (r"temporal\.(Self_q|Self_k|Self_v|ffn_o)\.(kernel|bias)", ()),
     (r"mlp\.linear_[12]\.(kernel|bias)", ()),
-    (r"(modulation|clip_gate)\.(kernel|bias)|offset_bias|clip_weight", ()),
+    (r"(modulation|match_weight)\.(kernel|bias)|offset_bias|clip_weight", ()),
     (r"(text_model|vision_model)\..*", ()),
     (r"(text_projection|visual_projection)\.kernel|logit_scale", ()),
     # SigLIP: whole on every device, which encode different frames; split over `model` it would spend as long on sums

@@ -7,20 +7,23 @@ equals the paper's (`TemporalAgent`) and TSPO-0.4B can be loaded into it:
 - the question scales and shifts the attention's input, feature by feature;
 - every head has a learned bias for each place of a key in the window (before, at, after the frame);
 - the CLIP similarity of a key frame to the question, times a learned weight per head, is added to its score;
-- the CLIP similarity that a head's weights find in the window, times a gate that the question sets, is added to the
-  frame's own: "a frame shortly before me matches the question". Features would have to carry that through the values
-  and the mlp, which takes many times as many questions to learn.
+- the largest CLIP similarity among the frames shortly before or after a frame is added to its own, times weights that
+  depend on the question. Attention would have to carry that through values and mlp, which takes many more questions.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tspo_jax.models.temporal_agent import TemporalAgent, window_attention
+from tspo_jax.models.temporal_agent import TemporalAgent
 
 # What a parameter of 1 adds to an attention score. At the paper's learning rate a parameter moves by 0.16 in a whole
 # run, too little for a softmax; and the similarities within a video differ by hundredths only.
 OFFSET_UNIT = 80.0
 CLIP_UNIT = 1600.0
+# What a parameter of 1 multiplies similarities by: CLIP's text features of two kinds of questions about one thing may
+# differ by a twentieth of their length only, so weights that tell them apart are large.
+MATCH_UNIT = 20.0
 
 
 class QuestionAwareAgent(TemporalAgent):
@@ -31,21 +34,50 @@ class QuestionAwareAgent(TemporalAgent):
         self.modulation = nnx.Linear(width, 2 * width, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.offset_bias = nnx.Param(jnp.zeros((num_heads, window)))
         self.clip_weight = nnx.Param(jnp.zeros(num_heads))
-        self.clip_gate = nnx.Linear(width, num_heads, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.match_weight = nnx.Linear(width, len(spans(window)), kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, features, text, clip_scores, mask, temperature=0.025):
+        logits = super().__call__(features, text, clip_scores, mask, temperature)
+        weights = MATCH_UNIT * self.match_weight(_direction(text.astype(jnp.float32)))
+        best = best_matches(clip_scores.astype(jnp.float32), mask, self.window)
+        return logits + jnp.einsum("bts,bs->bt", best, weights) / temperature
 
     def _attention(self, y, inner, text, clip_scores, is_valid):
-        direction = text / (jnp.linalg.norm(text, axis=-1, keepdims=True) + 1e-6)
-        scale, shift = jnp.split(self.modulation(direction)[:, None], 2, axis=-1)
-        q, k, v = self._queries_keys_values(y * (1 + scale) + shift, inner)
-        of_key = jnp.broadcast_to(clip_scores[..., None], k.shape[:-1])
-        out = window_attention(
-            q,
-            k,
-            jnp.concatenate([v, of_key[..., None]], axis=-1),
+        scale, shift = jnp.split(self.modulation(_direction(text))[:, None], 2, axis=-1)
+        return super()._attention(
+            y * (1 + scale) + shift,
+            inner,
+            text,
+            clip_scores,
             is_valid,
-            self.window,
             offset_bias=OFFSET_UNIT * self.offset_bias[...],
-            key_bias=CLIP_UNIT * of_key * self.clip_weight[...],
+            key_bias=CLIP_UNIT * clip_scores[..., None] * self.clip_weight[...],
         )
-        recalled = jnp.einsum("bth,bh->bt", out[..., -1], self.clip_gate(direction))
-        return out[..., :-1].reshape(*out.shape[:2], -1), recalled
+
+
+def spans(window: int) -> list[tuple[int, int]]:
+    """(frames before, frames after) of the stretches that a frame looks for the question in: of a window of 12, itself,
+    up to 1, 3 and 6 before it, up to 1, 2 and 5 after it."""
+    before, after = window // 2, window - 1 - window // 2
+    near = [[min(1, side), side // 2, side] for side in (before, after)]
+    return [(0, 0), *((reach, 0) for reach in near[0]), *((0, reach) for reach in near[1])]
+
+
+def best_matches(clip_scores: jax.Array, mask: jax.Array, window: int) -> jax.Array:
+    """The largest CLIP similarity in each of a frame's `spans`: clip_scores [B, T], bool mask [B, T] -> [B, T, spans].
+
+    0 on padding.
+    """
+    scores = jnp.where(mask, clip_scores, -jnp.inf)
+
+    def largest(before, after):
+        return jax.lax.reduce_window(
+            scores, -jnp.inf, jax.lax.max, (1, before + 1 + after), (1, 1), ((0, 0), (before, after))
+        )
+
+    best = jnp.stack([largest(*span) for span in spans(window)], axis=-1)
+    return jnp.where(mask[..., None], best, 0.0)
+
+
+def _direction(text):
+    return text / (jnp.linalg.norm(text, axis=-1, keepdims=True) + 1e-6)

@@ -38,14 +38,13 @@ def window_attention(
 
     Args:
       q: [B, n, H, d].
-      k: [B, window - 1 + n, H, d]: query j sees keys j ... j + window - 1, of which j + window // 2 is itself
+      k, v: [B, window - 1 + n, H, d]: query j sees keys j ... j + window - 1, of which j + window // 2 is itself
         (one more frame before than after when the window is even).
-      v: [B, window - 1 + n, H, e].
       key_is_valid: bool [B, window - 1 + n].
       offset_bias: [H, window], added to the scores by the key's place in the query's window; None = nothing.
       key_bias: [B, window - 1 + n, H], added to the scores of a key; None = nothing.
     Returns:
-      [B, n, H, e].
+      [B, n, H * d].
     """
     B, n, H, d = q.shape
     blocks = -(-n // window)
@@ -66,7 +65,7 @@ def window_attention(
         scores += jnp.swapaxes(two_blocks(key_bias), 2, 3)[:, :, :, None]
     weights = jax.nn.softmax(jnp.where(seen, scores, -1e6), axis=-1)
     out = jnp.einsum("bnhqk,bnkhd->bnqhd", weights, two_blocks(v))
-    return out.reshape(B, blocks * window, H, -1)[:, :n]
+    return out.reshape(B, blocks * window, H * d)[:, :n]
 
 
 class WindowSelfAttention(nnx.Module):
@@ -124,11 +123,11 @@ class TemporalAgent(nnx.Module):
                 jax.lax.dynamic_slice_in_dim(a, start, chunk + before + after, axis=1)
                 for a in (features, valid, key_scores)
             )
-            z, recalled = self._events(x, text, scores, is_valid, start - before, num_frames)
+            z = self._events(x, text, scores, is_valid, start - before, num_frames)
             # Bounded below, because the gradient of a norm is undefined at zero, where a padded frame may lie.
             z_norm = jnp.sqrt(jnp.maximum(jnp.sum(z * z, axis=-1), 1e-30))
             norms = z_norm * jnp.linalg.norm(text, axis=-1, keepdims=True)
-            return jnp.einsum("btd,bd->bt", z, text) / (norms + 1e-6) + recalled
+            return jnp.einsum("btd,bd->bt", z, text) / (norms + 1e-6)
 
         if num_chunks == 1:
             similarity = score(0)
@@ -145,7 +144,7 @@ class TemporalAgent(nnx.Module):
         before, after = self.window // 2, self.window - 1 - self.window // 2
         features = jnp.pad(features.astype(jnp.float32), ((0, 0), (before, after), (0, 0)))
         is_valid, clip_scores = (jnp.pad(x, ((0, 0), (before, after))) for x in (mask, clip_scores))
-        return self._events(features, text, clip_scores, is_valid, -before, jnp.maximum(mask.sum(1), 1))[0]
+        return self._events(features, text, clip_scores, is_valid, -before, jnp.maximum(mask.sum(1), 1))
 
     def _events(self, x, text, clip_scores, is_valid, first_index, num_frames):
         """x [B, before + n + after, D], clip_scores and is_valid likewise; only the inner n are computed."""
@@ -154,20 +153,13 @@ class TemporalAgent(nnx.Module):
         index = jnp.broadcast_to(first_index + jnp.arange(length), (B, length))
         y = x + positional_encoding(index, num_frames, D)
         inner = slice(before, before + n)
-        attended, recalled = self._attention(y, inner, text, clip_scores, is_valid)
-        return self.mlp(attended) + x[:, inner], recalled
+        return self.mlp(self._attention(y, inner, text, clip_scores, is_valid)) + x[:, inner]
 
-    def _attention(self, y, inner, text, clip_scores, is_valid):
-        """For the inner frames of y: features [B, n, D], and what is added to their similarity to the question.
-
-        Frames alone decide: the paper's attention does not see the question, and nothing is added.
-        """
-        out = window_attention(*self._queries_keys_values(y, inner), is_valid, self.window)
-        return out.reshape(*out.shape[:2], -1), 0.0
-
-    def _queries_keys_values(self, y, inner):
+    def _attention(self, y, inner, text, clip_scores, is_valid, **biases):
+        """[B, n, D] for the inner frames of y. Frames alone decide: the paper's attention does not see the question."""
         # The keys' bias shifts all scores of a query alike, so it has no effect. Left out, its gradient is zero and not
         # rounding, which Adam would blow up to full steps that differ from mesh to mesh.
         keys = y @ self.temporal.Self_k.kernel[...]
         q, k, v = self.temporal.Self_q(y[:, inner]), keys, self.temporal.Self_v(y)
-        return (a.reshape(*a.shape[:2], self.num_heads, -1) for a in (q, k, v))
+        q, k, v = (a.reshape(*a.shape[:2], self.num_heads, -1) for a in (q, k, v))
+        return window_attention(q, k, v, is_valid, self.window, **biases)
