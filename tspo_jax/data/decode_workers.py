@@ -29,6 +29,10 @@ from tspo_jax.data.frame_store import (
 
 _JOBS_PER_PROCESS = 50  # decord leaks: a worker is replaced after this many videos
 _START_LIMIT = 120.0  # seconds for a worker process to import its modules
+# Once glibc has seen a large block freed, such as FFmpeg's index of a long MP4, it keeps such blocks in its heap, where
+# they grow by copies. These limits in bytes (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD) give them back to the system, but keep
+# the memory of pictures.
+_MALLOC_LIMITS = {-3: 4 << 20, -1: 16 << 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +205,10 @@ class _Worker:
 def _serve(pipe: multiprocessing.connection.Connection, work: Callable[[Job, Progress], int]) -> None:
     """The worker process: jobs in, progress and one result per job out."""
     if sys.platform == "linux":  # die with the parent, however it dies
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        libc = ctypes.CDLL(None)
+        libc.prctl(1, signal.SIGKILL)
+        for limit, value in _MALLOC_LIMITS.items():
+            libc.mallopt(limit, value)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # FFmpeg inside decord prints its own messages
     pipe.send(("ready", None))
