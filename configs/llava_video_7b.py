@@ -30,6 +30,7 @@ def shrink(config):
     small = toy.get_config()
     config.num_steps, config.batch_size = 20, 4
     config.agent.clip = small.agent.clip
-    config.answerer.folder, config.answerer.dtype = small.answerer.folder, small.answerer.dtype
+    for field in ("folder", "dtype", "option_text"):
+        config.answerer[field] = small.answerer[field]
     config.data = small.data
     return config

@@ -22,7 +22,7 @@ def test_config_is_complete(name, monkeypatch):
     assert max(config.data.buckets) >= longest_needle
 
 
-@pytest.mark.parametrize("name", ["llava_video_7b", "llava_video_72b", "qwen2_5_vl_7b"])
+@pytest.mark.parametrize("name", ["llava_video_7b", "llava_video_7b_plus", "llava_video_72b", "qwen2_5_vl_7b"])
 def test_laptop_variant(name, monkeypatch):
     """The toy world's models and data, all else as in the run itself."""
     monkeypatch.syspath_prepend(ROOT)
@@ -52,3 +52,27 @@ def test_paper_hyperparameters(monkeypatch):
     assert (config.policy.tau_start, config.policy.tau_end) == (0.025, 0.01)
     assert (config.optimizer.learning_rate, config.optimizer.max_grad_norm) == (5e-4, 1.0)
     assert (config.agent.window, config.policy.advantage, config.policy.log_prob) == (12, "grpo", "independent")
+
+
+def fields(config, prefix=""):
+    """Path of a field -> its value."""
+    found = {}
+    for name, value in config.items():
+        found |= fields(value, f"{prefix}{name}.") if hasattr(value, "items") else {prefix + name: value}
+    return found
+
+
+@pytest.mark.parametrize(
+    "plus, base, further",
+    [
+        ("llava_video_7b_plus", "llava_video_7b", set()),
+        ("toy_plus", "toy_full", {"num_steps", "policy.warm_start_steps", "optimizer.learning_rate"}),
+    ],
+)
+def test_plus_adds_to_the_papers_run(plus, base, further, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    ours, papers = (fields(importlib.import_module(f"configs.{name}").get_config()) for name in (plus, base))
+    rewards = {f"data.{kind}.{name}" for kind in ("general", "specific") for name in ("accuracy", "probability")}
+    changed = {name for name in ours if ours[name] != papers[name]}
+    assert changed == {"agent.kind", "policy.advantage"} | rewards | further
+    assert (ours["agent.kind"], ours["data.general.probability"]) == ("question_aware", 1.0)

@@ -176,7 +176,7 @@ def relating_questions(rng, B):
     return features, towards(0.2 * pictures + texts, concepts[asked] + 0.7 * after), in_frame == right[:, None]
 
 
-def found_after_training(kind, num_steps=600):
+def found_after_training(kind, num_steps=300):
     """Share of held-out questions with a right frame among the top K, before and after training with labels."""
     graphdef, params = split_params(kind(D, rngs=nnx.Rngs(0)))
     optimizer = policy.make_optimizer(num_steps, peak_learning_rate=3e-3)
