@@ -1,5 +1,6 @@
 """Building the training set: what each stage keeps, resuming, and the whole command with a tiny answerer."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,13 +18,15 @@ from tspo_jax.build_dataset import (
     build,
     event_requests,
     find_annotations,
+    join_shards,
     random_picks,
     read_settings,
     split_by_video,
 )
 from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, VideoEntry, open_settings, write_frames
 from tspo_jax.data.questions import QuestionError, question_of_row, read_questions
-from tspo_jax.run_folder import in_use
+from tspo_jax.job_array import Shard
+from tspo_jax.run_folder import RunFolderError, in_use, write_run_config
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = {f"b/{i}.mp4": 80 + i for i in range(12)} | {"b/short.mp4": 30}
@@ -81,10 +84,10 @@ def unwatched(stage, total, done):
     return lambda count: None
 
 
-def run(annotations, store, output, answerer=None, **settings):
+def run(annotations, store, output, answerer=None, shard=None, **settings):
     answerer = answerer or FakeAnswerer()
     settings = Settings(**settings)
-    return build(annotations, store, output, settings, answerer, answerer, unwatched), answerer
+    return build(annotations, store, output, settings, answerer, answerer, unwatched, shard or Shard()), answerer
 
 
 def rows(path):
@@ -133,6 +136,28 @@ def test_resumed_after_a_kill_at_any_batch(annotations, store, tmp_path):
         assert len(first.asked) + len(second.asked) == len(answerer.asked) and again == whole
         assert {path.name: path.read_bytes() for path in output.iterdir()} == files
         assert not run(annotations, store, output, frame_sets=2)[1].asked
+
+
+def test_shards_make_the_same_set(annotations, store, tmp_path):
+    whole, alone = run(annotations, store, tmp_path / "whole", frame_sets=2)
+    asked, output = [], tmp_path / "out"
+    for shard in (Shard(i, 3) for i in range(3)):
+        folder, answerer = shard.path(output, "shard"), FakeAnswerer(8 if shard.index == 2 else None)
+        write_run_config(folder, {"seed": 0})
+        with contextlib.suppress(KeyboardInterrupt):  # the last one is killed
+            run(annotations, store, folder, answerer, shard, frame_sets=2)
+        asked += answerer.asked
+    with pytest.raises(RunFolderError, match="seed: 0 there, 1 here"):
+        join_shards(output, {"seed": 1}, ())
+    with in_use(output / "shard-00001-of-00003"), pytest.raises(RunFolderError, match="00001-of-00003 is in use"):
+        join_shards(output, {"seed": 0}, ())
+    for _ in range(2):
+        join_shards(output, {"seed": 0}, ())
+    joined, answerer = run(annotations, store, output, frame_sets=2)
+    assert answerer.asked and sorted(asked + answerer.asked) == sorted(alone.asked)
+    assert joined["counts"] == whole["counts"]
+    for name in ("1_flat", "6_needle", "train", "heldout"):
+        assert (output / f"{name}.jsonl").read_bytes() == (tmp_path / "whole" / f"{name}.jsonl").read_bytes()
 
 
 def test_numbers_of_questions(annotations, store, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tspo_jax.predecode import Shard, shard_from
+from tspo_jax.job_array import Shard, shard_from
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,7 +20,8 @@ from video_files import write_video
 from tspo_jax.data.decode import DECODERS
 from tspo_jax.data.decode_workers import Job, run_jobs
 from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, frames_path, open_settings
-from tspo_jax.predecode import Quarantine, Shard, encode_features, find_videos, shard_from, verify, writing
+from tspo_jax.job_array import Shard
+from tspo_jax.predecode import Quarantine, encode_features, find_videos, verify, writing
 
 ROOT = Path(__file__).parent.parent
 
@@ -193,20 +194,6 @@ def test_shards_share_a_store(videos, store, tmp_path):
     assert {name: digest for name, digest in contents(tmp_path).items() if name.startswith("frames/")} == frames
     quarantine = [path.name for path in sorted(tmp_path.glob("quarantine*"))]
     assert quarantine == ["quarantine-00000-of-00002.jsonl", "quarantine-00001-of-00002.jsonl"]
-
-
-def test_shard_of_a_job_array():
-    assert shard_from(None, None, {}) == Shard(0, 1)
-    assert shard_from(8, 3, {"JOB_COMPLETION_INDEX": "5"}) == Shard(3, 8)
-    assert shard_from(8, None, {"JOB_COMPLETION_INDEX": "5"}) == Shard(5, 8)
-    slurm = {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1"}
-    assert shard_from(None, None, slurm) == Shard(3, 4)
-    for wrong in ((None, 3, {}), (4, None, {}), (4, 4, {}), (None, None, {"JOB_COMPLETION_INDEX": "1"})):
-        with pytest.raises(ValueError, match="--shard_index"):
-            shard_from(*wrong)
-    videos = {str(i): Path(str(i)) for i in range(7)}
-    parts = [Shard(i, 3).of(videos) for i in range(3)]
-    assert sorted(name for part in parts for name in part) == sorted(videos)
 
 
 def test_two_runs_exclude_each_other(videos, tmp_path):

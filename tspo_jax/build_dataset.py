@@ -14,16 +14,19 @@ format (.jsonl), whose `general` questions go through the same filters. The vide
     6_needle.jsonl    four-option questions made of them, for needle samples (data/event_questions.py)
     train.jsonl, heldout.jsonl    both styles mixed, no video in both; README.md is the card, with counts and hashes
 
-The MLLMs use all devices: --model_axis=N splits their weights over N, the others share the batch.
+The MLLMs use all devices of a host: --model_axis=N splits their weights over N, the others share the batch. Several
+hosts: --num_shards=N --shard_index=I (in job arrays from the environment, as in predecode) answers every N-th question
+and describes every N-th target into OUTPUT/shard-I-of-N. Then the same command without them joins what was answered.
 
 Every stage appends to its file and is finished row by row: run again after a kill, it goes on where it stopped. Result
 (stdout or --output_json): the counts and hashes as a JSON object.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -33,7 +36,7 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tspo_jax import entry_point, prompts, rewards, run_folder, sharding, weights
+from tspo_jax import entry_point, job_array, prompts, rewards, run_folder, sharding, weights
 from tspo_jax.checkpoints import Answerer, load_answerer
 from tspo_jax.data.event_questions import event_question
 from tspo_jax.data.frame_store import FrameStore, StoreError, publish
@@ -41,6 +44,7 @@ from tspo_jax.data.llava_video_178k import MULTIPLE_CHOICE, read_conversations
 from tspo_jax.data.questions import Question, QuestionError, question_of_row, read_questions, row
 from tspo_jax.data.row_file import RowFile
 from tspo_jax.frame_answers import Request, answer_requests
+from tspo_jax.job_array import Shard
 from tspo_jax.rollout import Rollout
 from tspo_jax.selection import uniform
 
@@ -274,9 +278,12 @@ def build(
     answer: Answer,
     caption: Answer,
     watch: Callable[[str, int, int], Callable[[int], None]],
+    shard: Shard,
     strict: bool = False,
 ) -> dict:
     """All stages; returns {"counts": {...}, "sha256": {file: digest}, "errors": [...], "videos_not_in_store": [...]}.
+
+    One of several shards answers and describes its part: no files of needle questions or of the mixture.
 
     Args:
       answer, caption: how requests are answered (frame_answers.answer_requests with the rest bound).
@@ -289,6 +296,9 @@ def build(
             f"--annotations: none of {left_out['questions']} questions is about a video of {store.folder} over "
             f"{settings.min_seconds:g} s; not in the store: {', '.join(absent[:_SHOWN]) or 'none'}"
         )
+    videos = [{"id": video} for video in dict.fromkeys(line["video"] for line in flat)]
+    targets = sorted(video["id"] for video in _shuffled(videos, settings.seed, settings.num_targets))
+    flat, targets = shard.of(flat), shard.of(targets)
     hashes = {"1_flat.jsonl": write_rows(output / "1_flat.jsonl", flat)}
     counts = {"multiple_choice": left_out["questions"], "of_long_enough_videos": len(flat)}
 
@@ -307,13 +317,16 @@ def build(
         general = [line for line in general if len(set(random[line["id"]])) > 1]
         counts["frame_sensitive"] = len(general)
 
-    videos = [{"id": video} for video in dict.fromkeys(line["video"] for line in flat)]
-    targets = sorted(video["id"] for video in _shuffled(videos, settings.seed, settings.num_targets))
     descriptions = describe(output / "5_events.jsonl", targets, store, caption, settings, watch)
+    counts["events_described"] = sum(map(len, descriptions.values()))
+    rest = {name: left_out[name] for name in ("errors", "videos_not_in_store")}
+    if shard.count > 1:
+        return {"counts": counts, **rest}
+
     asked = (event_question(video, descriptions, settings.seed) for video in targets)
     needle = [line for line in asked if line]
     hashes["6_needle.jsonl"] = write_rows(output / "6_needle.jsonl", needle)
-    counts |= {"events_described": sum(map(len, descriptions.values())), "needle_questions": len(needle)}
+    counts["needle_questions"] = len(needle)
 
     chosen = _shuffled(general, settings.seed, settings.num_general)
     chosen += _shuffled(needle, settings.seed, settings.num_specific)
@@ -323,8 +336,20 @@ def build(
             counts[f"{side}_{kind}"] = sum(line["type"] == kind for line in rows)
     for name in sorted(path.name for path in output.glob("[2345]_*.jsonl")):
         hashes[name] = hashlib.sha256((output / name).read_bytes()).hexdigest()
-    rest = {name: left_out[name] for name in ("errors", "videos_not_in_store")}
     return {"counts": counts, "sha256": dict(sorted(hashes.items())), **rest}
+
+
+def join_shards(output: Path, config: Mapping, may_differ: tuple[str, ...]) -> None:
+    """Takes over what the shards in folders of `output` have answered, finished or not.
+
+    Raises RunFolderError where one of them is running, or has other settings or checkpoints.
+    """
+    for folder in sorted(output.glob("shard-*")):
+        with run_folder.in_use(folder):
+            run_folder.check_run(folder, config, may_differ)
+            for path in sorted(folder.glob("[2345]_*.jsonl")):
+                with RowFile(path) as part, RowFile(output / path.name) as whole:
+                    whole.append([row for name, row in part.rows.items() if name not in whole.rows])
 
 
 # ---- command line -----------------------------------------------------------------------------------------
@@ -341,6 +366,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch_size", 8, "Questions that are answered together.", lower_bound=1)
     flags.DEFINE_integer("model_axis", 1, "Devices that share an MLLM's weights; the others share the batch.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the MLLMs; bfloat16, but float32 on a CPU.")
+    job_array.define_flags()
     for field in dataclasses.fields(Settings):
         define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}[field.type]
         define(field.name, field.default, f"See Settings: {field.name.replace('_', ' ')}.")
@@ -364,7 +390,8 @@ def read_settings(args: flags.FlagValues) -> Settings:
 
 def main() -> int:
     args = flags.FLAGS
-    settings, output = read_settings(args), Path(args.output)
+    settings, shard = read_settings(args), job_array.shard_from(args.num_shards, args.shard_index)
+    output = shard.path(Path(args.output), "shard") if shard.count > 1 else Path(args.output)
     files, store = find_annotations(args.annotations), FrameStore(args.store)
     captioner_folder = args.captioner or args.answerer
     models = {
@@ -375,34 +402,39 @@ def main() -> int:
     mesh = sharding.make_mesh((("data", -1), ("model", args.model_axis)), jax.devices())
     sharding.check_batch_size(mesh, args.batch_size)
     # Which questions are kept may change between runs (their number, the share held out), not what an answer means.
-    free = ("min_seconds", "num_targets", "num_general", "num_specific", "heldout")
+    names = ("min_seconds", "num_targets", "num_general", "num_specific", "heldout")
+    free = tuple(f"settings.{name}" for name in names)
     record = {"settings": dataclasses.asdict(settings), **models}
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with run_folder.in_use(output), Progress(*columns, console=console) as progress:
-        run_folder.check_run(output, record, may_differ=tuple(f"settings.{name}" for name in free))
+        run_folder.check_run(output, record, free)
         run_folder.write_run_config(output, record)
+        if shard.count == 1:
+            join_shards(output, record, free)
 
+        @functools.cache
         def load(folder: str) -> Answerer:
             return load_answerer(folder, dtype, sharding.answerer_sharding(mesh, weights.read_config(folder)))
 
-        def answers_of(model: Answerer) -> Answer:
+        def answers_of(folder: str) -> Answer:
             def answers(requests, max_new_tokens):
+                if not requests:  # to join shards takes no model
+                    return iter(())
+                model = load(folder)
                 rollout = Rollout.of(model, max_new_tokens=max_new_tokens, mesh=mesh)
                 return answer_requests(requests, store, model, rollout, mesh, args.batch_size)
 
             return answers
 
-        answerer = load(args.answerer)
-        captioner = answerer if captioner_folder == args.answerer else load(captioner_folder)
-
         def watch(stage: str, total: int, done: int) -> Callable[[int], None]:
             task = progress.add_task(stage, total=total, completed=done)
             return lambda count: progress.advance(task, count)
 
-        result = build(files, store, output, settings, answers_of(answerer), answers_of(captioner), watch, args.strict)
-    result |= models
-    publish(output / "README.md", lambda partial: partial.write_text(card(result, settings), encoding="utf-8"))
+        answer, caption = answers_of(args.answerer), answers_of(captioner_folder)
+        result = build(files, store, output, settings, answer, caption, watch, shard, args.strict) | models
+    if shard.count == 1:
+        publish(output / "README.md", lambda partial: partial.write_text(card(result, settings), encoding="utf-8"))
     for message in result["errors"][:_SHOWN]:
         console.print(f"left out: {message}", markup=False)
     entry_point.write_result(result, args.output_json)

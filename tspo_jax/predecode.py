@@ -20,7 +20,6 @@ Result (stdout or --output): a JSON object. Exit status: 0; 2 where videos are i
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -37,7 +36,7 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from tspo_jax import entry_point
+from tspo_jax import entry_point, job_array
 from tspo_jax.data.decode_workers import Job, run_jobs
 from tspo_jax.data.frame_store import (
     DISK_FULL,
@@ -52,6 +51,7 @@ from tspo_jax.data.frame_store import (
     write_features,
 )
 from tspo_jax.data.questions import video_path
+from tspo_jax.job_array import Shard
 
 # Modules that use jax are imported where they are needed: decode workers import this file.
 
@@ -67,20 +67,6 @@ class Encoder(Protocol):
     width: int
 
     def image_features(self, images: np.ndarray) -> np.ndarray: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One of `count` runs that share the videos of a store."""
-
-    index: int = 0
-    count: int = 1
-
-    def of(self, videos: dict[str, Path]) -> dict[str, Path]:
-        return {name: videos[name] for name in sorted(videos)[self.index :: self.count]}
-
-    def file(self, store: Path, stem: str, suffix: str) -> Path:
-        return store / (stem + (f"-{self.index:05d}-of-{self.count:05d}" if self.count > 1 else "") + suffix)
 
 
 def find_videos(videos: Path, video_folder: Path | None = None) -> dict[str, Path]:
@@ -129,7 +115,7 @@ def writing(store: Path, shard: Shard) -> Iterator[None]:
     with contextlib.ExitStack() as files:
         # A run without shards excludes all others, runs of different shards only themselves.
         locks = [(store / "lock", fcntl.LOCK_EX if shard.count == 1 else fcntl.LOCK_SH)]
-        locks += [(shard.file(store, "lock", ""), fcntl.LOCK_EX)] if shard.count > 1 else []
+        locks += [(shard.path(store, "lock"), fcntl.LOCK_EX)] if shard.count > 1 else []
         for path, kind in locks:
             file = files.enter_context(path.open("a"))
             try:
@@ -302,26 +288,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("jpeg_quality", 95, "Of the stored frames", lower_bound=1, upper_bound=100)
     flags.DEFINE_float("time_limit", TIME_LIMIT, "Seconds per video and decoder, then it is killed", lower_bound=0.1)
     flags.DEFINE_float("stall_limit", STALL_LIMIT, "Seconds without a new frame, then it is killed", lower_bound=0.1)
-    flags.DEFINE_integer("num_shards", None, "Runs that share the videos (SLURM_ARRAY_TASK_COUNT)", lower_bound=1)
-    flags.DEFINE_integer(
-        "shard_index", None, "This run, from 0 (SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX)", lower_bound=0
-    )
+    job_array.define_flags()
     flags.DEFINE_bool("verify", False, "Decode nothing; read the whole store and report damage")
     flags.DEFINE_string("output", "", "File for the result; default: stdout")
-
-
-def shard_from(num_shards: int | None, shard_index: int | None, environment: dict[str, str]) -> Shard:
-    """The shard that flags or a job array's environment name; raises ValueError where only half is known."""
-    if shard_index is None and "SLURM_ARRAY_TASK_ID" in environment:
-        shard_index = int(environment["SLURM_ARRAY_TASK_ID"]) - int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
-        num_shards = num_shards or int(environment["SLURM_ARRAY_TASK_COUNT"])
-    if shard_index is None and "JOB_COMPLETION_INDEX" in environment:
-        shard_index = int(environment["JOB_COMPLETION_INDEX"])
-    if (num_shards is None) != (shard_index is None):
-        raise ValueError(f"--num_shards is {num_shards} and --shard_index {shard_index}: give both or none")
-    if num_shards is not None and shard_index >= num_shards:
-        raise ValueError(f"--shard_index={shard_index} must be below --num_shards={num_shards}")
-    return Shard(shard_index or 0, num_shards or 1)
 
 
 def main() -> int:
@@ -333,7 +302,7 @@ def main() -> int:
     if FLAGS.verify:
         result = verify(folder, videos)
     else:
-        shard = shard_from(FLAGS.num_shards, FLAGS.shard_index, dict(os.environ))
+        shard = job_array.shard_from(FLAGS.num_shards, FLAGS.shard_index)
         folder.mkdir(parents=True, exist_ok=True)
         with writing(folder, shard):
             result = predecode(folder, shard, videos)
@@ -347,13 +316,13 @@ def predecode(folder: Path, shard: Shard, videos: dict[str, Path]) -> dict:
     encoder = _load_clip(FLAGS.clip) if FLAGS.clip else None  # a wrong folder shows before hours of decoding
     if videos:
         open_settings(folder, StoreSettings(FLAGS.fps, FLAGS.short_side, FLAGS.jpeg_quality))
-        videos = shard.of(videos)
-        quarantine = Quarantine(shard.file(folder, "quarantine", ".jsonl"))
+        videos = {name: videos[name] for name in shard.of(sorted(videos))}
+        quarantine = Quarantine(shard.path(folder, "quarantine", ".jsonl"))
         limits = FLAGS.time_limit, FLAGS.stall_limit
         result = decode_videos(videos, folder, FrameStore(folder).settings, quarantine, FLAGS.workers, *limits)
         names = [name for name in videos if name not in quarantine.rows]
     else:
-        names = FrameStore(folder).names()[shard.index :: shard.count]
+        names = shard.of(FrameStore(folder).names())
     if encoder:
         result["frames_encoded_now"] = encode_features(folder, names, encoder)
         result["clip"] = encoder.identity
