@@ -7,9 +7,8 @@
 
 `run` trains and evaluates each variant with each seed, one after another; stopped, it goes on where it was. `write`
 takes what is there: accuracy on held-out questions by family with Student's 95 % interval over the seeds, the
-difference to the paper's recipe with the same seeds, how often a run ends below untrained CLIP top-k, and how many
-questions a variant needs for what the paper's recipe has at its end. The findings at the head of the document are
-written by hand, and kept.
+difference to the paper's recipe with the same seeds, and how often a run ends below untrained CLIP top-k. The findings
+at the head of the document are written by hand, and kept.
 """
 
 import argparse
@@ -42,6 +41,8 @@ class Variant(NamedTuple):
 PROBABILITY = {"data.general.probability": 1.0, "data.specific.probability": 1.0}
 QUESTION_AWARE = {"agent.kind": "question_aware"}
 WARM = {"policy.warm_start_steps": 100}
+GRADED = PROBABILITY | {"data.general.accuracy": 0.0, "data.specific.accuracy": 0.0, "policy.advantage": "dr_grpo"}
+PLUS = QUESTION_AWARE | WARM | GRADED
 VARIANTS = {
     "paper": Variant("the paper's recipe", {}),
     "dr_grpo": Variant("advantages not divided by the standard deviation", {"policy.advantage": "dr_grpo"}),
@@ -60,7 +61,8 @@ VARIANTS = {
     "random_k": Variant("K of a step is 4, 8 or 16", {"policy.random_k": (4, 8, 16)}),
     "warm_start": Variant("the first 100 steps on labels", WARM),
     "question_aware": Variant("question-aware agent", QUESTION_AWARE),
-    "plus": Variant("question-aware agent, warm start, probability", QUESTION_AWARE | WARM | PROBABILITY),
+    "aware_labels": Variant("question-aware agent, the first 100 steps on labels", QUESTION_AWARE | WARM),
+    "plus": Variant("what configs/toy_plus.py changes, the first 100 steps on labels", PLUS),
 }
 
 
@@ -147,12 +149,6 @@ def read_study(folder: Path) -> dict[str, dict[int, Outcome]]:
     return found
 
 
-def reached(outcome: Outcome, level: float) -> float:
-    """Questions after which the curve of a run is at `level` for the first time; nan where it never is."""
-    above = np.flatnonzero(outcome.curve >= level)
-    return float(outcome.questions[above[0]]) if len(above) else float("nan")
-
-
 def against(runs: Mapping[int, Outcome], others: Mapping[int, Outcome], family: str) -> Estimate | None:
     """Difference of accuracies with the same seeds; None where there is no common one."""
     common = sorted(runs.keys() & others.keys())
@@ -195,20 +191,16 @@ def document(study: Mapping[str, Mapping[int, Outcome]], untrained: Mapping[str,
         "",
         "Differences in points to the paper's recipe with the same seeds; an interval that holds 0 shows nothing. "
         "`below CLIP` counts runs that end below untrained CLIP top-k on lookups, `spread` is the standard deviation "
-        "over seeds (points, all questions). `questions` is the mean number after which the smoothed training accuracy "
-        "is first at what the paper's recipe has at its end (`-` where a run never is).",
+        "over seeds (points, all questions).",
         "",
-        f"| variant | what is changed | {' | '.join(families)} | below CLIP | spread | questions |",
-        f"|---|---|{'---|' * len(families)}---|---|---|",
+        f"| variant | what is changed | {' | '.join(families)} | below CLIP | spread |",
+        f"|---|---|{'---|' * len(families)}---|---|",
     ]
-    level = float(np.mean([run.curve[-1] for run in paper.values()]))
     for name, runs in study.items():
         cells = ["" if name == "paper" else text_of(against(runs, paper, family), "+") for family in families]
         spread = f"{np.std([run.accuracy['all'] for run in runs.values()], ddof=1):.1f}" if len(runs) > 1 else ""
         below = sum(run.accuracy["lookup"] < untrained["clip-topk"]["lookup"] for run in runs.values())
-        needed = np.mean([reached(run, level) for run in runs.values()])
-        questions = "-" if np.isnan(needed) else f"{needed:.0f}"
-        cells += [f"{below} of {len(runs)}", spread, questions]
+        cells += [f"{below} of {len(runs)}", spread]
         lines.append(f"| {name} | {VARIANTS[name].meaning} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "![Training accuracy](ablations/curves.svg)", ""])
 
