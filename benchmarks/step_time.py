@@ -131,7 +131,7 @@ def random_params(abstract: dict, dtype: jnp.dtype) -> dict:
         ]
         return jax.tree_util.tree_unflatten(treedef, values)
 
-    return jax.jit(make)(jax.random.key(0))
+    return jax.jit(make)(jax.random.key(0, impl="rbg"))  # threefry compiles for seconds where leaves are many
 
 
 class World:
