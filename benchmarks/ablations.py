@@ -53,6 +53,7 @@ VARIANTS = {
     "resample_dead": Variant("dead groups are drawn again, twice at most", {"policy.dead_groups": "resample"}),
     "entropy": Variant("entropy bonus 0.01", {"policy.entropy": 0.01}),
     "kl": Variant("KL penalty 0.01", {"policy.kl": 0.01}),
+    "kl_limit": Variant("updates further than 1 nat from the initial agent are undone", {"policy.kl_limit": 1.0}),
     "coverage": Variant("coverage reward 0.2", {"data.general.coverage": 0.2, "data.specific.coverage": 0.2}),
     "probability": Variant("reward + probability of the right option", PROBABILITY),
     "margin": Variant(

@@ -4,7 +4,7 @@
 
 decode   a minute of 720p H.264 by predecode's workers against the plain decoder (FFmpeg, every picture, nothing done
          with it) on one core, in source frames per second (to reach: 90 % with one worker, nearly twice that with two).
-long     memory that decoding 10 minutes and 10 hours takes a worker (to reach: about the same but for FFmpeg's index).
+long     memory that decoding 10 minutes and 10 hours takes a worker (to reach: the same).
 fetch    128 frames of 384 px of a 10-minute and of a 10-hour video, against the JPEG decoder alone, which has the files
          in memory and leaves the pictures in one new array too (to reach: 110 %); the same with the resizing of
          training. CPU time of one thread.
