@@ -36,7 +36,7 @@ def measure(golden, tmp_path, monkeypatch):
 
     def call(config, step, agent):
         answered.clear()
-        return HeldOut(config, tmp_path, clip, graphdef, initial).measure(step, agent, None, None, mesh), answered
+        return HeldOut(config, tmp_path, clip, graphdef, initial, mesh).measure(step, agent, None, None), answered
 
     return call
 
@@ -51,7 +51,7 @@ def test_baselines_are_answered_once_and_picks_are_the_agents(config, measure, g
     other = jax.tree.map(lambda x: x + 0.1, agent)
     second, answered = measure(config, 20, other)
     assert {name: second[name] for name in ("uniform", "clip-topk")} == {n: first[n] for n in ("uniform", "clip-topk")}
-    held_out = HeldOut(config, tmp_path, clip, graphdef, agent)
+    held_out = HeldOut(config, tmp_path, clip, graphdef, agent, sharding.make_mesh(config.mesh.axes, jax.devices()))
     scorer = Scorer(clip, (graphdef, other))
     expected = {
         (item.id, tuple(pick("topk", *scorer.ask(held_out.store.features(item.video), item.query), 4).tolist()))
@@ -81,6 +81,8 @@ def test_questions_that_cannot_be_asked(config, measure, tmp_path):
 
     with pytest.raises(ValueError, match="config.evaluation.methods lacks topk"):
         measure(change(methods=("uniform",)), 10, {})
+    with pytest.raises(ValueError, match="evaluation.batch_size, over all processes, is 3: it must be a multiple of"):
+        measure(change(batch_size=3), 10, {})
     with pytest.raises(FileNotFoundError, match="absent.jsonl"):
         measure(change(questions=str(tmp_path / "absent.jsonl")), 10, {})
     path = tiny_store.write_questions(tmp_path / "unknown.jsonl", num=2)

@@ -60,8 +60,16 @@ def train_in_two_processes(config_file, run_dir):
             process.kill()
 
 
+def answers(run_dir) -> set:
+    """Whatever held-out questions were answered, by which process: question, method, frames, answer."""
+    (path,) = (run_dir / "held_out").glob("rows_*.jsonl")
+    return {(row["id"], row["method"], tuple(row["candidate_idx"]), row["answer"]) for row in read_rows(path)}
+
+
 def test_two_processes_reach_the_parameters_of_one(golden, tmp_path):
     config = needle_config(golden, tmp_path)
+    config.held_out.update(every=NUM_STEPS, num_questions=3)
+    config.evaluation.update(methods=("uniform", "topk"), budgets=(3,), batch_size=2)
     config_file = tmp_path / "needles.py"
     config_file.write_text(
         f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
@@ -74,6 +82,11 @@ def test_two_processes_reach_the_parameters_of_one(golden, tmp_path):
     before = load_agent(golden / "tspo_agent")[1]
     assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (before, two)), strict=True)) > 1e-4
     rows = [read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    held_out = [[row for row in of_run if "held_out/topk" in row] for of_run in rows]
+    assert held_out[0] == held_out[1] != []
+    answered = [answers(tmp_path / name) for name in ("one", "two")]
+    assert answered[0] == answered[1] and len(answered[0]) == 3 * 2
+    rows = [[row for row in of_run if "reward/specific" in row] for of_run in rows]
     assert len(rows[1]) == NUM_STEPS
     for name in ("reward/specific", "location/specific", "grad_norm", "unique_frames"):
         np.testing.assert_allclose([r[name] for r in rows[1]], [r[name] for r in rows[0]], rtol=1e-3)

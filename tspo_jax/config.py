@@ -152,7 +152,7 @@ class Evaluation:
     store: str = ""  # frame store of the videos; "" = that of training, with `videos` RUN_DIR/frames
     methods: tuple[str, ...] = ("uniform", "clip-topk", "topk")
     budgets: tuple[int, ...] = (64,)  # frames that the answerer sees
-    batch_size: int = 8  # prompts that are answered at a time
+    batch_size: int = 8  # prompts that each process answers at a time
     frame_idx: str = ""  # index file whose frames are answered from as well, as method frame-idx
     controls: tuple[str, ...] = ()  # of permuted, random and blank: how much of an answer is not due to the selection
     protocol: str = "strict"  # how a benchmark's answers are read: strict, or published with its slips

@@ -1,9 +1,8 @@
 """Texts of a frozen Video-MLLM for many (video, frame sets, prompt) requests, in batches of a few static shapes."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any
 
 import jax
@@ -45,35 +44,42 @@ def answer_requests(
 
     The frames of a batch are read while the one before is being answered. A last batch that is not full is filled up
     with its last request, so that it needs no compilation of its own. Prompts are padded to a multiple of
-    `prompt_multiple` tokens; `template` is the answerer's own if empty. With several processes, `batch_size` is that of
-    each. Raises ShardingError where the mesh cannot share a batch evenly.
+    `prompt_multiple` tokens; `template` is the answerer's own if empty. Several processes must make the same requests:
+    each reads the frames of its share, `batch_size` requests at a time, and gets all answers. Raises ShardingError
+    where the mesh cannot share a batch evenly.
     """
-    sharding.check_batch_size(mesh, batch_size * sharding.data_slice(mesh)[1])
-    pad_token = answerer.generation.pad_token_id
+    share, num_shares = sharding.data_slice(mesh)
+    sharding.check_batch_size(mesh, batch_size * num_shares)
 
-    def read(request: Request) -> tuple[Request, np.ndarray, np.ndarray]:
-        """With the unique frames uint8 [U, ...] and the index [G,K] into them."""
+    def shape(request: Request) -> tuple:
+        video = store.video(request.video)
+        return request.picks.shape, answerer.processor.size_of(video.height, video.width)
+
+    def read(request: Request) -> tuple[np.ndarray, np.ndarray]:
+        """The unique frames uint8 [U, ...] and the index [G,K] into them."""
         frames, index = unique_frames(request.picks[None])
         unique, places = np.unique(frames[0], return_inverse=True)
         shown = np.stack([answerer.processor.crop(frame) for frame in store.frames(request.video, unique)])
-        return request, np.zeros_like(shown[places]) if request.blank else shown[places], index[0]
+        return np.zeros_like(shown[places]) if request.blank else shown[places], index[0]
 
-    def start(batch: list) -> Answers:
-        batch = batch + batch[-1:] * (batch_size - len(batch))
-        requests, frames, index = zip(*batch, strict=True)
-        texts = [prompts.render(request.text, template or answerer.template, "") for request in requests]
+    def start(batch: list[Request]) -> Answers:
+        rows = np.minimum(np.arange(batch_size) + share * batch_size, len(batch) - 1)  # of this process
+        distinct, places = np.unique(rows, return_inverse=True)
+        frames, index = map(np.stack, zip(*pool.map(read, [batch[row] for row in distinct]), strict=True))
+        texts = [prompts.render(request.text, template or answerer.template, "") for request in batch]
         tokens = [prompts.tokenize(text, answerer.tokenizer) for text in texts]
-        ids, lengths = prompts.pad(tokens, pad_token, prompt_multiple)
-        return rollout(answerer.params, *sharding.put_batch(mesh, (np.stack(frames), np.stack(index), ids, lengths)))
+        ids, lengths = prompts.pad(tokens, answerer.generation.pad_token_id, prompt_multiple)
+        shown = frames[places], index[places], ids[rows], lengths[rows]
+        return rollout(answerer.params, *sharding.put_batch(mesh, shown))
 
-    def finish(batch: list, answers: Answers) -> list[tuple[Request, list[str]]]:
-        rows = jax.device_put((answers.tokens, answers.lengths), sharding.over_questions(mesh))
-        texts = prompts.decode(*map(sharding.local_rows, rows), answerer.tokenizer)
-        return [(request, answer) for (request, _, _), answer in zip(batch, texts, strict=False)]
+    def finish(batch: list[Request], answers: Answers) -> list[tuple[Request, list[str]]]:
+        everywhere = jax.device_put((answers.tokens, answers.lengths), sharding.replicated(mesh))
+        texts = prompts.decode(*map(np.asarray, everywhere), answerer.tokenizer)
+        return list(zip(batch, texts[: len(batch)], strict=True))
 
     running = None
     with ThreadPoolExecutor() as pool:
-        for batch in _batches(_read_ahead(requests, read, pool, batch_size), batch_size):
+        for batch in _batches(requests, shape, batch_size * num_shares):
             started = batch, start(batch)
             if running:
                 yield finish(*running)
@@ -82,19 +88,11 @@ def answer_requests(
         yield finish(*running)
 
 
-def _read_ahead(requests: Iterable[Request], read, pool: ThreadPoolExecutor, size: int) -> Iterator[tuple]:
-    """`read` of each request, at most `size` at a time in memory."""
-    requests = iter(requests)
-    while chunk := list(islice(requests, size)):
-        yield from pool.map(read, chunk)
-
-
-def _batches(readings: Iterable[tuple], size: int) -> Iterator[list]:
-    waiting: dict[tuple, list] = {}
-    for reading in readings:
-        shape = reading[1].shape, reading[2].shape
-        same = waiting.setdefault(shape, [])
-        same.append(reading)
+def _batches(requests: Iterable[Request], shape: Callable[[Request], tuple], size: int) -> Iterator[list[Request]]:
+    waiting: dict[tuple, list[Request]] = {}
+    for request in requests:
+        same = waiting.setdefault(key := shape(request), [])
+        same.append(request)
         if len(same) == size:
-            yield waiting.pop(shape)
+            yield waiting.pop(key)
     yield from waiting.values()

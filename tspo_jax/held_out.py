@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
-from tspo_jax import evaluate, programs, report
+from tspo_jax import evaluate, programs, report, sharding
 from tspo_jax.checkpoints import Answerer, ClipEncoder
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
@@ -27,18 +28,28 @@ from tspo_jax.scoring import AGENT_METHODS, LENGTH_MULTIPLE, TEMPERATURE, pick
 
 FOLDER = "held_out"  # in the run folder
 MAIN = "topk"  # the method whose accuracy says which checkpoint is best
+UNKNOWN = -1  # not answered yet, else 0 (wrong) or 1 (right)
 
 
 class HeldOut:
-    """`measure(step, agent)` answers the questions; with several processes each answers all of them.
+    """`measure(step, agent)` answers the questions; several processes share them, and each gets the result.
 
     Args:
       clip: for the texts of the questions; it is not kept.
       graphdef: of the agent, and `initial`, its parameters before training.
-    Raises: ValueError or OSError for questions that cannot be asked.
+      mesh: that the answerer will be on.
+    Raises: ValueError or OSError for questions that cannot be asked, or a batch that the mesh cannot share.
     """
 
-    def __init__(self, config: Config, run_dir: Path, clip: ClipEncoder, graphdef: nnx.GraphDef, initial: dict):
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        clip: ClipEncoder,
+        graphdef: nnx.GraphDef,
+        initial: dict,
+        mesh: jax.sharding.Mesh,
+    ):
         asked = config.evaluation
         if config.held_out.questions:
             asked = dataclasses.replace(asked, questions=config.held_out.questions)
@@ -49,6 +60,9 @@ class HeldOut:
         asked = dataclasses.replace(asked, controls=(), frame_idx="", budgets=asked.budgets[:1])
         self.config = dataclasses.replace(config, evaluation=asked)
         evaluate.check(asked)
+        _, num_shares = sharding.data_slice(mesh)
+        field = "evaluation.batch_size, over all processes,"
+        sharding.check_batch_size(mesh, asked.batch_size * num_shares, field)
         items = evaluate.read_items(self.config)
         places = np.linspace(0, len(items), min(len(items), config.held_out.num_questions), endpoint=False, dtype=int)
         self.items = [items[place] for place in places]
@@ -56,62 +70,76 @@ class HeldOut:
         if absent := sorted({item.video for item in self.items if item.video not in self.store}):
             raise ValueError(f"{self.store.folder} lacks {len(absent)} videos of {asked.questions}, e.g. {absent[0]}")
         self._texts = clip.text_features([item.query for item in self.items])
-        self._run_dir = run_dir
+        self._run_dir, self._mesh = run_dir, mesh
         content = hashlib.sha256(Path(asked.questions).read_bytes() + str(asked.budgets).encode()).hexdigest()
         self._path = run_dir / FOLDER / f"rows_{content[:8]}.jsonl"  # other questions or budgets, another file
         self._score = jax.jit(partial(programs.score, graphdef))
         self._before = self._scores(initial)
 
-    def measure(
-        self, step: int, agent: dict, answerer: Answerer, rollout: Rollout, mesh: jax.sharding.Mesh
-    ) -> dict[str, float]:
+    def measure(self, step: int, agent: dict, answerer: Answerer, rollout: Rollout) -> dict[str, float]:
         """Accuracy of every method after `step` updates; renews the report."""
         (k,) = self.config.evaluation.budgets
+        methods = self.config.evaluation.methods
         after = self._scores(agent)
-        earlier = read_rows(self._path) if self._path.is_file() else []
-        lasting = [method for method in self.config.evaluation.methods if method not in AGENT_METHODS]
-        asked = {(item.id, method) for item in self.items for method in lasting}
-        known = {key: row for row in earlier if (key := (row["id"], row["method"])) in asked}
+        earlier, correct = self._known()
         sets = []
-        for item, (clip_scores, scores) in zip(self.items, after, strict=True):
+        for item, (clip_scores, scores), known in zip(self.items, after, correct, strict=True):
             choices: dict[tuple[int, ...], list[tuple[str, int]]] = {}
-            for method in self.config.evaluation.methods:
-                if (item.id, method) not in known:
-                    picks = tuple(pick(method, clip_scores, scores, k).tolist())
-                    choices.setdefault(picks, []).append((method, k))
+            for method in (method for method, is_correct in zip(methods, known, strict=True) if is_correct == UNKNOWN):
+                picks = tuple(pick(method, clip_scores, scores, k).tolist())
+                choices.setdefault(picks, []).append((method, k))
             order = tuple(range(len(item.options)))
             for picks, chosen_by in choices.items():
                 of_picks = tuple(scores[list(picks)].tolist())
                 sets.append(evaluate.FrameSet(item, picks, tuple(chosen_by), of_picks, order))
-        answered = self._answer(sets, answerer, rollout, mesh)
-        rows = [*known.values(), *answered]
+        answered = self._answer(sets, answerer, rollout)
+        number = {item.id: i for i, item in enumerate(self.items)}
+        for row in answered:
+            correct[number[row["id"]], methods.index(row["method"])] = row["correct"]
         if jax.process_index() == 0:
             with ResultFile(self._path) as file:
                 file.append([row | {"step": step} for row in answered])
-            self._report(rows, after)
-        correct: dict[str, list[bool]] = {}
-        for row in rows:
-            correct.setdefault(row["method"], []).append(row["correct"])
-        return {method: float(np.mean(values)) for method, values in correct.items()}
+            self._report([*earlier, *answered], after)
+        return dict(zip(methods, correct.mean(axis=0).tolist(), strict=True))
 
-    def _scores(self, agent: dict) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Cosines and logits [T] of each question's candidates."""
-        found = []
-        for item, text in zip(self.items, self._texts, strict=True):
+    def _known(self) -> tuple[list[dict], np.ndarray]:
+        """The rows of earlier steps that still hold, in the first process; and in each, int8 [questions, methods]:
+        whether they are correct, UNKNOWN where there is none."""
+        methods, rows = self.config.evaluation.methods, {}
+        places = {
+            (item.id, method): (i, j)
+            for i, item in enumerate(self.items)
+            for j, method in enumerate(methods)
+            if method not in AGENT_METHODS
+        }
+        if jax.process_index() == 0 and self._path.is_file():
+            rows = {key: row for row in read_rows(self._path) if (key := (row["id"], row["method"])) in places}
+        correct = np.full((len(self.items), len(methods)), UNKNOWN, np.int8)
+        for key, row in rows.items():
+            correct[places[key]] = row["correct"]
+        # Not read by each: what one process has just written may not be visible to another one yet.
+        return list(rows.values()), multihost_utils.broadcast_one_to_all(correct).copy()
+
+    def _scores(self, agent: dict) -> list[np.ndarray]:
+        """Cosines and logits, float32 [2, T], of each question's candidates; every process computes its share."""
+        agent = jax.tree.map(lambda x: x.addressable_data(0), agent)
+        lengths = [self.store.video(item.video).num_frames for item in self.items]
+        index, count = jax.process_index(), jax.process_count()
+        share = np.zeros((-(-len(self.items) // count), 2, max(lengths)), np.float32)
+        for scores, item, text in zip(share, self.items[index::count], self._texts[index::count], strict=False):
             features = self.store.features(item.video)
             T = len(features)
             padded = np.pad(features, ((0, -T % LENGTH_MULTIPLE), (0, 0)))
             mask = np.arange(len(padded)) < T
             batch = {"features": padded[None], "text": text[None], "mask": mask[None]}
-            logits = np.asarray(self._score(agent, batch, np.float32(TEMPERATURE)))[0, :T]
             norms = np.linalg.norm(features, axis=-1) * np.linalg.norm(text)
-            found.append((features @ text / np.maximum(norms, 1e-8), logits))
-        return found
+            scores[0, :T] = features @ text / np.maximum(norms, 1e-8)
+            scores[1, :T] = np.asarray(self._score(agent, batch, np.float32(TEMPERATURE)))[0, :T]
+        joined = multihost_utils.process_allgather(share).swapaxes(0, 1).reshape(-1, *share.shape[1:])
+        return [scores[:, :T] for scores, T in zip(joined, lengths, strict=False)]
 
-    def _answer(
-        self, sets: Iterable[evaluate.FrameSet], answerer: Answerer, rollout: Rollout, mesh: jax.sharding.Mesh
-    ) -> list[dict]:
-        answered = evaluate.answer(sets, self.items, self.store, answerer, self.config, rollout, mesh)
+    def _answer(self, sets: Iterable[evaluate.FrameSet], answerer: Answerer, rollout: Rollout) -> list[dict]:
+        answered = evaluate.answer(sets, self.items, self.store, answerer, self.config, rollout, self._mesh)
         return [
             row
             for batch in answered
@@ -119,7 +147,7 @@ class HeldOut:
             for row in evaluate.to_rows(frame_set, text, self.store, self.config)
         ]
 
-    def _report(self, rows: list[dict], after: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    def _report(self, rows: list[dict], after: list[np.ndarray]) -> None:
         scores = {
             item.id: (before[1], now[1]) for item, before, now in zip(self.items, self._before, after, strict=True)
         }

@@ -201,12 +201,10 @@ def _constrain(mesh: Mesh | None, x: jax.Array, axis: int, over: str | tuple[str
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raises ShardingError where `batch_size` questions cannot be dealt out evenly."""
+def check_batch_size(mesh: Mesh, batch_size: int, field: str = "batch_size") -> None:
+    """Raises ShardingError where `batch_size` questions cannot be dealt out evenly; `field` of a config says so."""
     if batch_size < 1 or batch_size % mesh.shape["data"]:
-        raise ShardingError(
-            f"batch_size is {batch_size}: it must be a multiple of mesh axis data ({mesh.shape['data']})"
-        )
+        raise ShardingError(f"{field} is {batch_size}: it must be a multiple of mesh axis data ({mesh.shape['data']})")
 
 
 def put_batch(mesh: Mesh, rows: Any) -> Any:

@@ -99,7 +99,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     check_width(agent, clip.width, config.agent.init)
     store = FrameStore(config.data.store, clip.identity)
     per_question = {"text": clip.text_features([question.query for question in questions])}
-    held_out = HeldOut(config, run_dir, clip, graphdef, agent) if config.held_out.every else None
+    held_out = HeldOut(config, run_dir, clip, graphdef, agent, mesh) if config.held_out.every else None
     del clip  # its weights leave the device
     where = sharding.answerer_sharding(
         mesh, weights.read_config(config.answerer.folder), split_over_data=config.mesh.split_over_data
@@ -158,7 +158,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
                 log.finish_row()
                 accuracy = {}
                 if is_evaluated:
-                    accuracy = held_out.measure(done, state.agent, answerer, world.rollout, mesh)
+                    accuracy = held_out.measure(done, state.agent, answerer, world.rollout)
                     log.add(done, accuracy)
                 place = ahead.loaded.place if ahead else loader.get_state()
                 checkpoints.save(done, state, place, accuracy.get(MAIN))
