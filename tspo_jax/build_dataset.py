@@ -367,6 +367,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("model_axis", 1, "Devices that share an MLLM's weights; the others share the batch.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the MLLMs; bfloat16, but float32 on a CPU.")
     job_array.define_flags()
+    flags.adopt_module_key_flags(job_array)  # --help shows them
     for field in dataclasses.fields(Settings):
         define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}[field.type]
         define(field.name, field.default, f"See Settings: {field.name.replace('_', ' ')}.")

@@ -30,14 +30,31 @@ def define_flags() -> None:
 
 
 def shard_from(num_shards: int | None, shard_index: int | None, environment: Mapping[str, str] = os.environ) -> Shard:
-    """The shard that flags or a job array's environment name; raises ValueError where only half is known."""
-    if shard_index is None and "SLURM_ARRAY_TASK_ID" in environment:
-        shard_index = int(environment["SLURM_ARRAY_TASK_ID"]) - int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
-        num_shards = num_shards or int(environment["SLURM_ARRAY_TASK_COUNT"])
-    if shard_index is None and "JOB_COMPLETION_INDEX" in environment:
-        shard_index = int(environment["JOB_COMPLETION_INDEX"])
-    if (num_shards is None) != (shard_index is None):
-        raise ValueError(f"--num_shards is {num_shards} and --shard_index {shard_index}: give both or none")
-    if num_shards is not None and shard_index >= num_shards:
-        raise ValueError(f"--shard_index={shard_index} must be below --num_shards={num_shards}")
-    return Shard(shard_index or 0, num_shards or 1)
+    """The shard that flags or a job array's environment name; raises ValueError where only half is known.
+
+    The tasks of a SLURM array are counted from its first. With `num_shards` a task's own number is its index: an array
+    of a few tasks does those again.
+    """
+
+    def number(name: str, default: int = 0) -> int:
+        try:
+            return int(environment.get(name, default))
+        except ValueError:
+            raise ValueError(f"{name} is {environment[name]!r}, not a number") from None
+
+    source = "--shard_index"
+    for name in ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"):
+        if shard_index is None and name in environment:
+            source, shard_index = name, number(name)
+    if source == "SLURM_ARRAY_TASK_ID" and num_shards is None and "SLURM_ARRAY_TASK_COUNT" in environment:
+        num_shards = number("SLURM_ARRAY_TASK_COUNT")
+        shard_index = (shard_index - number("SLURM_ARRAY_TASK_MIN")) // number("SLURM_ARRAY_TASK_STEP", 1)
+    if shard_index is None and num_shards is None:
+        return Shard()
+    if num_shards is None:
+        raise ValueError(f"{source} is set, but not of how many: give --num_shards")
+    if shard_index is None:
+        raise ValueError(f"--num_shards is {num_shards}, but not which of them this run is: give --shard_index")
+    if not 0 <= shard_index < num_shards:
+        raise ValueError(f"{source} makes this shard {shard_index} of {num_shards}; they count from 0, without gaps")
+    return Shard(shard_index, num_shards)

@@ -289,6 +289,7 @@ def define_flags() -> None:
     flags.DEFINE_float("time_limit", TIME_LIMIT, "Seconds per video and decoder, then it is killed", lower_bound=0.1)
     flags.DEFINE_float("stall_limit", STALL_LIMIT, "Seconds without a new frame, then it is killed", lower_bound=0.1)
     job_array.define_flags()
+    flags.adopt_module_key_flags(job_array)  # --help shows them
     flags.DEFINE_bool("verify", False, "Decode nothing; read the whole store and report damage")
     flags.DEFINE_string("output", "", "File for the result; default: stdout")
 
