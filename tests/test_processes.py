@@ -1,8 +1,11 @@
 """Which errors mean that another process is gone; tests/test_kill_resume.py has processes that are."""
 
 import re
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 from tspo_jax import processes
 
@@ -48,3 +51,17 @@ def test_of_several_processes_each_ends_at_once(monkeypatch, capsys, error, stat
     assert ended == [status]
     text = capsys.readouterr().err
     assert re.search(said, text) and text.count("\n") == 1
+
+
+def test_what_all_raise_is_passed_on(monkeypatch):
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    with pytest.raises(FloatingPointError, match="nan"), processes.end_together(agreed=FloatingPointError):
+        raise FloatingPointError("nan")
+
+
+def test_a_peer_that_never_comes():
+    """Nobody listens at the port either."""
+    code = "from tspo_jax import config, processes; processes.join(config.Distributed(True, '127.0.0.1:9', 2, 1, 1))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == processes.LOST
+    assert done.stderr.startswith("error: not all processes of the run have met at 127.0.0.1:9 after 1 s")

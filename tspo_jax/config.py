@@ -139,6 +139,7 @@ class Distributed:
     coordinator: str = ""  # host:port
     num_processes: int = -1
     process_id: int = -1
+    join_seconds: int = 300  # how long a process waits at the start until all others are there
     heartbeat_seconds: int = 100  # a process that is silent for so long counts as lost, and the others end
 
 
@@ -215,6 +216,8 @@ AT_LEAST = {
     "policy.resamples": 1,
     "policy.kl_limit": 0,
     "policy.warm_start_steps": 0,
+    "distributed.join_seconds": 1,
+    "distributed.heartbeat_seconds": 1,
 }
 ONE_OF = {
     "agent.kind": ("paper", "question_aware"),

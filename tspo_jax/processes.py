@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,23 +17,53 @@ _RUNTIME = re.compile(r"^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b|Glo
 
 
 def join(config: Distributed) -> None:
-    """Joins the other processes, where the config says that there are any; before any other use of jax."""
-    if config.enabled:
-        count, index = (n if n >= 0 else None for n in (config.num_processes, config.process_id))
+    """Joins the other processes, where the config says that there are any; before any other use of jax.
+
+    Ends this one, with one line on stderr, where they do not come in `join_seconds`.
+    """
+    if not config.enabled:
+        return
+    count, index = (n if n >= 0 else None for n in (config.num_processes, config.process_id))
+    # jax would end the process without a word of what is missing.
+    late = threading.Timer(config.join_seconds, _end_alone, [config])
+    late.start()
+    try:
         jax.distributed.initialize(
-            config.coordinator or None, count, index, heartbeat_timeout_seconds=config.heartbeat_seconds
+            config.coordinator or None,
+            count,
+            index,
+            initialization_timeout=config.join_seconds + 60,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
         )
+    finally:
+        late.cancel()
+
+
+def _end_alone(config: Distributed) -> None:
+    where = f" at {config.coordinator}" if config.coordinator else ""
+    print(
+        f"error: not all processes of the run have met{where} after {config.join_seconds} s "
+        "(config.distributed.join_seconds): start the same command in every one; the output of one that failed says why",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(LOST)
 
 
 @contextmanager
-def end_together() -> Iterator[None]:
+def end_together(agreed: type[Exception] | tuple[()] = ()) -> Iterator[None]:
     """Of several processes, ends this one at once when its block fails, with one line on stderr.
 
     Cleaning up would wait for the others, which wait for this one in a collective. They notice that it is gone, by the
     broken connection, and end as well; where a collective does not tell, jax ends them by its missing heartbeat.
+
+    Args:
+      agreed: an error that all processes raise in the same step. It is passed on, for all can clean up.
     """
     try:
         yield
+    except agreed:
+        raise
     except Exception as error:
         if jax.process_count() == 1:
             raise

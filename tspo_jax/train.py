@@ -55,7 +55,7 @@ from tspo_jax.held_out import MAIN, HeldOut
 from tspo_jax.metrics import DeviceClock, Stopwatch
 from tspo_jax.preemption import EXIT_STATUS, Preemption
 from tspo_jax.run_folder import Checkpoints, TrainState, check_run, in_use, write_run_config
-from tspo_jax.training_log import TrainingLog
+from tspo_jax.training_log import NotFiniteError, TrainingLog
 
 LOSS_NOTE = (
     "The loss is 0 by construction: rewards count relative to their group's mean, so only its gradient says something. "
@@ -134,7 +134,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         preemption = stack.enter_context(Preemption())
         profiled = range(start + 2, start + 2 + config.profile_steps)
         profile = stack.enter_context(ExitStack())
-        stack.enter_context(processes.end_together())
+        stack.enter_context(processes.end_together(agreed=NotFiniteError))
 
         def begin(step: int, agent: dict) -> Drawn:
             loaded = actor.load(watch)
