@@ -31,7 +31,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from PIL import Image
 
 from tspo_jax.data import frame_store
-from tspo_jax.data.decode_workers import Job, decode_video, run_jobs
+from tspo_jax.data.decode_workers import Job, Limits, decode_video, run_jobs
 from tspo_jax.data.loader import Loader, LoaderConfig, fetch_frames
 from tspo_jax.data.needle import NeedleConfig
 from tspo_jax.data.questions import Question
@@ -76,7 +76,7 @@ def decode_file(folder: Path, path: Path, options: dict[str, str]) -> dict:
         return Job(str(path), f"{path.stem}/{i}", 1, str(folder / "s"), frame_store.StoreSettings(), ("pyav",))
 
     def workers_rate(workers: int) -> float:
-        outcomes = run_jobs([job(i) for i in range(4 * workers)], workers, 600, 600)
+        outcomes = run_jobs([job(i) for i in range(4 * workers)], workers, Limits())
         for _ in range(workers):  # the processes start
             next(outcomes)
         start = time.perf_counter()
@@ -111,7 +111,7 @@ def write_video(path: Path, num_frames: int, size: tuple[int, int], options: dic
 
 def long(folder: Path) -> dict:
     frame_store.open_settings(folder / "s", frame_store.StoreSettings())
-    write_video(folder / "minute.mp4", 1800, (160, 90), {"preset": "veryfast"})
+    write_video(folder / "minute.mp4", 1800, (320, 180), {"preset": "veryfast"})
     result = {}
     for container in ("mp4", "mkv"):
         megabytes = {}
@@ -119,7 +119,7 @@ def long(folder: Path) -> dict:
             name = f"{minutes}.{container}"
             repeat_video(folder / "minute.mp4", folder / name, minutes)
             job = Job(str(folder / name), name, 1, str(folder / "s"), frame_store.StoreSettings(), ("pyav",))
-            (outcome,) = run_jobs([job], 1, 7200, 600, work=decode_and_tell_memory)
+            (outcome,) = run_jobs([job], 1, Limits(stall_seconds=600), work=decode_and_tell_memory)
             megabytes[minutes] = outcome.num_frames / 1000
         per_picture = 1e6 * (megabytes[600] - megabytes[10]) / (590 * 1800)
         result[container] = (

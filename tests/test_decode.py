@@ -93,15 +93,14 @@ def test_skipped_pictures_change_no_other(tmp_path, monkeypatch, options, skips,
 
 def test_variable_frame_rate():
     """Sixty frames in two seconds, then one frame per two seconds: the original's rule would skip most of the end."""
-    times = np.concatenate([np.arange(60) / 30, 2 + 2 * np.arange(20)])
-    fps = 79 / times[-1]
-    candidates = candidate_frames(times, fps)
-    wanted = np.arange(0, times[-1] + 1e-6)
-    on_screen = [times[times <= t + 1e-6].max() for t in wanted]
+    ticks = 90 * np.concatenate([np.arange(60) * 1000 // 30, 2000 + 2000 * np.arange(20)])
+    times = ticks / 90_000
+    candidates = candidate_frames(ticks, 1 / 90_000, video_fps=79 / times[-1])
+    on_screen = [times[times <= t + 1e-6].max() for t in np.arange(0, times[-1] + 1e-6)]
     np.testing.assert_array_equal(times[candidates], np.unique(on_screen))
-    steady = np.arange(3000) / 29.97
-    np.testing.assert_array_equal(candidate_frames(steady, 29.97), np.arange(0, 3000, 30))
-    np.testing.assert_array_equal(candidate_frames(steady, 29.97, fps=2), np.arange(0, 3000, 15))
+    steady = np.arange(3000) * 1001
+    np.testing.assert_array_equal(candidate_frames(steady, 1 / 30_000, 29.97), np.arange(0, 3000, 30))
+    np.testing.assert_array_equal(candidate_frames(steady, 1 / 30_000, 29.97, fps=2), np.arange(0, 3000, 15))
 
 
 def test_times_of_a_variable_rate_file(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from video_files import shown_numbers, write_video
 
 from tspo_jax.data.decode import VideoError
-from tspo_jax.data.decode_workers import Job, decode_video, run_jobs
+from tspo_jax.data.decode_workers import Job, Limits, decode_video, run_jobs
 from tspo_jax.data.frame_store import FrameStore, StoreSettings, open_settings
 
 
@@ -42,36 +42,39 @@ def behave(job, progress):
         raise KeyError("surprise")
     if what == "full":
         raise OSError(28, "No space left on device", job.name)
+    if what == "large":
+        return len(bytearray(200 << 20))
     if what == "jax":
         return int("jax" in sys.modules)
     return 3
 
 
 def test_one_outcome_per_job_whatever_happens(tmp_path):
-    names = ["good1", "hang", "crash", "damaged", "odd", "crawl", "hang-decord", "crash-decord", "good2", "jax"]
+    names = ["ok1", "hang", "crash", "damaged", "odd", "crawl", "large", "hang-decord", "crash-decord", "ok2", "jax"]
     jobs = [job(name, tmp_path) for name in names]
     start = time.monotonic()
-    outcomes = {o.job.name: o for o in run_jobs(jobs, 2, time_limit=2.0, stall_limit=0.8, work=behave)}
+    outcomes = {o.job.name: o for o in run_jobs(jobs, 2, Limits(2.0, 0.8, megabytes=100), work=behave)}
     assert time.monotonic() - start < 30
     assert sorted(outcomes) == sorted(names)
     frames = {name: o.num_frames for name, o in outcomes.items() if not o.reason}
-    assert frames == {"good1": 3, "good2": 3, "hang-decord": 7, "crash-decord": 7, "jax": 0}
+    assert frames == {"ok1": 3, "ok2": 3, "hang-decord": 7, "crash-decord": 7, "jax": 0}
     reasons = {name: o.reason for name, o in outcomes.items() if o.reason}
     assert reasons["hang"] == "decord showed no progress for 0.8 s; pyav showed no progress for 0.8 s"
     assert reasons["crawl"] == "decord took longer than 2 s; pyav took longer than 2 s"
     assert "the pyav process crashed (status -6)" in reasons["crash"]
     assert reasons["damaged"] == "decord gave up; pyav gave up"
+    assert reasons["large"] == "decord needs more than 100 MB of memory; pyav needs more than 100 MB of memory"
     assert reasons["odd"] == "KeyError: 'surprise'"
 
 
 def test_full_disk_ends_the_run(tmp_path):
     with pytest.raises(OSError, match="No space left") as caught:
-        list(run_jobs([job("full", tmp_path)], 1, 60, 60, work=behave))
+        list(run_jobs([job("full", tmp_path)], 1, Limits(), work=behave))
     assert caught.value.errno == 28
 
 
 def test_no_process_stays(tmp_path):
-    outcomes = run_jobs([job("good", tmp_path), job("hang", tmp_path)], 2, 60, 60, work=behave)
+    outcomes = run_jobs([job("good", tmp_path), job("hang", tmp_path)], 2, Limits(), work=behave)
     next(outcomes)
     outcomes.close()
     assert not [p for p in Path("/proc").glob("[0-9]*/stat") if f" {os.getpid()} " in _parent(p)]
@@ -89,11 +92,11 @@ def test_workers_die_with_their_parent(tmp_path):
     program = textwrap.dedent(f"""
         import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}
         from test_decode_workers import behave, job
-        from tspo_jax.data.decode_workers import run_jobs
+        from tspo_jax.data.decode_workers import Limits, run_jobs
         from pathlib import Path
         def told(job, progress): Path(job.path).write_text(str(__import__("os").getpid())); return behave(job, progress)
         if __name__ == "__main__":
-            list(run_jobs([job("hang", Path({str(tmp_path)!r}))], 1, 600, 600, work=told))
+            list(run_jobs([job("hang", Path({str(tmp_path)!r}))], 1, Limits(), work=told))
         """)
     (tmp_path / "parent.py").write_text(program)
     parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"])

@@ -18,7 +18,7 @@ import pytest
 from video_files import write_video
 
 from tspo_jax.data.decode import DECODERS
-from tspo_jax.data.decode_workers import Job, run_jobs
+from tspo_jax.data.decode_workers import Job, Limits, run_jobs
 from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, frames_path, open_settings
 from tspo_jax.job_array import Shard
 from tspo_jax.predecode import Quarantine, encode_features, find_videos, verify, writing
@@ -231,11 +231,12 @@ def test_full_disk(videos, store, tmp_path):
     [
         (["--store={tmp}/s"], "--videos is missing"),
         (["--store={tmp}/s", "--videos={tmp}/none"], "is neither a folder nor a text file"),
-        (["--store={tmp}/s", "--videos={tmp}"], "no videos in"),
+        (["--store={tmp}/s", "--videos={tmp}/empty"], "no videos in"),
         (
             ["--store={tmp}/s", "--videos={tmp}/bad.txt"],
             "bad.txt:2: '/etc/x.mp4' must be a path below",
         ),
+        (["--store={tmp}/s", "--videos={tmp}/latin.txt"], "latin.txt:2: is not UTF-8"),
         (["--store={tmp}/s", "--videos={tmp}/good.txt", "--clip={tmp}"], "config.json"),
         (["--store={tmp}/none", "--verify"], "is no frame store"),
         (["--store={tmp}/s", "--videos={tmp}/good.txt", "--speed=9"], "speed"),
@@ -243,27 +244,51 @@ def test_full_disk(videos, store, tmp_path):
 )
 def test_mistakes_are_one_line(tmp_path, arguments, message):
     (tmp_path / "bad.txt").write_text("a.mp4\n/etc/x.mp4\n")
+    (tmp_path / "latin.txt").write_bytes(b"a.mp4\n\xe4.mp4\n")
     (tmp_path / "good.txt").write_text("a.mp4\n")
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "empty").mkdir()
     status, result, errors = run(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert status == 1 and result is None and message in errors and "Traceback" not in errors
 
 
 def test_names_of_videos(videos, tmp_path):
     assert len(find_videos(videos)) == 9 and "sub/w.mkv" in find_videos(videos)
-    (tmp_path / "list.txt").write_text("sub/w.mkv\nsub//w.mkv\n v0.mp4 \n")
+    lines = f"\ufeffsub/w.mkv\r\nsub//w.mkv\r\n\r\n v0.mp4 \r\n{videos / 'v1.mp4'}"
+    (tmp_path / "list.txt").write_bytes(lines.encode())
     found = find_videos(tmp_path / "list.txt", videos)
-    assert found == {"sub/w.mkv": videos / "sub/w.mkv", "v0.mp4": videos / "v0.mp4"}
+    assert found == {name: videos / name for name in ("sub/w.mkv", "v0.mp4", "v1.mp4")}
 
 
-def test_missing_video_of_a_list(tmp_path):
+def test_folders_behind_links(videos, tmp_path):
+    for name, target in {"all": videos, "circle": tmp_path, "gone.mp4": tmp_path / "none", "x.mp4": "x.mp4"}.items():
+        (tmp_path / name).symlink_to(target)
+    assert set(find_videos(tmp_path)) == {f"all/{name}" for name in find_videos(videos)} | {"gone.mp4", "x.mp4"}
+
+
+def test_missing_videos_of_a_list(videos, tmp_path):
+    (tmp_path / "list.txt").write_text("".join(f"{i}.mp4\n" for i in range(3)))
+    with pytest.raises(ValueError, match="none of the 3 videos .* is in .*; see --video_folder"):
+        find_videos(tmp_path / "list.txt", videos)
     quarantine = Quarantine(tmp_path / "q.jsonl")
-    quarantine.add("b.mp4", None, "no such file")
-    quarantine.add("a.mp4", 3, "odd")
-    assert list(Quarantine(tmp_path / "q.jsonl").rows) == ["a.mp4", "b.mp4"]
+    missing = {f"{i}.mp4": videos / f"{i}.mp4" for i in range(3)}
+    result = decode_videos(missing, tmp_path, open_settings(tmp_path, StoreSettings()), quarantine, 1, Limits())
+    assert result["stored"] == 0 and list(quarantine.rows) == ["0.mp4", "1.mp4", "2.mp4"]
+
+
+def test_quarantine_file(tmp_path):
+    path = tmp_path / "q.jsonl"
+    quarantine = Quarantine(path)
+    quarantine.add({"b.mp4": None}, "no such file")
+    quarantine.add({"a.mp4": 3}, "odd")
+    path.write_text("\n" + path.read_text())  # as an editor may leave it
+    assert list(Quarantine(path).rows) == ["a.mp4", "b.mp4"]
     quarantine.keep(["b.mp4"])
-    assert Quarantine(tmp_path / "q.jsonl").rows == {
-        "b.mp4": {"video": "b.mp4", "reason": "no such file", "source_size": None}
-    }
+    assert Quarantine(path).rows == {"b.mp4": {"video": "b.mp4", "reason": "no such file", "source_size": None}}
+    for bad in ("{bad", "[]", '{"video": "a.mp4"}'):
+        path.write_text(bad)
+        with pytest.raises(ValueError, match=r"q.jsonl:1: not a line of predecode .*; delete it"):
+            Quarantine(path)
 
 
 def mutated(data: bytes, other: bytes, rng: random.Random) -> bytes:
@@ -306,7 +331,7 @@ def test_mutated_videos_are_decoded_or_quarantined(videos, tmp_path):
         path.write_bytes(mutated(source.read_bytes(), sources[(i + 1) % len(sources)].read_bytes(), rng))
         decoders = DECODERS[:: 1 if i % 2 else -1]
         jobs.append(Job(str(path), path.name, path.stat().st_size, str(store), settings, decoders))
-    outcomes = list(run_jobs(jobs, 2, time_limit=20.0, stall_limit=4.0))
+    outcomes = list(run_jobs(jobs, 2, Limits(20.0, 4.0)))
     assert sorted(o.job.name for o in outcomes) == sorted(job.name for job in jobs)
     stored = {o.job.name for o in outcomes if not o.reason}
     assert stored == set(FrameStore(store).names())

@@ -26,18 +26,17 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from absl import flags
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from tspo_jax import entry_point, job_array
-from tspo_jax.data.decode_workers import Job, run_jobs
+from tspo_jax.data.decode_workers import Job, Limits, run_jobs
 from tspo_jax.data.frame_store import (
     DISK_FULL,
     FEATURE_ROWS,
@@ -52,10 +51,10 @@ from tspo_jax.data.frame_store import (
 )
 from tspo_jax.data.questions import video_path
 from tspo_jax.job_array import Shard
+from tspo_jax.progress_bar import ProgressBar
 
 # Modules that use jax are imported where they are needed: decode workers import this file.
 
-TIME_LIMIT, STALL_LIMIT = 7200.0, 60.0  # seconds per video and decoder, and without a new frame
 _DECODERS = "pyav", "decord"  # in the order they are tried; PyAV is the faster one for a picture per second
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 
@@ -72,14 +71,12 @@ class Encoder(Protocol):
 def find_videos(videos: Path, video_folder: Path | None = None) -> dict[str, Path]:
     """Name in the store -> file, of a folder or a list; raises ValueError naming the line of a bad path."""
     if videos.is_dir():
-        files = (Path(folder) / file for folder, _, files in os.walk(videos) for file in files)
-        found = {f.relative_to(videos).as_posix(): f for f in files if f.suffix.lower() in SUFFIXES}
+        found = {f.relative_to(videos).as_posix(): f for f in _files(videos) if f.suffix.lower() in SUFFIXES}
     elif videos.is_file() and videos.suffix.lower() not in SUFFIXES:
-        root, found = video_folder or videos.parent, {}
-        for number, line in enumerate(videos.read_text(encoding="utf-8").splitlines(), start=1):
-            if line.strip():
-                name = video_path(line.strip(), field=f"{videos}:{number}")
-                found[name] = root / name
+        root = video_folder or videos.parent
+        found = {name: root / name for name in _listed(videos, root)}
+        if found and not any(path.is_file() for path in found.values()):
+            raise ValueError(f"--videos: none of the {len(found)} videos of {videos} is in {root}; see --video_folder")
     else:
         raise ValueError(f"--videos: {videos} is neither a folder nor a text file that lists videos")
     if not found:
@@ -87,16 +84,46 @@ def find_videos(videos: Path, video_folder: Path | None = None) -> dict[str, Pat
     return found
 
 
+def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The files below, also behind links to other folders, which may lead in a circle."""
+    real = os.path.realpath(folder)
+    if real not in above and os.access(folder, os.R_OK | os.X_OK):
+        for path in folder.iterdir():
+            if path.is_dir():
+                yield from _files(path, (*above, real))
+            else:
+                yield path
+
+
+def _listed(videos: Path, root: Path) -> Iterator[str]:
+    """The names in a list of paths, which are relative to `root` or begin with it."""
+    for number, line in enumerate(videos.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            text = line.decode().strip().removeprefix(f"{root.absolute()}/")
+        except UnicodeDecodeError:
+            raise ValueError(f"{videos}:{number}: is not UTF-8") from None
+        if text:
+            yield video_path(text, field=f"{videos}:{number}")
+
+
 class Quarantine:
     """The videos of a shard that could not be decoded, in a jsonl file that a person can read."""
 
     def __init__(self, path: Path):
         self._path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.rows = {row["video"]: row for row in map(json.loads, lines)}
+        self.rows = {}
+        for number, line in enumerate(path.read_bytes().split(b"\n") if path.exists() else [], start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                    self.rows[row["video"]] = {key: row[key] for key in ("video", "reason", "source_size")}
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(f"{path}:{number}: not a line of predecode ({error}); delete it") from None
 
-    def add(self, name: str, size: int, reason: str) -> None:
-        self._save(self.rows | {name: {"video": name, "reason": reason, "source_size": size}})
+    def add(self, sizes: Mapping[str, int | None], reason: str) -> None:
+        """`sizes` of the files by the videos' names, None where there is none."""
+        new = {name: {"video": name, "reason": reason, "source_size": size} for name, size in sizes.items()}
+        self._save(self.rows | new)
 
     def keep(self, names: Iterable[str]) -> None:
         """Forgets all other videos."""
@@ -131,8 +158,7 @@ def decode_videos(
     settings: StoreSettings,
     quarantine: Quarantine,
     num_workers: int,
-    time_limit: float,
-    stall_limit: float,
+    limits: Limits,
 ) -> dict:
     """Decodes the videos that are not in the store yet or changed since; returns counts for the result.
 
@@ -144,8 +170,9 @@ def decode_videos(
     rows = quarantine.rows.items()
     known = {name for name, row in rows if name in sizes and sizes[name] == row["source_size"]} - done
     quarantine.keep(known)
-    todo = [name for name in videos if name not in done | known]
-    jobs = [Job(str(videos[n]), n, sizes[n] or 0, str(folder), settings, _DECODERS) for n in todo]
+    quarantine.add({name: None for name in videos if sizes[name] is None and name not in done}, "no such file")
+    todo = [name for name in videos if name not in done and name not in quarantine.rows]
+    jobs = [Job(str(videos[n]), n, sizes[n], str(folder), settings, _DECODERS) for n in todo]
     start, frames = time.monotonic(), 0
     with _progress("{task.fields[text]}") as progress:
         bar = progress.add_task("", text="decoding", total=sum(job.size for job in jobs) or 1)
@@ -158,10 +185,10 @@ def decode_videos(
             progress.update(bar, completed=sum(shares.values()), text=count)
 
         try:
-            for outcome in run_jobs(jobs, num_workers, time_limit, stall_limit, show):
+            for outcome in run_jobs(jobs, num_workers, limits, show):
                 frames += outcome.num_frames
                 if outcome.reason:
-                    quarantine.add(outcome.job.name, sizes[outcome.job.name], outcome.reason)
+                    quarantine.add({outcome.job.name: outcome.job.size}, outcome.reason)
                 show(outcome.job, 1.0)
         except OSError as error:
             if error.errno not in DISK_FULL:
@@ -235,7 +262,7 @@ def add_videos(folder: Path, videos: Path, names: Iterable[str], encoder: Encode
         if not (folder / "store.json").is_file():
             open_settings(folder, StoreSettings())
         settings, quarantine = FrameStore(folder).settings, Quarantine(folder / "quarantine.jsonl")
-        decode_videos(there, folder, settings, quarantine, len(os.sched_getaffinity(0)), TIME_LIMIT, STALL_LIMIT)
+        decode_videos(there, folder, settings, quarantine, len(os.sched_getaffinity(0)), Limits())
         encode_features(folder, there.keys() - quarantine.rows.keys(), encoder)
 
 
@@ -249,7 +276,7 @@ def verify(folder: Path, videos: dict[str, Path]) -> dict:
         checks += [(features.check_features, name) for name in features.names_with_features()]
     checks += [(lambda name: _check_source(store, name, videos[name]), name) for name in videos if name in store]
     problems = []
-    with _progress("verifying {task.completed}/{task.total}") as progress:
+    with _progress("verifying {task.completed:.0f}/{task.total:.0f}") as progress:
         for check, name in progress.track(checks):
             try:
                 check(name)
@@ -267,9 +294,8 @@ def _check_source(store: FrameStore, name: str, path: Path) -> None:
                 raise StoreError(f"{path}: was replaced after it was decoded; delete {frames_path(store.folder, name)}")
 
 
-def _progress(text: str) -> Progress:
-    columns = (TextColumn(text), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+def _progress(text: str) -> ProgressBar:
+    return ProgressBar(TextColumn(text), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
 
 
 # ---- command line ------------------------------------------------------------------------------------------
@@ -286,8 +312,10 @@ def define_flags() -> None:
     flags.DEFINE_float("fps", 1.0, "Frames per second to keep", lower_bound=1e-3)
     flags.DEFINE_integer("short_side", 384, "Reduce the shorter side to this many pixels; 0 = keep", lower_bound=0)
     flags.DEFINE_integer("jpeg_quality", 95, "Of the stored frames", lower_bound=1, upper_bound=100)
-    flags.DEFINE_float("time_limit", TIME_LIMIT, "Seconds per video and decoder, then it is killed", lower_bound=0.1)
-    flags.DEFINE_float("stall_limit", STALL_LIMIT, "Seconds without a new frame, then it is killed", lower_bound=0.1)
+    limits = Limits()
+    flags.DEFINE_float("time_limit", limits.seconds, "Seconds per video and decoder, then a kill", lower_bound=0.1)
+    flags.DEFINE_float("stall_limit", limits.stall_seconds, "Seconds without a new frame, then a kill", lower_bound=0.1)
+    flags.DEFINE_integer("memory_limit", limits.megabytes, "MB that decoding a video may take", lower_bound=1)
     job_array.define_flags()
     flags.adopt_module_key_flags(job_array)  # --help shows them
     flags.DEFINE_bool("verify", False, "Decode nothing; read the whole store and report damage")
@@ -319,8 +347,8 @@ def predecode(folder: Path, shard: Shard, videos: dict[str, Path]) -> dict:
         open_settings(folder, StoreSettings(FLAGS.fps, FLAGS.short_side, FLAGS.jpeg_quality))
         videos = {name: videos[name] for name in shard.of(sorted(videos))}
         quarantine = Quarantine(shard.path(folder, "quarantine", ".jsonl"))
-        limits = FLAGS.time_limit, FLAGS.stall_limit
-        result = decode_videos(videos, folder, FrameStore(folder).settings, quarantine, FLAGS.workers, *limits)
+        limits = Limits(FLAGS.time_limit, FLAGS.stall_limit, FLAGS.memory_limit)
+        result = decode_videos(videos, folder, FrameStore(folder).settings, quarantine, FLAGS.workers, limits)
         names = [name for name in videos if name not in quarantine.rows]
     else:
         names = shard.of(FrameStore(folder).names())

@@ -47,11 +47,12 @@ class VideoInfo:
 
     Attributes:
       fps: average frame rate of the container (the one that decord reports).
-      timestamps: float64 [num_frames] presentation times in seconds, ascending, the first frame at its own time.
       width, height: pixels of a picture as displayed, rotation applied.
       codec, container: FFmpeg's names.
       rotation: quarter turns counter-clockwise that the pictures need.
-      ticks: int64 [num_frames], the same times in the stream's unit; None where the file has no times.
+      ticks: int64 [num_frames], ascending presentation times, the first frame at its own.
+      time_base: seconds per tick.
+      has_times: the file tells times; else the ticks are frame numbers.
       key_frames: int64 [n], ascending frame numbers.
       can_skip: pictures that no other picture refers to (most B pictures) can be told without decoding them.
     """
@@ -60,17 +61,22 @@ class VideoInfo:
     codec: str
     container: str
     fps: float
-    timestamps: np.ndarray
     width: int
     height: int
     rotation: int
-    ticks: np.ndarray | None
+    ticks: np.ndarray
+    time_base: float
+    has_times: bool
     key_frames: np.ndarray
     can_skip: bool
 
     @property
     def num_frames(self) -> int:
-        return len(self.timestamps)
+        return len(self.ticks)
+
+    def times(self, frame_idx: slice | int | np.ndarray = slice(None)) -> np.ndarray:
+        """Presentation times in seconds, float64, of these frames. Computed, as a long video has a million of them."""
+        return self.ticks[frame_idx] * self.time_base
 
     def scaled_size(self, short_side: int) -> tuple[int, int]:
         """Width and height of pictures whose shorter side is reduced to `short_side` where it is larger (0 = keep)."""
@@ -107,7 +113,7 @@ class Video:
 
     @property
     def timestamps(self) -> np.ndarray:
-        return self.info.timestamps
+        return self.info.times()
 
     @property
     def decoder(self) -> str:
@@ -116,7 +122,7 @@ class Video:
 
     def candidates(self, fps: float = 1.0) -> np.ndarray:
         """Frame numbers int64 [T] at about `fps` frames per second: see candidate_frames."""
-        return candidate_frames(self.timestamps, self.fps, fps)
+        return candidate_frames(self.info.ticks, self.info.time_base, self.fps, fps)
 
     def frames(self, frame_idx: Sequence[int] | np.ndarray, short_side: int = 0) -> Iterator[np.ndarray]:
         """RGB pictures uint8 [H, W, 3] of ascending frame numbers, one at a time.
@@ -141,20 +147,20 @@ class Video:
                 self._decoders.pop(0)
 
 
-def candidate_frames(timestamps: np.ndarray, video_fps: float, fps: float = 1.0) -> np.ndarray:
-    """Frame numbers int64 [T] at about `fps` per second.
+def candidate_frames(ticks: np.ndarray, time_base: float, video_fps: float, fps: float = 1.0) -> np.ndarray:
+    """Frame numbers int64 [T] at about `fps` per second, of frames at int64 `ticks` of `time_base` seconds.
 
     The original's rule, every round(video_fps / fps)-th frame (at least every frame), which all published frame
     indices follow. Where the frame rate varies so much that over 5 % of its intervals are off by a factor of 1.5, the
     frames on screen at 0, 1/fps, 2/fps .. seconds instead.
     """
-    by_number = np.arange(0, len(timestamps), max(1, round(video_fps / fps)), dtype=np.int64)
-    times = timestamps - timestamps[0]
-    intervals = np.diff(times[by_number]) * fps
+    by_number = np.arange(0, len(ticks), max(1, round(video_fps / fps)), dtype=np.int64)
+    intervals = np.diff(ticks[by_number]) * (time_base * fps)
     if np.count_nonzero((intervals < 1 / 1.5) | (intervals > 1.5)) <= 0.05 * len(intervals):
         return by_number
-    wanted = np.arange(0, times[-1] + 1e-6, 1 / fps)
-    return np.unique(np.searchsorted(times, wanted + 1e-6, side="right") - 1)
+    length = float(ticks[-1] - ticks[0]) * time_base
+    wanted = ticks[0] + (np.arange(0, length + 1e-6, 1 / fps) + 1e-6) // time_base
+    return np.unique(np.searchsorted(ticks, wanted.astype(np.int64), side="right") - 1)
 
 
 def decoder_version(name: str) -> str:
@@ -179,8 +185,8 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
     stream = _picture_stream(container)
     if stream is None:
         raise VideoError(path, "has no picture stream")
-    # Nine bytes per picture: a video of ten hours has a million.
-    ticks, keys, packets, end, all_timed = array("q"), bytearray(), 0, 0.0, True
+    # Eight bytes per picture and no copy of them: a video of ten hours has a million.
+    times, keys, pictures, packets, end, all_timed = array("q"), array("q"), 0, 0, 0.0, True
     # Where the header does not count the pictures (Matroska), the end of all streams shows whether the file is whole.
     for packet in container.demux(stream) if stream.frames else container.demux():
         if packet.size == 0:
@@ -191,10 +197,11 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
         if packet.stream_index == stream.index:
             packets += 1
             if not packet.is_discard:
-                keys.append(packet.is_keyframe)
-                ticks.extend(() if time is None else (time,))
+                keys.extend((pictures,) if packet.is_keyframe else ())
+                times.extend(() if time is None else (time,))
+                pictures += 1
                 all_timed &= packet.pts is not None
-    if not keys:
+    if not pictures:
         raise VideoError(path, "has no pictures (zero length)")
     if packets < 0.99 * stream.frames - 1:
         raise VideoError(path, f"is truncated: its header lists {stream.frames} pictures, {packets} are there")
@@ -202,19 +209,18 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
     start = (container.start_time or 0) / av.time_base
     if not stream.frames and claimed - (end - start) > max(1.0, 0.02 * claimed):
         raise VideoError(path, f"is truncated: its header claims {claimed:.1f} s, it ends at {end - start:.1f} s")
-    fps = float(stream.average_rate or 0)
-    is_key = np.frombuffer(keys, bool)
-    if len(ticks) < len(keys):
-        fps = fps or 25.0
-        timestamps, sorted_ticks, key_frames = np.arange(len(keys)) / fps, None, np.flatnonzero(is_key)
+    fps, time_base, has_times = float(stream.average_rate or 0), float(stream.time_base), len(times) == pictures
+    if has_times:
+        ticks = np.frombuffer(times, np.int64)
+        key_times = ticks[keys]
+        ticks.sort()
+        key_frames = np.unique(ticks.searchsorted(key_times))
+        length = float(ticks[-1] - ticks[0]) * time_base
+        fps = fps or ((pictures - 1) / length if length > 0 else 1.0)
     else:
-        decoding_order = np.frombuffer(ticks, np.int64)
-        order = np.argsort(decoding_order, kind="stable")
-        sorted_ticks, key_frames = decoding_order[order], np.flatnonzero(is_key[order])
-        timestamps = sorted_ticks * float(stream.time_base)
-        length = timestamps[-1] - timestamps[0]
-        fps = fps or ((len(ticks) - 1) / length if length > 0 else 1.0)
-    container.seek(0) if sorted_ticks is None else container.seek(int(sorted_ticks[0]), stream=stream)
+        fps = fps or 25.0
+        ticks, key_frames, time_base = np.arange(pictures), np.frombuffer(keys, np.int64), 1 / fps
+    container.seek(int(ticks[0]), stream=stream) if has_times else container.seek(0)
     picture = next(container.decode(stream), None)
     if picture is None:
         raise VideoError(path, "no picture of it can be decoded")
@@ -223,7 +229,7 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
     codec, kind = stream.codec_context.name, container.format.name
     # In other codecs, and between the fields of an interlaced picture, a skipped packet may be missed by those kept.
     can_skip = codec == "h264" and all_timed and not picture.interlaced_frame
-    return VideoInfo(path, codec, kind, fps, timestamps, width, height, turns, sorted_ticks, key_frames, can_skip)
+    return VideoInfo(path, codec, kind, fps, width, height, turns, ticks, time_base, has_times, key_frames, can_skip)
 
 
 def _read_decord(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threads: int) -> Iterator[np.ndarray]:
@@ -259,13 +265,13 @@ def _read_pyav(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threa
             pictures, picture, number = _decode(container, stream, needed), None, -1
             for target in wanted:
                 key = info.key_frames[np.searchsorted(info.key_frames, target, side="right") - 1 :][:1]
-                if info.ticks is not None and key.size and number + _SEEK_AHEAD < key[0] <= target:
+                if info.has_times and key.size and number + _SEEK_AHEAD < key[0] <= target:
                     container.seek(int(info.ticks[key[0]]), stream=stream)
                     pictures, number = _decode(container, stream, needed), int(key[0]) - 1
                 while number < target and (picture := next(pictures, None)) is not None:
                     number = _frame_number(info, picture, number + 1)
                 if number != target:
-                    at = f"{info.timestamps[target]:.2f} s"
+                    at = f"{info.times(target):.2f} s"
                     raise VideoError(info.path, f"frame {target} at {at} cannot be decoded")
                 yield as_rgb(picture)
     except (av.error.FFmpegError, OSError) as error:
@@ -287,7 +293,7 @@ _READERS = {"decord": _read_decord, "pyav": _read_pyav}
 
 def _frame_number(info: VideoInfo, picture: av.VideoFrame, counted: int) -> int:
     """The number of a decoded picture: counted, and set forward by its presentation time where pictures were lost."""
-    if info.ticks is None or picture.pts is None or (counted < info.num_frames and info.ticks[counted] == picture.pts):
+    if not info.has_times or picture.pts is None or (counted < info.num_frames and info.ticks[counted] == picture.pts):
         return counted
     by_time = int(info.ticks.searchsorted(picture.pts))
     exact = by_time < info.num_frames and info.ticks[by_time] == picture.pts

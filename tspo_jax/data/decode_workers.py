@@ -1,7 +1,8 @@
 """Worker processes that decode videos into a frame store and are killed when a decoder hangs.
 
 A decoder may crash, or loop in native code that holds the GIL and ignores signals: only the kill of its process ends
-that. Each job says how far it is, so that a hang is noticed early in a long video. Nothing here imports jax.
+that. Each job says how far it is, so that a hang is noticed early in a long video, and has a limit of memory, so that
+a file that claims huge pictures costs itself alone. Nothing here imports jax.
 """
 
 import ctypes
@@ -11,11 +12,13 @@ import hashlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import resource
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from tspo_jax.data.decode import Video, VideoError
 from tspo_jax.data.frame_store import (
@@ -48,6 +51,21 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a job may take with each decoder.
+
+    Attributes:
+      seconds: in all.
+      stall_seconds: without a new frame.
+      megabytes: of memory, over what the process has when it starts (Linux).
+    """
+
+    seconds: float = 7200.0
+    stall_seconds: float = 60.0
+    megabytes: int = 4096
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
     """What became of a job: the number of stored frames, or why there are none."""
 
@@ -62,7 +80,7 @@ Progress = Callable[[float], None]  # called with the share of a job that is don
 def decode_video(job: Job, progress: Progress) -> int:
     """Decodes the candidates of a video into the store with the first decoder of the job; returns their number.
 
-    Memory does not depend on the video's length. Raises VideoError, and OSError where the store cannot be written.
+    One picture is in memory at a time. Raises VideoError, and OSError where the store cannot be written.
     """
     video = Video(job.path, job.decoders[0], threads=1)
     candidates = video.candidates(job.settings.fps)
@@ -75,7 +93,7 @@ def decode_video(job: Job, progress: Progress) -> int:
             yield encode_jpeg(frame, job.settings.jpeg_quality)
 
     width, height = video.info.scaled_size(job.settings.short_side)
-    times = video.timestamps[candidates]
+    times = video.info.times(candidates)
     entry = VideoEntry(
         job.name, video.fps, video.num_frames, times, candidates, width, height, video.decoder, job.size, digest
     )
@@ -86,25 +104,23 @@ def decode_video(job: Job, progress: Progress) -> int:
 def run_jobs(
     jobs: Iterable[Job],
     num_workers: int,
-    time_limit: float,
-    stall_limit: float,
+    limits: Limits,
     on_progress: Callable[[Job, float], None] = lambda job, share: None,
     work: Callable[[Job, Progress], int] = decode_video,
 ) -> Iterator[Outcome]:
     """Runs jobs in worker processes; one outcome per job, in the order in which they end.
 
-    A job that fails, crashes, runs longer than `time_limit` seconds or shows no progress for `stall_limit` seconds is
-    tried again with its next decoder. Raises OSError as soon as one cannot write its results. Closing the iterator
-    ends all workers.
+    A job that fails, crashes or reaches one of its limits is tried again with its next decoder. Raises OSError as soon
+    as one cannot write its results. Closing the iterator ends all workers.
     """
     queue = deque(jobs)
     reasons: dict[str, list[str]] = {job.name: [] for job in queue}
-    workers = [_Worker(work) for _ in range(min(num_workers, len(queue)))]
+    workers = [_Worker(work, limits) for _ in range(min(num_workers, len(queue)))]
     try:
         while queue or any(worker.job for worker in workers):
             for worker in workers:
                 if worker.idle and queue:
-                    worker.start(queue.popleft(), time_limit, stall_limit)
+                    worker.start(queue.popleft())
             _wait_for_news(workers)
             for i, worker in enumerate(workers):
                 for kind, value in worker.news():
@@ -116,7 +132,7 @@ def run_jobs(
                         raise OSError(*value)
                     if kind == "lost" or worker.num_jobs == _JOBS_PER_PROCESS:
                         worker.kill()
-                        workers[i] = _Worker(work)
+                        workers[i] = _Worker(work, limits)
                     if kind == "done":
                         yield Outcome(job, num_frames=value)
                         break
@@ -141,17 +157,18 @@ def _wait_for_news(workers: list["_Worker"]) -> None:
 class _Worker:
     """The parent's side of a worker process."""
 
-    def __init__(self, work: Callable[[Job, Progress], int]):
+    def __init__(self, work: Callable[[Job, Progress], int], limits: Limits):
         # Fresh processes: forking one that runs threads (as any that imported jax does) can hang.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work, limits.megabytes), daemon=True)
         self.process.start()
         theirs.close()
         self.job: Job | None = None
         self.num_jobs = 0
         self._ready = False
-        self._limits = ((time.monotonic() + _START_LIMIT, "did not start"),)
+        self._limits = limits
+        self._ends = ((time.monotonic() + _START_LIMIT, "did not start"),)
 
     @property
     def idle(self) -> bool:
@@ -160,13 +177,12 @@ class _Worker:
     @property
     def deadline(self) -> float:
         """Monotonic time at which the process is given up."""
-        return float("inf") if self.idle else min(self._limits)[0]
+        return float("inf") if self.idle else min(self._ends)[0]
 
-    def start(self, job: Job, time_limit: float, stall_limit: float) -> None:
+    def start(self, job: Job) -> None:
         self.job = job
         self.num_jobs += 1
-        self._stall_limit = stall_limit
-        self._end = time.monotonic() + time_limit, f"took longer than {time_limit:g} s"
+        self._end = time.monotonic() + self._limits.seconds, f"took longer than {self._limits.seconds:g} s"
         self._alive()
         self.pipe.send(job)
 
@@ -190,7 +206,7 @@ class _Worker:
         if time.monotonic() >= self.deadline:
             if self.job is None:
                 raise RuntimeError(f"a decode worker did not start within {_START_LIMIT:g} s")
-            yield "lost", f"{self.job.decoders[0]} {min(self._limits)[1]}"
+            yield "lost", f"{self.job.decoders[0]} {min(self._ends)[1]}"
 
     def kill(self) -> None:
         self.process.kill()
@@ -198,17 +214,19 @@ class _Worker:
         self.pipe.close()
 
     def _alive(self) -> None:
-        stalled = time.monotonic() + self._stall_limit, f"showed no progress for {self._stall_limit:g} s"
-        self._limits = (self._end, stalled)
+        seconds = self._limits.stall_seconds
+        self._ends = self._end, (time.monotonic() + seconds, f"showed no progress for {seconds:g} s")
 
 
-def _serve(pipe: multiprocessing.connection.Connection, work: Callable[[Job, Progress], int]) -> None:
+def _serve(pipe: multiprocessing.connection.Connection, work: Callable[[Job, Progress], int], megabytes: int) -> None:
     """The worker process: jobs in, progress and one result per job out."""
     if sys.platform == "linux":  # die with the parent, however it dies
         libc = ctypes.CDLL(None)
         libc.prctl(1, signal.SIGKILL)
         for limit, value in _MALLOC_LIMITS.items():
             libc.mallopt(limit, value)
+        data = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) << 10
+        resource.setrlimit(resource.RLIMIT_DATA, (data + (megabytes << 20),) * 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # FFmpeg inside decord prints its own messages
     pipe.send(("ready", None))
@@ -232,5 +250,7 @@ def _serve(pipe: multiprocessing.connection.Connection, work: Callable[[Job, Pro
         except OSError as error:  # of the store: the decoders' own become VideoError
             too_long = error.errno == errno.ENAMETOOLONG
             pipe.send(("failed", "its name is too long") if too_long else ("unwritable", error.args[:3]))
+        except MemoryError:
+            pipe.send(("failed", f"{job.decoders[0]} needs more than {megabytes} MB of memory"))
         except Exception as error:  # one odd video must not end the run
             pipe.send(("failed", f"{type(error).__name__}: {error}"))
