@@ -43,7 +43,8 @@ def _end_alone(config: Distributed) -> None:
     where = f" at {config.coordinator}" if config.coordinator else ""
     print(
         f"error: not all processes of the run have met{where} after {config.join_seconds} s "
-        "(config.distributed.join_seconds): start the same command in every one; the output of one that failed says why",
+        "(config.distributed.join_seconds): start the same command in every one; the output of one that failed says "
+        "why",
         file=sys.stderr,
         flush=True,
     )

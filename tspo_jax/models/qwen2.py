@@ -112,7 +112,7 @@ class Attention(nnx.Module):
             out = causal_attention(self.queries(x, angles), *kv)
             return self.o_proj(out.reshape(*x.shape[:2], -1)), kv
         rows = jnp.arange(x.shape[0])[:, None]
-        cache = KVCache(*(all.at[layer, rows, slots].set(new) for all, new in zip(cache, kv, strict=True)))
+        cache = KVCache(*(old.at[layer, rows, slots].set(new) for old, new in zip(cache, kv, strict=True)))
         return self.attend(x, angles, KVCache(cache.k[layer], cache.v[layer]), slots), cache
 
     def queries(self, x, angles):
