@@ -110,9 +110,10 @@ class Scorer:
         def score(params, features, text, num_frames):
             mask = jax.numpy.arange(len(features)) < num_frames
             clip_scores = cosine_similarity(text, features)
-            logits = merge_params(graphdef, params)(
-                features[None], text[None], clip_scores[None], mask[None], TEMPERATURE
-            )
+            with jax.default_matmul_precision("highest"):  # as in training, see programs.score
+                logits = merge_params(graphdef, params)(
+                    features[None], text[None], clip_scores[None], mask[None], TEMPERATURE
+                )
             return clip_scores, logits[0]
 
         return score

@@ -146,4 +146,4 @@ def cosine_similarity(text: jax.Array, images: jax.Array, epsilon: float = 1e-8)
     def unit(x):
         return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), epsilon)
 
-    return jnp.einsum("...td,...d->...t", unit(images), unit(text))
+    return jnp.einsum("...td,...d->...t", unit(images), unit(text), precision="highest")
