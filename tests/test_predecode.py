@@ -21,7 +21,7 @@ from tspo_jax.data.decode import DECODERS
 from tspo_jax.data.decode_workers import Job, Limits, run_jobs
 from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, frames_path, open_settings
 from tspo_jax.job_array import Shard
-from tspo_jax.predecode import Quarantine, encode_features, find_videos, verify, writing
+from tspo_jax.predecode import Quarantine, decode_videos, encode_features, find_videos, verify, writing
 
 ROOT = Path(__file__).parent.parent
 
@@ -203,7 +203,7 @@ def test_two_runs_exclude_each_other(videos, tmp_path):
         with pytest.raises(StoreError, match="another run"), writing(tmp_path, Shard(0, 2)):
             pass
     with writing(tmp_path, Shard(0, 2)), writing(tmp_path, Shard(1, 2)):
-        for same in (Shard(0, 2), Shard()):
+        for same in (Shard(0, 2), Shard(), Shard(2, 3)):  # the last one would share out the same videos
             with pytest.raises(StoreError, match="another run"), writing(tmp_path, same):
                 pass
 
@@ -270,9 +270,10 @@ def test_missing_videos_of_a_list(videos, tmp_path):
     (tmp_path / "list.txt").write_text("".join(f"{i}.mp4\n" for i in range(3)))
     with pytest.raises(ValueError, match="none of the 3 videos .* is in .*; see --video_folder"):
         find_videos(tmp_path / "list.txt", videos)
+    open_settings(tmp_path, StoreSettings())
     quarantine = Quarantine(tmp_path / "q.jsonl")
     missing = {f"{i}.mp4": videos / f"{i}.mp4" for i in range(3)}
-    result = decode_videos(missing, tmp_path, open_settings(tmp_path, StoreSettings()), quarantine, 1, Limits())
+    result = decode_videos(missing, tmp_path, StoreSettings(), quarantine, 1, Limits())
     assert result["stored"] == 0 and list(quarantine.rows) == ["0.mp4", "1.mp4", "2.mp4"]
 
 

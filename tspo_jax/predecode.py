@@ -140,15 +140,20 @@ class Quarantine:
 def writing(store: Path, shard: Shard) -> Iterator[None]:
     """Holds the shard of a store; raises StoreError where another run has it. The system lets go when a run dies."""
     with contextlib.ExitStack() as files:
-        # A run without shards excludes all others, runs of different shards only themselves.
-        locks = [(store / "lock", fcntl.LOCK_EX if shard.count == 1 else fcntl.LOCK_SH)]
-        locks += [(shard.path(store, "lock"), fcntl.LOCK_EX)] if shard.count > 1 else []
-        for path, kind in locks:
-            file = files.enter_context(path.open("a"))
+
+        def hold(path: Path, kind: int) -> None:
             try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                fcntl.flock(files.enter_context(path.open("a")), kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StoreError(f"{store}: another run is writing this store; wait for it or use another") from None
+
+        # A run without shards excludes all others, a shard only itself and those of another number of shards.
+        hold(store / "lock", fcntl.LOCK_EX if shard.count == 1 else fcntl.LOCK_SH)
+        if shard.count > 1:
+            hold(shard.path(store, "lock"), fcntl.LOCK_EX)
+            for path in store.glob("lock-*-of-*"):
+                if not path.name.endswith(f"-of-{shard.count:05d}"):
+                    hold(path, fcntl.LOCK_SH)
         yield
 
 
@@ -276,8 +281,8 @@ def verify(folder: Path, videos: dict[str, Path]) -> dict:
         checks += [(features.check_features, name) for name in features.names_with_features()]
     checks += [(lambda name: _check_source(store, name, videos[name]), name) for name in videos if name in store]
     problems = []
-    with _progress("verifying {task.completed:.0f}/{task.total:.0f}") as progress:
-        for check, name in progress.track(checks):
+    with _progress("verifying {task.completed}/{task.total}") as progress:
+        for check, name in progress.track(checks, total=len(checks)):
             try:
                 check(name)
             except StoreError as error:
