@@ -44,6 +44,10 @@ def behave(job, progress):
         raise OSError(28, "No space left on device", job.name)
     if what == "large":
         return len(bytearray(200 << 20))
+    if what == "slow":
+        time.sleep(0.3)
+    if what == "pid":
+        return os.getpid()
     if what == "jax":
         return int("jax" in sys.modules)
     return 3
@@ -71,6 +75,13 @@ def test_full_disk_ends_the_run(tmp_path):
     with pytest.raises(OSError, match="No space left") as caught:
         list(run_jobs([job("full", tmp_path)], 1, Limits(), work=behave))
     assert caught.value.errno == 28
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_worker_that_dies_between_jobs_is_replaced(tmp_path, num_workers):
+    outcomes = run_jobs([job("pid", tmp_path), job("slow", tmp_path)], num_workers, Limits(), work=behave)
+    os.kill(next(outcomes).num_frames, signal.SIGKILL)
+    assert [(o.num_frames, o.reason) for o in outcomes] == [(3, "")]
 
 
 def test_no_process_stays(tmp_path):

@@ -272,9 +272,10 @@ def test_missing_videos_of_a_list(videos, tmp_path):
         find_videos(tmp_path / "list.txt", videos)
     open_settings(tmp_path, StoreSettings())
     quarantine = Quarantine(tmp_path / "q.jsonl")
-    missing = {f"{i}.mp4": videos / f"{i}.mp4" for i in range(3)}
-    result = decode_videos(missing, tmp_path, StoreSettings(), quarantine, 1, Limits())
-    assert result["stored"] == 0 and list(quarantine.rows) == ["0.mp4", "1.mp4", "2.mp4"]
+    names = {"missing.mp4": "no such file", "not \udcff.mp4": "its name is not UTF-8"}
+    (tmp_path / "not \udcff.mp4").touch()
+    result = decode_videos({n: tmp_path / n for n in names}, tmp_path, StoreSettings(), quarantine, 1, Limits())
+    assert result["stored"] == 0 and {n: row["reason"] for n, row in quarantine.rows.items()} == names
 
 
 def test_quarantine_file(tmp_path):

@@ -176,6 +176,8 @@ def decode_videos(
     known = {name for name, row in rows if name in sizes and sizes[name] == row["source_size"]} - done
     quarantine.keep(known)
     quarantine.add({name: None for name in videos if sizes[name] is None and name not in done}, "no such file")
+    not_utf8 = (name for name in videos if any("\ud800" <= character <= "\udfff" for character in name))
+    quarantine.add({name: sizes[name] for name in not_utf8}, "its name is not UTF-8")
     todo = [name for name in videos if name not in done and name not in quarantine.rows]
     jobs = [Job(str(videos[n]), n, sizes[n], str(folder), settings, _DECODERS) for n in todo]
     start, frames = time.monotonic(), 0

@@ -5,6 +5,7 @@ that. Each job says how far it is, so that a hang is noticed early in a long vid
 a file that claims huge pictures costs itself alone. Nothing here imports jax.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import errno
@@ -133,6 +134,8 @@ def run_jobs(
                     if kind == "lost" or worker.num_jobs == _JOBS_PER_PROCESS:
                         worker.kill()
                         workers[i] = _Worker(work, limits)
+                    if job is None:  # lost while it had nothing to do
+                        break
                     if kind == "done":
                         yield Outcome(job, num_frames=value)
                         break
@@ -184,7 +187,8 @@ class _Worker:
         self.num_jobs += 1
         self._end = time.monotonic() + self._limits.seconds, f"took longer than {self._limits.seconds:g} s"
         self._alive()
-        self.pipe.send(job)
+        with contextlib.suppress(OSError):  # it has died: news() finds out
+            self.pipe.send(job)
 
     def news(self) -> Iterator[tuple[str, object]]:
         """What happened since: ("progress", share), and at most one of ("done", frames), ("failed", reason),
@@ -199,13 +203,16 @@ class _Worker:
                 yield kind, value
         except (EOFError, OSError):
             self.process.join()
-            if self.job is None:
-                raise RuntimeError(f"a decode worker ended by itself (status {self.process.exitcode})") from None
-            yield "lost", f"the {self.job.decoders[0]} process crashed (status {self.process.exitcode})"
+            status = self.process.exitcode
+            if not self._ready:
+                raise ChildProcessError(
+                    f"a decode worker did not start (status {status}); is there memory for it?"
+                ) from None
+            yield "lost", f"the {self.job.decoders[0] if self.job else 'idle'} process crashed (status {status})"
             return
         if time.monotonic() >= self.deadline:
             if self.job is None:
-                raise RuntimeError(f"a decode worker did not start within {_START_LIMIT:g} s")
+                raise ChildProcessError(f"a decode worker did not start within {_START_LIMIT:g} s; fewer --workers may")
             yield "lost", f"{self.job.decoders[0]} {min(self._ends)[1]}"
 
     def kill(self) -> None:
