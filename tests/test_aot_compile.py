@@ -196,6 +196,17 @@ def test_programs_of_a_step_at_full_size(name, monkeypatch):
     assert 2 * tokens * layers < flops < 2 * 2 * tokens * layers
 
 
+def test_an_update_that_needs_other_agents_too(config):
+    """The initial one for a KL, the one that drew for stale steps."""
+    config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, kl_limit=0.1, stale_steps=1))
+    description, path = aot_compile.read_architecture(config.answerer.folder, DESCRIPTIONS)
+    answerer = answerer_architecture(aot_compile.shallow(description, LAYERS), path)
+    mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
+    call = aot_compile.training_step(config, answerer, 768, mesh)["update"]
+    state, metrics = call.program.trace(*call.args).out_info
+    assert jax.tree.map(jnp.shape, state.drew) == jax.tree.map(jnp.shape, state.agent) and "kl_after" in metrics
+
+
 def test_mistakes_are_one_line():
     for flag, message in (
         ("--topology=v9-8", "error: topology 'v9-8': not CHIP-NUMBER with one of the chips v5e, v6e, v5p"),

@@ -53,7 +53,8 @@ class Call(NamedTuple):
 
 def training_step(config: Config, answerer: Architecture, clip_width: int, mesh: jax.sharding.Mesh) -> dict[str, Call]:
     """The programs of one step on needle samples of the longest bucket, which are the largest."""
-    B, T, G, K = config.batch_size, max(config.data.buckets), config.policy.group_size, config.data.specific.k
+    p, K = config.policy, config.data.specific.k
+    B, T, G = config.batch_size, max(config.data.buckets), p.group_size
     rows, everywhere = sharding.over_questions(mesh), sharding.replicated(mesh)
 
     def of(where, *shape, dtype=jnp.float32):
@@ -66,7 +67,9 @@ def training_step(config: Config, answerer: Architecture, clip_width: int, mesh:
     graphdef, agent = abstract_module(
         lambda rngs: AGENT_KINDS[a.kind](clip_width, num_heads=a.num_heads, window=a.window, rngs=rngs)
     )
-    state = put(TrainState(agent, jax.eval_shape(programs.make_optimizer(config).init, agent)))
+    optimizer = jax.eval_shape(programs.make_optimizer(config).init, agent)
+    state = put(TrainState(agent, optimizer, agent if p.stale_steps else None))
+    initial = state.agent if p.kl or p.kl_limit else None
     batch = {
         "index": of(rows, B, dtype=jnp.int32),
         "features": of(rows, B, T, clip_width),
@@ -98,10 +101,11 @@ def training_step(config: Config, answerer: Architecture, clip_width: int, mesh:
     index = of(rows, B, G, K, dtype=jnp.int32)
     prompt = of(rows, B, PROMPT_TOKENS, dtype=jnp.int32), of(rows, B, dtype=jnp.int32)
     trips = {"encode": -(-G * K // config.answerer.encode_chunk), "decode": config.answerer.max_new_tokens - 1}
+    update = programs.make_update(graphdef, config, mesh)
     return {
         "sample": Call(programs.make_sample(graphdef, config, mesh), (state.agent, batch, step), {"k": K}, {}),
         "answer": Call(rollout.program, (params, frames, index, *prompt), {}, trips),
-        "update": Call(programs.make_update(graphdef, config, mesh), (state, batch, index, measured, step), {}, {}),
+        "update": Call(update, (state, batch, index, measured, step, initial), {}, {}),
     }
 
 
