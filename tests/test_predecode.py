@@ -1,5 +1,6 @@
 """Pre-decoding: nothing stops the run, nothing is done twice, a killed run ends like an undisturbed one."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from video_files import write_video
 
 from tspo_jax.data.decode import DECODERS
 from tspo_jax.data.decode_workers import Job, Limits, run_jobs
-from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, frames_path, open_settings
+from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, frames_path, open_settings, write_features
 from tspo_jax.job_array import Shard
 from tspo_jax.predecode import Quarantine, decode_videos, encode_features, find_videos, verify, writing
 
@@ -134,6 +136,20 @@ def test_features(store, tmp_path):
     assert verify(folder, {}) == {"videos": 6, "clip_checkpoints": ["e" * 16, "f" * 16], "problems": []}
 
 
+def test_full_disk_for_features(store, tmp_path, monkeypatch):
+    folder, written = shutil.copytree(store[0], tmp_path / "store"), []
+
+    def write(store, entry, *rest):
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(write_features(store, entry, *rest))
+
+    monkeypatch.setattr("tspo_jax.predecode.write_features", write)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=0))
+    with pytest.raises(StoreError, match="features of 1 of 6 videos are stored and readable, about 1 MB more"):
+        encode_features(folder, FrameStore(folder).names(), FakeClip())
+
+
 def test_real_clip_from_the_command_line(golden, tmp_path):
     """CLIP features of the stored frames are close to the original's of the video, which saw no JPEG."""
     (tmp_path / "list.txt").write_text("tspo_agent.mp4\n\n")
@@ -239,6 +255,7 @@ def test_full_disk(videos, store, tmp_path):
         (["--store={tmp}/s", "--videos={tmp}/latin.txt"], "latin.txt:2: is not UTF-8"),
         (["--store={tmp}/s", "--videos={tmp}/good.txt", "--clip={tmp}"], "config.json"),
         (["--store={tmp}/none", "--verify"], "is no frame store"),
+        (["--store={tmp}/none", "--clip={tmp}"], "is no frame store"),
         (["--store={tmp}/s", "--videos={tmp}/good.txt", "--speed=9"], "speed"),
     ],
 )

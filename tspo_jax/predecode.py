@@ -20,6 +20,7 @@ Result (stdout or --output): a JSON object. Exit status: 0; 2 where videos are i
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -47,6 +48,7 @@ from tspo_jax.data.frame_store import (
     frames_path,
     open_settings,
     publish,
+    read_settings,
     write_features,
 )
 from tspo_jax.data.questions import video_path
@@ -55,6 +57,7 @@ from tspo_jax.progress_bar import ProgressBar
 
 # Modules that use jax are imported where they are needed: decode workers import this file.
 
+_FILE_OVERHEAD = 128 << 10  # bytes that an ArrayRecord file takes over its records
 _DECODERS = "pyav", "decord"  # in the order they are tried; PyAV is the faster one for a picture per second
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 
@@ -200,7 +203,12 @@ def decode_videos(
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            raise StoreError(_disk_full(folder, store, videos, sizes)) from error
+            done = [name for name in videos if _is_stored(store, name, sizes[name])]
+            used = sum(frames_path(folder, name).stat().st_size for name in done)
+            sources = sum(sizes[name] or 0 for name in done)
+            rest = sum(size or 0 for size in sizes.values()) - sources
+            needed = rest * (used / sources if sources else 1.0)
+            raise _disk_full(error, folder, f"{len(done)} of {len(videos)} videos are stored", needed) from error
     stored = len(videos) - len(quarantine.rows)
     return {
         "videos": len(videos),
@@ -220,15 +228,12 @@ def _is_stored(store: FrameStore, name: str, size: int | None) -> bool:
         return False
 
 
-def _disk_full(folder: Path, store: FrameStore, videos: dict[str, Path], sizes: dict[str, int | None]) -> str:
-    done = [name for name in videos if _is_stored(store, name, sizes[name])]
-    used = sum(frames_path(folder, name).stat().st_size for name in done)
-    sources = sum(sizes[name] or 0 for name in done)
-    rest = sum(size or 0 for size in sizes.values()) - sources
-    needed = rest * (used / sources if sources else 1.0) - shutil.disk_usage(folder).free
-    return (
-        f"{folder}: the disk is full; {len(done)} of {len(videos)} videos are stored and readable, about "
-        f"{max(needed, 1e6) / 1e6:,.0f} MB more are needed; free them and run the same command again"
+def _disk_full(error: OSError, folder: Path, done: str, needed: float) -> StoreError:
+    if error.errno == errno.ENOSPC:  # else a quota, which does not say what is left of it
+        needed -= shutil.disk_usage(folder).free
+    return StoreError(
+        f"{folder}: the disk is full; {done} and readable, about {max(needed, 1e6) / 1e6:,.0f} MB more are needed; "
+        "free them and run the same command again"
     )
 
 
@@ -237,7 +242,8 @@ def encode_features(
 ) -> int:
     """Writes the CLIP features of stored videos that lack them; returns the number of frames encoded.
 
-    `report` is called with the share of them that is done.
+    `report` is called with the share of them that is done. Raises StoreError where the disk is full, saying how much is
+    missing.
     """
     (folder / "features" / encoder.identity).mkdir(parents=True, exist_ok=True)
     store = FrameStore(folder, encoder.identity)
@@ -253,8 +259,16 @@ def encode_features(
                 progress.advance(bar, len(idx))
                 report(progress.tasks[bar].percentage / 100)
 
-        for entry in todo:
-            write_features(folder, entry, encoder.identity, blocks(entry), encoder.width)
+        try:
+            for entry in todo:
+                write_features(folder, entry, encoder.identity, blocks(entry), encoder.width)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            rest = [entry for entry in todo if not store.has_features(entry.name)]
+            needed = sum(4 * encoder.width * entry.num_frames + _FILE_OVERHEAD for entry in rest)
+            done = f"features of {len(entries) - len(rest)} of {len(entries)} videos are stored"
+            raise _disk_full(error, folder, done, needed) from error
     return sum(entry.num_frames for entry in todo)
 
 
@@ -339,7 +353,10 @@ def main() -> int:
         result = verify(folder, videos)
     else:
         shard = job_array.shard_from(FLAGS.num_shards, FLAGS.shard_index)
-        folder.mkdir(parents=True, exist_ok=True)
+        if videos:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            read_settings(folder)  # no store, no features
         with writing(folder, shard):
             result = predecode(folder, shard, videos)
     entry_point.write_result(result, FLAGS.output)
