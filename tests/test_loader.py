@@ -128,8 +128,9 @@ def test_mixture(store):
     assert abs(np.mean([b["kind"] == "specific" for b in mixed]) - 0.8) < 0.05
     only, _ = take(10, store, questions, dataclasses.replace(CONFIG, mixture={"general": 1}), seed=0)
     assert {b["kind"] for b in only} == {"general"}
-    with pytest.raises(ValueError, match="mixture"):
-        Loader(store, questions, dataclasses.replace(CONFIG, mixture={"other": 1}), 0)
+    for wrong in ({"other": 1}, {"general": -1, "specific": 2}):
+        with pytest.raises(ValueError, match="shares of batches .* of kinds that the questions have: general, specific"):
+            Loader(store, questions, dataclasses.replace(CONFIG, mixture=wrong), 0)
 
 
 def test_same_seed_same_batches(store):

@@ -200,6 +200,13 @@ def test_same_on_every_mesh(needles, tmp_path, shape):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), agent, expected_agent)
 
 
+def test_shares_of_batches():
+    config = cfg.default()
+    assert training.loader_config(cfg.read(config)).mixture is None
+    config.data.specific.share, config.data.general.share = 3, 1
+    assert training.loader_config(cfg.read(config)).mixture == {"general": 1, "specific": 3}
+
+
 def test_bad_input_is_named(config, tmp_path):
     wide = split_params(TemporalAgent(32, rngs=nnx.Rngs(0)))[1]
     weights.save_params(tmp_path / "wide", wide, weights.agent_format(weights.SELECTOR))

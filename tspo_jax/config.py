@@ -54,6 +54,7 @@ class General:
     """Samples that need the whole video: the paper's comprehensive understanding."""
 
     k: int = 8  # frames to pick
+    share: float = 0.0  # of the batches; 0 here and in `specific`: in proportion to the questions
     accuracy: float = 1.0  # weight of this reward: 1 for a right answer
     # Weights of further rewards, none of which the paper has.
     coverage: float = 0.0  # share of k equal parts of the video with a pick
@@ -66,6 +67,7 @@ class Specific:
     """Needle samples: groups of frames of the target video shuffled among groups of other videos."""
 
     k: int = 16
+    share: float = 0.0
     group_frames: int = 50
     min_true_groups: int = 1
     max_true_groups: int = 4

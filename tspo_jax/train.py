@@ -198,6 +198,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
 
 def loader_config(config: Config) -> LoaderConfig:
     data, specific = config.data, config.data.specific
+    shares = {"general": data.general.share, "specific": specific.share}
     if any(k < 1 for k in config.policy.random_k):
         raise ValueError(f"config.policy.random_k is {config.policy.random_k}: at least one frame has to be picked")
     return LoaderConfig(
@@ -216,6 +217,7 @@ def loader_config(config: Config) -> LoaderConfig:
             distractor_groups=specific.distractor_groups,
             max_distractor_groups=specific.max_distractor_groups,
         ),
+        mixture={kind: share for kind, share in shares.items() if share} or None,
         num_workers=data.workers,
     )
 

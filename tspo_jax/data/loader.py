@@ -244,7 +244,10 @@ def _weights(counts: Mapping[tuple[str, int], int], mixture: Mapping[str, float]
         return [float(count) for count in counts.values()]
     of_kind = {kind: sum(count for (k, _), count in counts.items() if k == kind) for kind, _ in counts}
     if set(mixture) - set(of_kind) or sum(mixture.values()) <= 0 or min(mixture.values()) < 0:
-        raise ValueError(f"mixture {dict(mixture)} must give shares >= 0 to kinds of the questions: {sorted(of_kind)}")
+        raise ValueError(
+            f"shares of batches {dict(mixture)}: they must not be negative, and of kinds that the questions have: "
+            f"{', '.join(sorted(of_kind))}"
+        )
     return [mixture.get(kind, 0.0) * count / of_kind[kind] for (kind, _), count in counts.items()]
 
 
