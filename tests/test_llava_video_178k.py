@@ -41,6 +41,16 @@ def test_multiple_choice_turns(tmp_path):
     assert (second.stem, second.options[2], second.answer) == ("At the end, who comes?", "A man.", "C")
 
 
+def test_records_of_one_video_share_its_id(tmp_path):
+    """As in the data set, which has more records than videos."""
+    other = talk("<image>\nWho sings?\nA. A man.\nB. No one.", "B.")
+    turns, errors = read_conversations(write(tmp_path / "a_mc_.json", RECORD, other, RECORD), strict=False)
+    assert [turn.id.partition("#")[2] for turn in turns] == ["0", "1", "2"] and turns[2].stem == "Who sings?"
+    assert len(errors) == 1 and "record 3: id: '2_3_m_youtube_v0_1/ytb_1' has been asked all of this" in errors[0]
+    _, (error,) = read_conversations(write(tmp_path / "a_mc_.json", RECORD, other | {"video": "x.mp4"}), strict=False)
+    assert "record 2: id: '2_3_m_youtube_v0_1/ytb_1' is also the id of another video: " in error
+
+
 def test_open_ended_and_captions(tmp_path):
     record = talk("<image>\nDescribe it.\nA. and B. too.", "A cat sits.\nIt sleeps.")
     for name, kind in (("1_2_m_x_oe_v0_1_qa_processed.json", OPEN_ENDED), ("1_2_m_x_cap_processed.json", CAPTION)):

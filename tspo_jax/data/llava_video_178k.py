@@ -32,7 +32,7 @@ class Turn:
     """A question about a video and its answer.
 
     Attributes:
-      id: 'bucket/record#turn', unique.
+      id: 'bucket/record#turn', unique: turns are counted through the records of one id.
       video: path below the data set's folder, its bucket first.
       kind: MULTIPLE_CHOICE, OPEN_ENDED or CAPTION.
       stem: the question without its options.
@@ -57,7 +57,7 @@ def read_conversations(path: str | Path, strict: bool = True) -> tuple[list[Turn
     Raises QuestionError where strict and a record is bad, and always where none is good.
     """
     path = Path(path)
-    turns, errors, first_of_id = [], [], {}
+    turns, errors, of_id = [], [], {}
     kind = next((_KIND_OF_FILE[part] for part in re.split(r"[_.]", path.name) if part in _KIND_OF_FILE), None)
     records = _records(path.read_bytes().decode("utf-8-sig", errors="surrogateescape"))
     for number, (line, record) in enumerate(records, start=1):
@@ -66,13 +66,23 @@ def read_conversations(path: str | Path, strict: bool = True) -> tuple[list[Turn
             if isinstance(record, QuestionError):
                 raise record
             new = turns_of_record(record, kind, source)
-            if number != (first := first_of_id.setdefault(new[0].id, number)):
-                raise QuestionError(f"id: {record['id']!r} is also the id of record {first}")
-            turns += new
+            earlier = of_id.setdefault(new[0].id, [])
+            _check_same_id(new, earlier)
+            turns += [dataclasses.replace(turn, id=f"{turn.id}#{i}") for i, turn in enumerate(new, start=len(earlier))]
+            earlier += new
         except QuestionError as error:
             errors.append(f"{source}: {error}")
     raise_if_bad(path, turns, errors, strict)
     return turns, errors
+
+
+def _check_same_id(new: list[Turn], earlier: list[Turn]) -> None:
+    """The id is the video's: its records may share it, but with different questions."""
+    asked = {(turn.stem, turn.options) for turn in earlier}
+    if earlier and earlier[0].video != new[0].video:
+        raise QuestionError(f"id: {new[0].id!r} is also the id of another video: {earlier[0].source}")
+    if all((turn.stem, turn.options) in asked for turn in new):
+        raise QuestionError(f"id: {new[0].id!r} has been asked all of this before: {earlier[0].source}")
 
 
 def _records(text: str) -> Iterator[tuple[int, object]]:
@@ -90,7 +100,7 @@ def _records(text: str) -> Iterator[tuple[int, object]]:
 
 
 def turns_of_record(record: object, kind: str | None, source: str) -> list[Turn]:
-    """The turns of one record; `kind` is that of its file, None = by each turn. Raises QuestionError."""
+    """The turns of one record, with its id; `kind` is that of its file, None = by each turn. Raises QuestionError."""
     if not isinstance(record, dict):
         raise QuestionError(f"json: is not an object but {type(record).__name__}")
     name, bucket, video = (text_field(record, field) for field in ("id", "data_source", "video"))
@@ -103,7 +113,7 @@ def turns_of_record(record: object, kind: str | None, source: str) -> list[Turn]
     turns = []
     for i in range(0, len(said), 2):
         question, answer = (_said(said, i + j, who) for j, who in enumerate(("human", "gpt")))
-        turns.append(_turn(f"{bucket}/{name}#{i // 2}", video, kind, question, answer, source))
+        turns.append(_turn(f"{bucket}/{name}", video, kind, question, answer, source))
     return turns
 
 
