@@ -78,6 +78,7 @@ def test_split_at_the_options(text, stem, options):
         ({"type": "needle"}, "type"),
         ({"solution": "<answer>e</answer>"}, "solution"),
         ({"solution": "<answer>42</answer>"}, "solution"),
+        ({"solution": "<answer>a forest</answer>"}, "solution"),
         ({"original_question": "What is it?"}, "original_question"),
         ({"original_question": "A. x\nB. y"}, "original_question"),
         ({"original_question": ROW["original_question"] + "<image>"}, "original_question"),
@@ -94,6 +95,19 @@ def test_bad_field_is_named(tmp_path, changes, field):
     assert errors[0].startswith(f"{path}:2: {field}: ")
     with pytest.raises(QuestionError, match=f"q.jsonl:2: {field}: "):
         read_questions(path)
+
+
+@pytest.mark.parametrize("solution", ["<answer>b</answer>", "<answer>B. a forest</answer>", "(b)", " B "])
+def test_solutions(tmp_path, solution):
+    assert read_one(tmp_path, solution=solution).answer == "B"
+
+
+def test_windows_lines(tmp_path):
+    row = ROW | {"original_question": ROW["original_question"].replace("\n", "\r\n"), "id": None}
+    path = write(tmp_path / "q.jsonl", "\ufeff" + json.dumps(row) + "\r", "\r", json.dumps(row) + "\r")
+    questions, errors = read_questions(path)
+    assert len(questions) == 2 and not errors
+    assert questions[0].question == ROW["original_question"].removeprefix("<image>\n")
 
 
 def test_bad_lines_are_all_listed(tmp_path):

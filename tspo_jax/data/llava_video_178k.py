@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tspo_jax.data.questions import (
+    LETTERS,
     QuestionError,
     raise_if_bad,
     solution_of_option,
@@ -139,6 +140,6 @@ def _turn(name: str, video: str, kind: str | None, question: str, answer: str, s
     if kind == MULTIPLE_CHOICE:
         if not options:
             raise QuestionError("conversations: a multiple-choice question has no options (lines 'A. ...', 'B. ...')")
-        if letter is None or ord(letter) - ord("A") >= len(options):
+        if letter not in list(LETTERS[: len(options)]):
             raise QuestionError(f"conversations: the answer {answer!r:.60} does not name one of the options")
     return Turn(name, video, kind, stem, options, letter if kind == MULTIPLE_CHOICE else answer.strip(), source)

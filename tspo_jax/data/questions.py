@@ -17,6 +17,7 @@ from tspo_jax.rewards import solution_letter
 
 KINDS = ("general", "specific")
 IMAGE_TAG = "<image>"
+LETTERS = "ABCDE"  # of the options that an answer can name: see rewards.option_letter
 # The closing sentences of LLaVA-Video-178K, which the original removes from the text of the agent and of the MLLM.
 TAILS = (
     "Please provide your answer by stating the letter followed by the full option.",
@@ -75,8 +76,8 @@ def read_questions(
         try:
             row = _json_object(line)
             question = question_of_row(row, len(questions), source, video_folder)
-            if "id" in row and number != (first := first_line_of_id.setdefault(str(row["id"]), number)):
-                raise QuestionError(f"id: {row['id']!r} is also the id of line {first}")
+            if row.get("id") is not None and number != (first := first_line_of_id.setdefault(str(row["id"]), number)):
+                raise QuestionError(f"id: {row['id']!r:.60} is also the id of line {first}")
             questions.append(question)
         except QuestionError as error:
             errors.append(f"{source}: {error}")
@@ -97,9 +98,9 @@ def video_path(name: str, field: str = "video") -> str:
     """A path below a folder, normalised; QuestionError for one that is absolute or leaves the folder."""
     path = PurePosixPath(name.replace("\\", "/"))
     if not name.strip() or any(ord(c) < 32 for c in name):
-        raise QuestionError(f"{field}: {name!r} is not a file name")
+        raise QuestionError(f"{field}: {name!r:.200} is not a file name")
     if path.is_absolute() or re.match(r"[A-Za-z]:", name) or ".." in path.parts:
-        raise QuestionError(f"{field}: {name!r} must be a path below the video folder, neither absolute nor with ..")
+        raise QuestionError(f"{field}: {name!r:.200} must be a path below the video folder, not absolute or with ..")
     return str(path)
 
 
@@ -128,7 +129,7 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
 
 def without_tags(text: str, field: str = "original_question") -> str:
     """A question without its image tag and closing sentences; raises QuestionError for a second tag."""
-    text = text.replace(f"{IMAGE_TAG}\n", "", 1)
+    text = text.replace("\r\n", "\n").replace(f"{IMAGE_TAG}\n", "", 1)
     for tail in TAILS:
         text = text.replace(tail, "")
     if IMAGE_TAG in text:
@@ -167,7 +168,7 @@ def question_of_row(row: dict, index: int, source: str, video_folder: str | Path
     if video_folder is not None and not (Path(video_folder) / video).is_file():
         raise QuestionError(f"video: no file {video} in {video_folder}")
     if texts["type"] not in KINDS:
-        raise QuestionError(f"type: {texts['type']!r} is neither {' nor '.join(KINDS)}")
+        raise QuestionError(f"type: {texts['type']!r:.60} is neither {' nor '.join(KINDS)}")
     question = without_tags(texts["original_question"])
     query, options = split_options(question)
     if not options:
@@ -175,9 +176,11 @@ def question_of_row(row: dict, index: int, source: str, video_folder: str | Path
     if not query:
         raise QuestionError("original_question: has no text before its options")
     answer = solution_letter(texts["solution"])
-    if answer is None or ord(answer) - ord("A") >= len(options):
-        last = chr(ord("A") + len(options) - 1)
-        raise QuestionError(f"solution: {texts['solution']!r} does not name one of the options A-{last}")
+    # The original takes the first lone letter a-e: of "a forest" its article.
+    named = solution_of_option(re.sub("</?answer>", "", texts["solution"]).upper())
+    if answer != named or named not in list(LETTERS[: len(options)]):
+        last = LETTERS[: len(options)][-1]
+        raise QuestionError(f"solution: {texts['solution']!r:.60} does not name one of the options A-{last}")
     evidence = tuple(_spans(row.get("evidence") or []))
     return Question(index, video, query, question, options, answer, texts["type"], source, row.get("family"), evidence)
 
@@ -204,7 +207,7 @@ def text_field(row: dict, field: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise QuestionError(f"{field}: has half of a surrogate pair, which is no text") from None
+        raise QuestionError(f"{field}: has half of a surrogate pair, or bytes that are not UTF-8") from None
     return value
 
 
