@@ -1,6 +1,7 @@
 """Memory of compiled programs, and how long a run will take."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,13 @@ def test_memory_is_that_of_a_device(calls):
     mesh, calls = calls
     found = estimate.Estimate(calls, {}, mesh)
     assert found.bytes == 2 * 4 * 1024 * 4, "half of the rows, read and written"
-    assert found.seconds is None and "memory of a device 32.8 kB (double 32.8 kB)" in found.said(10)
+    assert found.seconds is None
+    rows = sharding.abstract_batch(mesh, np.zeros((2, 1), np.float32))
+    small = estimate.Estimate({"double": calls["double"]._replace(args=(rows,))}, {}, mesh)
+    steps = [estimate.Steps(("general", 40), 2, 0.5, small), estimate.Steps(("specific", 128), 3, 0.5, found)]
+    assert estimate.said(steps, 10) == (
+        "memory of a device 32.8 kB (double 32.8 kB; specific samples, 128 candidates, K = 3)"
+    )
 
 
 def test_a_call_finds_what_was_compiled(calls):
@@ -43,7 +50,11 @@ def test_roofline_on_a_known_chip(calls, monkeypatch):
     monkeypatch.setattr(estimate, "chip_of", lambda device: slow)
     found = estimate.Estimate(calls, {"double": 3}, mesh)
     assert found.seconds == pytest.approx(3 * 2, rel=0.01)
-    assert "at least 6 s per step, 10.0 min for all" in found.said(100)
+    faster = dataclasses.replace(slow, hbm_bandwidth=2 * 16384.0)
+    monkeypatch.setattr(estimate, "chip_of", lambda device: faster)
+    steps = [estimate.Steps(("general", 40), 2, 0.5, found)]
+    steps.append(estimate.Steps(("specific", 128), 3, 0.5, estimate.Estimate(calls, {"double": 3}, mesh)))
+    assert estimate.said(steps, 100).endswith("; at least 4.5 s per step, 7.5 min for all")
 
 
 def test_chips_by_the_name_of_their_devices():
@@ -55,13 +66,15 @@ def test_chips_by_the_name_of_their_devices():
 
 def test_pace_is_that_of_steps_without_compilation():
     pace = estimate.Pace(100)
-    pace.expect("general", 0.5)
-    pace.expect("specific", None)
-    rows = [pace.row(step, "general", 60.0, step) for step in range(1, 4)]
+    general, specific = ("general", 64), ("specific", 832)
+    costs = {general: SimpleNamespace(seconds=0.5), specific: SimpleNamespace(seconds=None)}
+    pace.expect([estimate.Steps(shape, 8, 0.5, cost) for shape, cost in costs.items()])
+    rows = [pace.row(step, general, 60.0, step) for step in range(1, 4)]
     assert rows[0] == {"steps_per_second": pytest.approx(1 / 60), "roofline_share": pytest.approx(0.5 / 60)}
     assert pace.said() == ""
     for step in range(4, 9):
-        assert pace.row(step, "specific", 2.0, 3) == {"steps_per_second": 0.5}
+        assert pace.row(step, None, 0.1, 3) == {"steps_per_second": pytest.approx(10)}
+        assert pace.row(step, specific, 2.0, 3) == {"steps_per_second": 0.5}
     assert pace.said() == "2.00 s per step: about 3.1 min for the 92 steps that are left"
     assert pace.said() == "", "once"
 

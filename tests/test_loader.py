@@ -129,7 +129,7 @@ def test_mixture(store):
     only, _ = take(10, store, questions, dataclasses.replace(CONFIG, mixture={"general": 1}), seed=0)
     assert {b["kind"] for b in only} == {"general"}
     for wrong in ({"other": 1}, {"general": -1, "specific": 2}):
-        with pytest.raises(ValueError, match="shares of batches .* of kinds that the questions have: general, specific"):
+        with pytest.raises(ValueError, match="shares of batches .* kinds that the questions have: general, specific"):
             Loader(store, questions, dataclasses.replace(CONFIG, mixture=wrong), 0)
 
 
@@ -244,3 +244,13 @@ def test_fetch_reads_every_picture_once(store, monkeypatch):
     assert sorted(read) == [("a.mp4", 5), ("b.mp4", 9), ("e.mp4", 0, 79)]
     with pytest.raises(ValueError, match="padded frame"):
         fetch_frames(store, names, -np.ones((1, 1), int), np.zeros((1, 1), int), lambda x: x, None)
+
+
+def test_examples_are_of_every_shape(store):
+    """Two kinds, of which one has two buckets: the share of each is that of its batches."""
+    with Loader(store, some_questions(), CONFIG, 0) as loader:
+        shares = {(rows["kind"], rows["mask"].shape[1]): share for share, rows in loader.examples()}
+        batches = [(rows["kind"], rows["mask"].shape[1]) for rows in itertools.islice(loader, 90)]
+    assert shares.keys() == set(batches) and len(shares) == 3
+    for shape, share in shares.items():
+        assert batches.count(shape) == pytest.approx(90 * share, abs=2)

@@ -15,6 +15,8 @@ from tspo_jax.environment import Environment, Shown
 from tspo_jax.metrics import DeviceClock, Stopwatch
 from tspo_jax.rollout import Answers
 
+ARRAYS = ("index", "features", "text", "mask")  # of a batch, that the programs need
+
 
 class Loaded(NamedTuple):
     """A batch: the loader's state before it, its rows on the host, and what the programs need of it."""
@@ -51,8 +53,7 @@ class Actor:
     def load(self, watch: Stopwatch) -> Loaded:
         with watch("data"):
             place, rows = self._loader.get_state(), next(self._loader)
-            arrays = {name: rows[name] for name in ("index", "features", "text", "mask")}
-            return Loaded(place, rows, sharding.put_batch(self._mesh, arrays))
+            return Loaded(place, rows, sharding.put_batch(self._mesh, {name: rows[name] for name in ARRAYS}))
 
     def k(self, step: int, rows: Batch) -> int:
         """Frames of a draw at a step: the kind's, or, where it is random, a function of the seed and the step."""

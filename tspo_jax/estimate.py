@@ -5,17 +5,18 @@ first step is a roofline, which no run can beat (aot_compile.py), on chips that 
 what they took.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.filesize import decimal
 
 from tspo_jax import sharding
-from tspo_jax.actor import Loaded
+from tspo_jax.actor import ARRAYS
 from tspo_jax.aot_compile import Call, compile_call
 from tspo_jax.config import Config
+from tspo_jax.data.loader import Batch
 from tspo_jax.environment import Environment, num_chunks, reward_weights
 from tspo_jax.run_folder import TrainState
 from tspo_jax.tpu import Chip, chip_of
@@ -40,30 +41,74 @@ class Estimate:
         seconds = [times.get(name, 1) * program.get("seconds", 0) for name, program in self.programs.items()]
         self.seconds = sum(seconds) if self.chip else None
 
-    def said(self, num_steps: int) -> str:
-        parts = ", ".join(f"{name} {decimal(program['bytes'])}" for name, program in self.programs.items())
-        text = f"memory of a device {decimal(self.bytes)} ({parts})"
-        if self.available:
-            text += f" of {decimal(self.available)}"
-        if self.seconds:
-            text += f"; at least {self.seconds:.3g} s per step, {clock(self.seconds * num_steps)} for all"
-        return text
+
+class Steps(NamedTuple):
+    """The `share` of a run's steps that have a batch of this shape, and what each of them needs."""
+
+    shape: tuple[str, int]  # kind of sample, T
+    k: int
+    share: float
+    cost: Estimate
+
+    def __str__(self) -> str:
+        return f"{self.shape[0]} samples, {self.shape[1]} candidates, K = {self.k}"
 
 
-def of_step(
+def of_run(
     config: Config,
     mesh: jax.sharding.Mesh,
     environment: Environment,
-    loaded: Loaded,
+    examples: Iterable[tuple[float, Batch]],
+    sample: Callable,
+    update: Callable,
+    state: TrainState,
+    initial: dict | None,
+) -> list[Steps]:
+    """Compiles the programs of all steps; calls of the same shapes then find them.
+
+    Args:
+      examples: Loader.examples().
+      sample, update, state, initial: the programs, and what `update` is called with.
+    """
+    steps = []
+    for share, rows in examples:
+        choices = config.policy.random_k or (rows["k"],)
+        for k in choices:
+            calls, times = _calls(config, mesh, environment, rows, k, sample, update, state, initial)
+            shape = rows["kind"], rows["mask"].shape[1]
+            steps.append(Steps(shape, k, share / len(choices), Estimate(calls, times, mesh)))
+    return steps
+
+
+def said(steps: Sequence[Steps], num_steps: int) -> str:
+    """The memory of the largest steps and, where the chip is known, the least time of all."""
+    largest = max(steps, key=lambda of_shape: of_shape.cost.bytes)
+    cost = largest.cost
+    parts = ", ".join(f"{name} {decimal(program['bytes'])}" for name, program in cost.programs.items())
+    text = f"memory of a device {decimal(cost.bytes)}"
+    if cost.available:
+        text += f" of {decimal(cost.available)}"
+    text += f" ({parts}; {largest})"
+    if cost.seconds:
+        mean = sum(of_shape.share * of_shape.cost.seconds for of_shape in steps)
+        text += f"; at least {mean:.3g} s per step, {clock(mean * num_steps)} for all"
+    return text
+
+
+def _calls(
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    environment: Environment,
+    rows: Batch,
     k: int,
     sample: Callable,
     update: Callable,
     state: TrainState,
     initial: dict | None,
-) -> Estimate:
-    """Compiles the programs of a step on a batch like `loaded` with K = k; calls of the same shapes then find them."""
-    rows = loaded.rows
+) -> tuple[dict[str, Call], dict[str, int]]:
+    """The programs of a step on a batch like `rows` with K = k, and how often each runs."""
     B, G, step = len(rows["index"]), config.policy.group_size, np.int32(0)
+    batch = sharding.abstract_batch(mesh, {name: rows[name] for name in ARRAYS})
     draws = sharding.abstract_batch(mesh, np.empty((B, G, k), np.int32))
     names = ("total", "unparsed", *reward_weights(config)[rows["kind"]])
     measured = {name: np.empty((B, G), np.float32) for name in names}
@@ -73,11 +118,11 @@ def of_step(
     a = config.answerer
     trips = {"encode": -(-G * k // a.encode_chunk), "decode": a.max_new_tokens - 1}
     calls = {
-        "sample": Call(sample, (state.agent, loaded.batch, step), {"k": k, "attempt": step}, {}),
+        "sample": Call(sample, (state.agent, batch, step), {"k": k, "attempt": step}, {}),
         "answer": Call(rollout, shown, {}, trips),
-        "update": Call(update, (state, loaded.batch, draws, measured, step, initial), {}, {}),
+        "update": Call(update, (state, batch, draws, measured, step, initial), {}, {}),
     }
-    return Estimate(calls, {"answer": num_chunks(config, mesh)}, mesh)
+    return calls, {"answer": num_chunks(config, mesh)}
 
 
 def _compile(call: Call, mesh: jax.sharding.Mesh, chip: Chip | None) -> dict[str, Any]:
@@ -99,21 +144,26 @@ class Pace:
 
     def __init__(self, num_steps: int):
         self._num_steps = num_steps
-        self.known: dict[str, float | None] = {}  # kind of sample -> least seconds of a step, where the chip is known
+        self._least: dict[tuple[str, int], float] = {}  # shape -> least seconds of a step, where the chip is known
         self._seconds: list[float] = []
         self._compilations = None
         self._said = False
 
-    def expect(self, kind: str, seconds: float | None) -> None:
-        self.known[kind] = seconds
+    def expect(self, steps: Iterable[Steps]) -> None:
+        for shape, _, _, cost in steps:
+            if cost.seconds:
+                self._least[shape] = max(cost.seconds, self._least.get(shape, 0.0))
 
-    def row(self, step: int, kind: str, seconds: float, compilations: int) -> dict[str, float]:
-        """Metrics of a step: `steps_per_second`, and `roofline_share` (of the most that the chip could do)."""
-        if compilations == self._compilations:
+    def row(self, step: int, shape: tuple[str, int] | None, seconds: float, compilations: int) -> dict[str, float]:
+        """Metrics of a step: `steps_per_second`, and `roofline_share` (of the most that the chip could do).
+
+        Steps without rollout have no shape, and say nothing of how long the others will take.
+        """
+        if shape and compilations == self._compilations:
             self._seconds.append(seconds)
         self._compilations, self._step = compilations, step
         row = {"steps_per_second": 1 / max(seconds, 1e-9)}
-        least = self.known.get(kind)
+        least = self._least.get(shape)
         return row | ({"roofline_share": least / seconds} if least else {})
 
     def said(self) -> str:

@@ -135,15 +135,13 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         profiled = range(start + 2, start + 2 + config.profile_steps)
         profile = stack.enter_context(ExitStack())
         stack.enter_context(processes.end_together(agreed=NotFiniteError))
+        if config.policy.warm_start_steps < config.num_steps:
+            log.note("compiling the programs of a step; for large models that takes minutes")
+            log.expect(estimate.of_run(config, mesh, world, loader.examples(), sample, update, state, initial))
 
         def begin(step: int, agent: dict) -> Drawn:
             loaded = actor.load(watch)
             log.finish_row()  # of the last step, whose update has had the time of loading to run
-            if loaded.rows["kind"] not in log.pace.known:
-                with watch("compile"):
-                    k = actor.k(step, loaded.rows)
-                    cost = estimate.of_step(config, mesh, world, loaded, k, sample, update, state, initial)
-                log.expect(loaded.rows["kind"], cost)
             return actor.draw(step, agent, loaded, watch)
 
         def finish_step() -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from tspo_jax.config import Config
 from tspo_jax.data.loader import Batch
-from tspo_jax.estimate import Estimate, Pace
+from tspo_jax.estimate import Pace, Steps, said
 from tspo_jax.metrics import CompilationCounter, DeviceClock, MetricsLog, Stopwatch, Terminal
 
 PARTS = ("data", "sample", "fetch", "answer", "reward", "update")
@@ -60,17 +60,17 @@ class TrainingLog(ExitStack):
         self._wandb = start_wandb(config.wandb, run_dir, config, self.note) if config.wandb and is_first else None
         if self._wandb:
             self.callback(self._wandb.finish)
-        self.pace = Pace(config.num_steps)
+        self._pace = Pace(config.num_steps)
         self._pending = None
         self._recent: list[dict] = []  # rows since the last line on the terminal
 
     def start_row(self, step: int, rows: Batch, metrics: Mapping[str, jax.Array], watch: Stopwatch) -> None:
         self._pending = step, rows, metrics, watch
 
-    def expect(self, kind: str, cost: Estimate) -> None:
-        """Says what a step on samples of a kind will need, before the first one."""
-        self.pace.expect(kind, cost.seconds)
-        self.note(f"{kind}: {cost.said(self._config.num_steps)}")
+    def expect(self, steps: Sequence[Steps]) -> None:
+        """Says what the steps will need, before the first one."""
+        self._pace.expect(steps)
+        self.note(said(steps, self._config.num_steps))
 
     def add(self, step: int, accuracy: Mapping[str, float]) -> None:
         """The accuracy of each method on held-out questions, as a row of its own; its time is no step's."""
@@ -95,7 +95,8 @@ class TrainingLog(ExitStack):
         row |= {f"{REWARD_NAMES[name]}/{kind}": values.pop(name) for name in REWARD_NAMES if name in values}
         row |= values | {f"seconds/{part}": seconds for part, seconds in watch.seconds.items()}
         row |= {"device_idle": self._clock.idle_share(), "compilations": self._compilations.count}
-        row |= self.pace.row(step, kind, sum(watch.seconds.values()), self._compilations.count)
+        shape = None if "label_loss" in values else (kind, rows["mask"].shape[1])
+        row |= self._pace.row(step, shape, sum(watch.seconds.values()), self._compilations.count)
         self._write(row)
         if broken := [name for name, value in row.items() if not np.isfinite(value)]:
             path = self._run_dir / f"not_finite_step_{step}_process_{jax.process_index()}.npz"
@@ -104,8 +105,8 @@ class TrainingLog(ExitStack):
                 f"step {step}: {', '.join(broken)} not finite; its batch is in {path}, and no checkpoint holds this "
                 "step. A lower optimizer.learning_rate may help; features that are not finite do not"
             )
-        if said := self.pace.said():
-            self.note(said)
+        if time_left := self._pace.said():
+            self.note(time_left)
         self._recent.append(row)
         if step % self._config.log_every == 0:
             names = dict.fromkeys(name for row in self._recent for name in row)

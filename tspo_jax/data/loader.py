@@ -96,9 +96,10 @@ class Loader(Iterator[Batch]):
             .batch(config.batch_size // process_count, drop_remainder=True, batch_fn=_stack)
             for number, ((kind, bucket), rows) in enumerate(groups.items())
         ]
-        used = [i for i, weight in enumerate(weights) if weight > 0]
         self.names = tuple(samples.names)
-        self._dataset = grain.MapDataset.mix([datasets[i] for i in used], [weights[i] for i in used])
+        used = [(dataset, weight) for dataset, weight in zip(datasets, weights, strict=True) if weight > 0]
+        self._parts, self._weights = zip(*used, strict=True)
+        self._dataset = grain.MapDataset.mix(self._parts, self._weights)
         self._num_workers = config.num_workers
         self._next = 0
         self._iterator = None
@@ -115,6 +116,11 @@ class Loader(Iterator[Batch]):
         batch = next(self._iterator)
         self._next += 1
         return batch
+
+    def examples(self) -> list[tuple[float, Batch]]:
+        """The first batch of every kind and bucket, with its share of all batches."""
+        total = sum(self._weights)
+        return [(weight / total, part[0]) for part, weight in zip(self._parts, self._weights, strict=True)]
 
     def get_state(self) -> dict[str, int]:
         """What a checkpoint must hold: the number of the next batch."""
