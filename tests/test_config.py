@@ -34,6 +34,9 @@ def test_default_round_trips():
         (lambda c: c["policy"].update(group_size=1), "config.policy.group_size is 1, it must be at least 2"),
         (lambda c: c["answerer"].update(dtype="int8"), "config.answerer.dtype is 'int8', not one of bfloat16, float32"),
         (lambda c: c.update(data=3), "config.data is 3, not a group of fields"),
+        (lambda c: c["data"].update(buckets=128), "config.data.buckets is 128, which is not of type tuple.int, ...."),
+        (lambda c: c["data"].update(buckets=("a",)), r"config.data.buckets is \('a',\), which is not of type"),
+        (lambda c: c["mesh"].update(axes=(("data", 1, 2),)), "config.mesh.axes is .*, which is not of type tuple"),
     ],
 )
 def test_bad_configs(change, message):

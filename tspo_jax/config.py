@@ -10,12 +10,14 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tspo_jax.models.video_prompt import VideoOptions
+
+flags.disclaim_key_flags()  # --config is one of the program that defines it, whose --help lists it
 
 
 class ConfigError(ValueError):
@@ -262,19 +264,32 @@ def _read(cls, values: Mapping[str, Any], prefix: str):
             raise ConfigError(f"config.{path} is {value!r}, not one of {', '.join(map(str, ONE_OF[path]))}")
         if dataclasses.is_dataclass(kind):
             kwargs[name] = _read(kind, value, f"{path}.")
-        elif kind in (int, float, bool, str):
-            if not isinstance(value, (int, float) if kind is float else kind) or (kind is not bool and value is True):
-                raise ConfigError(f"config.{path} is {value!r}, which is not of type {kind.__name__}")
-            if value < AT_LEAST.get(path, value):
-                raise ConfigError(f"config.{path} is {value}, it must be at least {AT_LEAST[path]}")
-            kwargs[name] = kind(value)
-        else:
-            kwargs[name] = _as_tuple(value)
+            continue
+        try:
+            kwargs[name] = _as_type(value, kind)
+        except TypeError:
+            name_of_kind = kind.__name__ if isinstance(kind, type) else kind
+            raise ConfigError(f"config.{path} is {value!r}, which is not of type {name_of_kind}") from None
+        if path in AT_LEAST and value < AT_LEAST[path]:
+            raise ConfigError(f"config.{path} is {value}, it must be at least {AT_LEAST[path]}")
     return cls(**kwargs)
 
 
-def _as_tuple(value):
-    return tuple(_as_tuple(x) for x in value) if isinstance(value, (list, tuple)) else value
+def _as_type(value, kind):
+    """`value` as a field of type `kind` holds it: lists become tuples, integers floats. TypeError where it has another
+    type."""
+    if kind in (int, float, bool, str):
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
+            raise TypeError
+        return kind(value)
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    kinds = get_args(kind)
+    if kinds[-1] is Ellipsis:
+        return tuple(_as_type(x, kinds[0]) for x in value)
+    if len(value) != len(kinds):
+        raise TypeError
+    return tuple(map(_as_type, value, kinds))
 
 
 def _unknown(path: str, known) -> str:
@@ -290,7 +305,11 @@ def _unknown(path: str, known) -> str:
 
 def define_flag() -> None:
     """The flag --config=FILE.py, with overrides of single fields."""
-    config_flags.DEFINE_config_file("config", None, "A file with get_config(), e.g. configs/toy.py")
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "A file with get_config(), e.g. configs/toy.py; --config.FIELD=VALUE changes fields of tspo_jax/config.py.",
+    )
 
 
 def check_overrides(argv: Sequence[str]) -> None:

@@ -78,7 +78,10 @@ def make_mesh(axes: Sequence[tuple[str, int]], devices: Sequence[jax.Device]) ->
     fixed = math.prod(size for size in sizes if size != -1)
     sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
-        raise ShardingError(f"mesh is {axes}: this does not make {len(devices)} devices")
+        raise ShardingError(
+            f"mesh is {axes}: this does not make {len(devices)} devices; for all of them to share the questions, each "
+            'with the whole answerer: --config.mesh.axes=\'(("data",-1),("model",1))\''
+        )
     # jax.make_mesh cuts no physical axis of most TPUs: 8 of a v5p-128 with its 4 x 4 x 4 chips would be an error.
     placed = mesh_utils.create_device_mesh(sizes, list(devices), allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
