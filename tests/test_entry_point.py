@@ -24,7 +24,7 @@ def main():
     if flags.FLAGS.n < 0:
         raise ValueError(f"--n is {flags.FLAGS.n}, it must not be negative")
     if flags.FLAGS.n > 9:
-        raise RuntimeError("a bug")
+        raise RuntimeError("a bug" if flags.FLAGS.n == 10 else "RESOURCE_EXHAUSTED: Out of memory\\nmany lines")
     entry_point.write_result({"n": flags.FLAGS.n}, flags.FLAGS.output)
     return flags.FLAGS.n
 
@@ -54,6 +54,7 @@ def test_the_result_is_all_that_goes_to_stdout(tmp_path):
         ("stray", "error: unexpected argument 'stray'; flags are --name=value"),
         ("--n=x", "error: flag --n=x: "),
         ("--m=1", "error: Unknown command line flag 'm'"),
+        ("--n=11", "error: a device has too little memory (RESOURCE_EXHAUSTED: Out of memory). Less is taken by"),
     ],
 )
 def test_a_users_mistake_is_one_line(argument, message):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -60,6 +61,8 @@ def test_a_strange_folder_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RunFolderError, match="config.json: not valid json"):
         check_run(tmp_path, CONFIG)
+    with pytest.raises(RunFolderError, match="gs:/bucket/run: not a folder of this machine; mount the bucket"):
+        check_run(Path("gs://bucket/run"), CONFIG)
 
 
 def test_differences_name_nested_fields():

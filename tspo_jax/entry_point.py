@@ -11,7 +11,8 @@ from absl import app, flags, logging
 def run(main: Callable[[], int | None], check: Callable[[Sequence[str]], None] | None = None) -> None:
     """Parses the flags, calls `main()` and exits with what it returns.
 
-    A user's mistake (ValueError, OSError) is one line `error: ...` on stderr and exit status 1, not a traceback.
+    A user's mistake (ValueError, OSError) and a device without enough memory are one line `error: ...` on stderr and
+    exit status 1, not a traceback.
 
     Args:
       check: called with the command line before the flags are parsed; may raise ValueError.
@@ -47,6 +48,14 @@ def _explained(call):
         return call()
     except (ValueError, OSError, flags.Error) as error:
         _fail(error)
+    except RuntimeError as error:  # jax's
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _fail(
+            f"a device has too little memory ({str(error).splitlines()[0]}). Less is taken by a smaller batch_size (that "
+            "of the run, or of its evaluation), answerer.prefill_chunk=1, a smaller answerer.encode_chunk, and a larger "
+            "model axis in mesh.axes"
+        )
 
 
 def _fail(error) -> None:

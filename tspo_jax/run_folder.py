@@ -7,6 +7,7 @@ networks are never saved, and randomness needs no state: it is a function of (se
 import fcntl
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,12 +31,15 @@ class RunFolderError(ValueError):
 
 
 def check_run(folder: str | Path, config: Mapping[str, Any], may_differ: tuple[str, ...] = ()) -> None:
-    """Raises RunFolderError where `folder` holds something else than a run of `config`, listing what differs.
+    """Raises RunFolderError where `folder` holds something else than a run of `config`, listing what differs, or is an
+    address.
 
     Args:
       config: nested mapping of plain values.
       may_differ: fields (dotted, or the name of a group) that a run may change when it is resumed.
     """
+    if re.match(r"\w+:/", str(folder)):
+        raise RunFolderError(f"{folder}: not a folder of this machine; mount the bucket (docs/running_on_tpu.md)")
     path = Path(folder) / "config.json"
     if path.exists():
         found = {
