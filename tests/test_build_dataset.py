@@ -170,8 +170,16 @@ def test_question_files_are_filtered_too(store, annotations, tmp_path):
     run(annotations, store, tmp_path / "a")
     result, _ = run([tmp_path / "a" / "1_flat.jsonl"], store, tmp_path / "b")
     assert result["counts"]["of_long_enough_videos"] == 24
-    with pytest.raises(QuestionError, match="named twice"):
+    with pytest.raises(QuestionError, match="is a file or its name there twice"):
         run([tmp_path / "a" / "1_flat.jsonl"] * 2, store, tmp_path / "c")
+
+
+def test_answers_to_other_questions_are_not_taken(annotations, store, tmp_path):
+    run(annotations, store, tmp_path / "out", shard=Shard(0, 2))
+    edited = tmp_path / annotations[0].name
+    edited.write_text(annotations[0].read_text().replace("Question 0 of 0.mp4?", "Another question"))
+    with pytest.raises(QuestionError, match=r"other questions than now had the ids b/0.mp4#0; use another --output"):
+        run([edited], store, tmp_path / "out")
 
 
 def test_no_usable_video(annotations, store, tmp_path):
@@ -224,7 +232,8 @@ def command(*args):
 def test_whole_command_with_a_tiny_answerer(golden, tmp_path):
     """The answerer is random: every stage runs, resumes and leaves its file, whatever it keeps."""
     folder = make_store(tmp_path, golden)
-    lines = [record(f"r{i}", (LONG, SHORT)[i % 2], turns=1) for i in range(4)] + [record("bad", "/x.mp4")]
+    lines = [record(f"r{i}", (LONG, SHORT)[i % 2], turns=1) for i in range(4)]
+    lines += [record("bad", "/x.mp4"), record("gone", "gone.mp4")]
     text = json.dumps([line | {"data_source": "."} for line in lines])
     (tmp_path / "x_mc_.json").write_text(text)
     arguments = (
@@ -239,7 +248,7 @@ def test_whole_command_with_a_tiny_answerer(golden, tmp_path):
         status, result, errors = command(*arguments)
     assert status == 1 and result is None and f"{tmp_path / 'out'} is in use by process {os.getpid()}" in errors
     status, result, errors = command(*arguments)
-    assert status == 2 and "record 5: video: " in errors, errors
+    assert status == 2 and "record 5: video: " in errors and "1 video(s) not in the store: gone.mp4" in errors, errors
     assert result["counts"]["of_long_enough_videos"] == 4 and result["counts"]["events_described"] == 4
     assert "Traceback" not in errors and "4" in (tmp_path / "out" / "README.md").read_text()
     assert command(*arguments)[1] == result

@@ -33,8 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from tspo_jax import entry_point, job_array, prompts, rewards, run_folder, sharding, weights
 from tspo_jax.checkpoints import Answerer, load_answerer
@@ -45,6 +44,7 @@ from tspo_jax.data.questions import Question, QuestionError, question_of_row, re
 from tspo_jax.data.row_file import RowFile
 from tspo_jax.frame_answers import Request, answer_requests
 from tspo_jax.job_array import Shard
+from tspo_jax.progress_bar import ProgressBar
 from tspo_jax.rollout import Rollout
 from tspo_jax.selection import uniform
 
@@ -52,26 +52,29 @@ CAPTION_PROMPT = "Describe in one detailed sentence what happens in this part of
 _SHOWN = 5  # names in one message
 
 
+def _setting(default: int | float | str, text: str):
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the rows of the stages depend on; the flags of the same names. 0 of `frame_sets`: no such stage;
-    0 of `num_general`, `num_specific`, `num_targets`: all."""
+    """What the rows of the stages depend on; the flags of the same names."""
 
-    min_seconds: float = 60.0
-    few_frames: int = 4
-    many_frames: int = 64
-    frame_sets: int = 0
-    set_frames: int = 8
-    num_targets: int = 0
-    events: int = 3
-    event_frames: int = 8
-    caption_prompt: str = CAPTION_PROMPT
-    max_new_tokens: int = 16
-    caption_tokens: int = 96
-    num_general: int = 0
-    num_specific: int = 0
-    heldout: float = 0.1
-    seed: int = 0
+    min_seconds: float = _setting(60.0, "Only videos longer than this.")
+    few_frames: int = _setting(4, "Too easy is what is answered right from this many uniform frames.")
+    many_frames: int = _setting(64, "Too hard is what is answered wrong from this many uniform frames.")
+    frame_sets: int = _setting(0, "Random frame sets for which the reward must vary; 0: no such filter.")
+    set_frames: int = _setting(8, "Frames of such a set.")
+    num_targets: int = _setting(0, "Videos, drawn at random, to make needle questions about; 0: all.")
+    events: int = _setting(3, "Moments of a target video that are described, one in each of as many parts.")
+    event_frames: int = _setting(8, "Consecutive frames of a moment.")
+    caption_prompt: str = _setting(CAPTION_PROMPT, "What the captioner is asked.")
+    max_new_tokens: int = _setting(16, "Tokens of an answer at most.")
+    caption_tokens: int = _setting(96, "Tokens of a description at most.")
+    num_general: int = _setting(0, "General questions to keep, drawn at random; 0: all.")
+    num_specific: int = _setting(0, "Needle questions to keep, drawn at random; 0: all.")
+    heldout: float = _setting(0.1, "Share of the videos whose questions are held out.")
+    seed: int = _setting(0, "Of all that is random.")
 
 
 # ---- (a) what there is ------------------------------------------------------------------------------------
@@ -115,7 +118,7 @@ def flatten(files: Iterable[Path], store: FrameStore, min_seconds: float, strict
     names = [line["id"] for line in rows]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise QuestionError(f"--annotations: two questions have the id {twice!r}; is one file named twice?")
+        raise QuestionError(f"--annotations: two questions have the id {twice!r}; is a file or its name there twice?")
     seconds = {line["video"]: _seconds(store, line["video"]) for line in rows}
     absent = sorted(video for video, length in seconds.items() if length is None)
     kept = [line for line in rows if (seconds[line["video"]] or 0.0) > min_seconds]
@@ -294,11 +297,13 @@ def build(
         absent = left_out["videos_not_in_store"]
         raise StoreError(
             f"--annotations: none of {left_out['questions']} questions is about a video of {store.folder} over "
-            f"{settings.min_seconds:g} s; not in the store: {', '.join(absent[:_SHOWN]) or 'none'}"
+            f"{settings.min_seconds:g} s; not in the store: {_some(absent)}"
         )
     videos = [{"id": video} for video in dict.fromkeys(line["video"] for line in flat)]
     targets = sorted(video["id"] for video in _shuffled(videos, settings.seed, settings.num_targets))
     flat, targets = shard.of(flat), shard.of(targets)
+    for path in output.glob("**/1_flat.jsonl"):
+        _check_same_questions(path, flat)
     hashes = {"1_flat.jsonl": write_rows(output / "1_flat.jsonl", flat)}
     counts = {"multiple_choice": left_out["questions"], "of_long_enough_videos": len(flat)}
 
@@ -339,6 +344,19 @@ def build(
     return {"counts": counts, "sha256": dict(sorted(hashes.items())), **rest}
 
 
+def _check_same_questions(path: Path, rows: list[dict]) -> None:
+    """Answers are kept by id: raises QuestionError where a question reads otherwise than when it was answered."""
+    before = {line["id"]: line for line in map(json.loads, path.read_bytes().splitlines())}
+    changed = [line["id"] for line in rows if before.get(line["id"], line) != line]
+    if changed:
+        raise QuestionError(f"{path}: other questions than now had the ids {_some(changed)}; use another --output")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "none") + more
+
+
 def join_shards(output: Path, config: Mapping, may_differ: tuple[str, ...]) -> None:
     """Takes over what the shards in folders of `output` have answered, finished or not.
 
@@ -370,13 +388,14 @@ def define_flags() -> None:
     flags.adopt_module_key_flags(job_array)  # --help shows them
     for field in dataclasses.fields(Settings):
         define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}[field.type]
-        define(field.name, field.default, f"See Settings: {field.name.replace('_', ' ')}.")
+        define(field.name, field.default, field.metadata["help"])
 
 
 def read_settings(args: flags.FlagValues) -> Settings:
     """Settings as the flags say; raises ValueError for numbers that make no sense."""
     settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
-    for name in ("few_frames", "many_frames", "set_frames", "events", "event_frames", "max_new_tokens"):
+    sizes = "few_frames", "many_frames", "set_frames", "events", "event_frames", "max_new_tokens", "caption_tokens"
+    for name in sizes:
         if getattr(settings, name) < 1:
             raise ValueError(f"--{name} is {getattr(settings, name)}; it must be at least 1")
     for name in ("frame_sets", "num_targets", "num_general", "num_specific", "seed"):
@@ -406,9 +425,8 @@ def main() -> int:
     names = ("min_seconds", "num_targets", "num_general", "num_specific", "heldout")
     free = tuple(f"settings.{name}" for name in names)
     record = {"settings": dataclasses.asdict(settings), **models}
-    console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with run_folder.in_use(output), Progress(*columns, console=console) as progress:
+    with run_folder.in_use(output), ProgressBar(*columns) as progress:
         run_folder.check_run(output, record, free)
         run_folder.write_run_config(output, record)
         if shard.count == 1:
@@ -436,10 +454,18 @@ def main() -> int:
         result = build(files, store, output, settings, answer, caption, watch, shard, args.strict) | models
     if shard.count == 1:
         publish(output / "README.md", lambda partial: partial.write_text(card(result, settings), encoding="utf-8"))
-    for message in result["errors"][:_SHOWN]:
-        console.print(f"left out: {message}", markup=False)
+    errors, absent = result["errors"], result["videos_not_in_store"]
+    notes = [f"left out: {message}" for message in errors[:_SHOWN]]
+    if len(errors) > _SHOWN:
+        notes.append(f"left out: {len(errors) - _SHOWN} more, which the result lists")
+    if absent:
+        notes.append(f"left out: questions about {len(absent)} video(s) not in the store: {_some(absent)}")
+    if not result["counts"].get("train_general", 1) + result["counts"].get("train_specific", 1):
+        notes.append("no question is left to train on; the counts say which stage dropped them")
+    for note in notes:
+        progress.console.print(note, markup=False, soft_wrap=True)
     entry_point.write_result(result, args.output_json)
-    return 2 if result["errors"] else 0
+    return 2 if errors else 0
 
 
 if __name__ == "__main__":

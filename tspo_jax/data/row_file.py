@@ -1,5 +1,6 @@
 """Files of rows with an `id` that grow batch by batch and survive a kill."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -25,17 +26,23 @@ class RowFile:
                 self.rows[row["id"]] = row
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}:{number}: no row with an id ({error}); remove the line") from None
-        self._file = path.open("ab")
+        self._path, self._file = path, path.open("ab")
         self._file.truncate(len(whole))
 
     def append(self, rows: Sequence[Mapping]) -> None:
-        self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Raises OSError that names the file where the disk is full."""
+        try:
+            self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
         self.rows |= {row["id"]: dict(row) for row in rows}
 
     def __enter__(self) -> "RowFile":
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written was told by append
+            self._file.close()
