@@ -4,10 +4,7 @@
 #   bash launch/local.sh 2 tspo_jax.train --config=configs/toy.py --config.mesh.axes='(("data",2),("model",1))'
 # PORT (default 8476) is where the processes meet. GPUS=1 gives process i the GPU i. Output of process i > 0 is in
 # local_i.log. When one process ends with an error the others are stopped, and its status is returned; a rerun resumes.
-set -euo pipefail
-usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 1; }
-dry_run=0
-if [ "${1:-}" = --dry-run ]; then dry_run=1; shift; fi
+source "$(dirname "$0")/command_line.sh"
 [[ "${1:-}" =~ ^[1-9][0-9]*$ ]] && [ -n "${2:-}" ] || usage
 count=$1 module=$2
 shift 2

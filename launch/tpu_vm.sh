@@ -9,11 +9,7 @@
 # NAME (tspo), ZONE (us-east5-a), TYPE (v5litepod-16), VERSION (v2-alpha-tpuv5-lite), SPOT=1, PROJECT. --dry-run prints
 # the exact commands instead. Put data, checkpoints and --run_dir where all workers see them: a bucket mounted by
 # gcsfuse, or Filestore. See docs/running_on_tpu.md.
-set -euo pipefail
-usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 1; }
-dry_run=0
-if [ "${1:-}" = --dry-run ]; then dry_run=1; shift; fi
-[ $# -ge 1 ] || usage
+source "$(dirname "$0")/command_line.sh"
 action=$1
 shift
 NAME=${NAME:-tspo} TYPE=${TYPE:-v5litepod-16} VERSION=${VERSION:-v2-alpha-tpuv5-lite}
@@ -21,14 +17,6 @@ where=("--zone=${ZONE:-us-east5-a}")
 [ -z "${PROJECT:-}" ] || where+=("--project=$PROJECT")
 tpu=(gcloud compute tpus tpu-vm)
 
-do_it() {
-  if [ $dry_run = 1 ]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
 on_workers() { do_it "${tpu[@]}" ssh "$NAME" "${where[@]}" "--worker=$1" "--command=$2"; }
 
 case $action in
@@ -45,7 +33,7 @@ case $action in
   run)
     [ $# -ge 1 ] || usage
     arguments=$(printf '%q ' "$@" --config.distributed.enabled=True)
-    on_workers all "cd tspo_jax && source launch/setup.sh && (setsid nohup python -m tspo_jax.train $arguments >train.log 2>&1 & echo \$! >train.pid)"
+    on_workers all "cd tspo_jax && source launch/setup.sh && (setsid nohup python -m tspo_jax.train $arguments >>train.log 2>&1 & echo \$! >train.pid)"
     ;;
   logs) on_workers 0 "tail -n 50 -F tspo_jax/train.log" ;;
   stop) on_workers all "kill -TERM \$(cat tspo_jax/train.pid)" ;;

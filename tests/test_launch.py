@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -40,6 +41,15 @@ def test_slurm():
     ]  # fmt: skip
 
 
+def test_slurm_runs_a_copy_of_the_script(tmp_path):
+    for script in ("slurm.sbatch", "predecode_slurm.sbatch"):
+        copy = shutil.copy(ROOT / "launch" / script, tmp_path / "slurm_script")
+        environment = os.environ | {"SLURM_SUBMIT_DIR": str(ROOT)}
+        command = ["bash", copy, "--dry-run", "--store=x"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "--store=x" in commands(done.stdout)[0], done.stderr
+
+
 def test_tpu_vm():
     tpu = ["gcloud", "compute", "tpus", "tpu-vm"]
     (create,) = commands(dry_run("tpu_vm.sh", "create", NAME="a", ZONE="z", TYPE="v6e-8", VERSION="v", SPOT="1"))
@@ -49,7 +59,7 @@ def test_tpu_vm():
     assert "--project=p" in copy and "jax[tpu]" in install[-1]
     (run,) = commands(dry_run("tpu_vm.sh", "run", "--config=x.py", OVERRIDE))
     assert run[: len(tpu) + 2] == [*tpu, "ssh", "tspo"] and "--worker=all" in run
-    inner = shlex.split(run[-1].partition("tspo_jax.train ")[2].partition(" >train.log")[0])
+    inner = shlex.split(run[-1].partition("tspo_jax.train ")[2].partition(" >>train.log")[0])
     assert inner == ["--config=x.py", OVERRIDE, "--config.distributed.enabled=True"]
     assert (
         "--worker=0" in dry_run("tpu_vm.sh", "logs") and "kill -TERM" in shlex.split(dry_run("tpu_vm.sh", "stop"))[-1]
@@ -84,7 +94,8 @@ def test_mistakes_print_the_usage(script, arguments):
 def local(tmp_path, module):
     """local.sh with two processes of a tiny module, in a copy whose set-up does nothing."""
     (tmp_path / "launch").mkdir()
-    (tmp_path / "launch" / "local.sh").write_text((ROOT / "launch" / "local.sh").read_text())
+    for script in ("local.sh", "command_line.sh"):
+        shutil.copy(ROOT / "launch" / script, tmp_path / "launch")
     (tmp_path / "launch" / "setup.sh").write_text("")
     (tmp_path / "tiny.py").write_text(module)
     command = ["bash", "launch/local.sh", "2", "tiny"]
