@@ -1,6 +1,7 @@
 """What all entry points share: how they start, and how they fail."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,12 +53,13 @@ def _explained(call):
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _fail(
-            f"a device has too little memory ({str(error).splitlines()[0]}). Less is taken by a smaller batch_size (that "
-            "of the run, or of its evaluation), answerer.prefill_chunk=1, a smaller answerer.encode_chunk, and a larger "
+            f"a device has too little memory ({str(error).splitlines()[0]}). Less is taken by a smaller batch_size (of "
+            "training, or of evaluation), answerer.prefill_chunk=1, a smaller answerer.encode_chunk, and a larger "
             "model axis in mesh.axes"
         )
 
 
 def _fail(error) -> None:
-    print(f"error: {error}", file=sys.stderr)
+    missing = re.findall(r"Flag (--\w+) must have a value other than None", str(error))
+    print(f"error: {'missing ' + ', '.join(missing) if missing else error}", file=sys.stderr)
     sys.exit(1)
