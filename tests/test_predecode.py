@@ -245,6 +245,7 @@ def test_full_disk(videos, store, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "error: missing --store\n"),
         (["--store={tmp}/s"], "--videos is missing"),
         (["--store={tmp}/s", "--videos={tmp}/none"], "is neither a folder nor a text file"),
         (["--store={tmp}/s", "--videos={tmp}/empty"], "no videos in"),
