@@ -10,7 +10,7 @@ and a mixture over the (kind, bucket) groups. Nothing here uses jax, so that wor
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import grain
 import numpy as np
@@ -20,6 +20,7 @@ from tspo_jax.data.needle import Composition, NeedleConfig, compose
 from tspo_jax.data.questions import Question
 
 _SHOWN = 10  # problems in one message
+_CHECKED_AT_ONCE = 32  # videos, before training: from a bucket, each costs several round trips
 Batch = dict[str, object]
 
 
@@ -158,16 +159,21 @@ class _Samples:
         self.names = sorted({question.video for question in questions})
         self.video = {name: i for i, name in enumerate(self.names)}
         source = {question.video: question.source for question in reversed(questions)}
-        problems = []
-        self.lengths = np.zeros(len(self.names), np.int64)
-        for i, name in enumerate(self.names):
+
+        def check(name: str) -> tuple[int, str]:
+            """Stored frames of a video, and what is wrong with it."""
             try:
-                self.lengths[i] = store.video(name).num_frames
-                if not store.has_features(name):
-                    problems.append(f"{source[name]}: video: the features of {name} are missing or of older frames")
+                length = store.video(name).num_frames
+                is_ready = store.has_features(name)
+                return length, "" if is_ready else f"the features of {name} are missing or of older frames"
             except StoreError as error:
-                problems.append(f"{source[name]}: video: {error}")
-        if problems:
+                return 0, str(error)
+
+        with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:
+            checked = list(pool.map(check, self.names))
+        self.lengths = np.array([length for length, _ in checked], np.int64)
+        found = zip(self.names, checked, strict=True)
+        if problems := [f"{source[name]}: video: {problem}" for name, (_, problem) in found if problem]:
             more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             raise StoreError(f"{len(problems)} video(s) are not ready\n" + "\n".join(problems[:_SHOWN]) + more)
 
