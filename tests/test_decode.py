@@ -45,7 +45,8 @@ def test_any_ascending_numbers(video, decoder):
     [
         ("v.mkv", "libx264", {"x264-params": "bframes=3:b-pyramid=2"}),
         ("v.ts", "libx264", {}),
-        ("v.avi", "mpeg4", {}),
+        ("v.avi", "mpeg4", {"bf": "2", "qmax": "2"}),
+        ("h264.avi", "libx264", {}),
         ("v.webm", "libvpx-vp9", {}),
         ("mpeg2.mkv", "mpeg2video", {}),
         ("hevc.mp4", "libx265", {"x265-params": "log-level=none:open-gop=1"}),
@@ -173,6 +174,11 @@ def test_truncated_matroska(tmp_path):
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(VideoError, match=r"truncated: its header claims 12\.0 s, it ends at"):
         Video(whole)
+
+
+def test_matroska_that_starts_late(tmp_path):
+    video = Video(write_video(tmp_path / "v.mkv", 50, times_ms=[5000 + 40 * i for i in range(50)]))
+    assert video.timestamps[0] == 5.0 and shown_numbers(video.frames(video.candidates())) == [0, 25]
 
 
 def test_pyav_takes_over_from_decord(video, monkeypatch):

@@ -23,9 +23,9 @@ except ImportError:  # there are wheels for Linux on x86-64 only
 
 DECODERS = ("decord", "pyav")
 # Where decord's pictures equal a full decode. After a seek it returns other frames of HEVC with open groups of
-# pictures, of MPEG-2 and of transport streams; rotated pictures come out scrambled.
+# pictures, of MPEG-2, of transport streams and of AVI with B pictures; rotated pictures come out scrambled.
 _DECORD_CODECS = ("h264", "vp8", "vp9", "mpeg4")
-_DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
+_DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _SEEK_AHEAD = 100  # frames; PyAV seeks to a key frame rather than decode more than this many unwanted ones
 
 
@@ -206,12 +206,15 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
     if packets < 0.99 * stream.frames - 1:
         raise VideoError(path, f"is truncated: its header lists {stream.frames} pictures, {packets} are there")
     claimed = (container.duration or 0) / av.time_base
-    start = (container.start_time or 0) / av.time_base
-    if not stream.frames and claimed - (end - start) > max(1.0, 0.02 * claimed):
-        raise VideoError(path, f"is truncated: its header claims {claimed:.1f} s, it ends at {end - start:.1f} s")
-    fps, time_base, has_times = float(stream.average_rate or 0), float(stream.time_base), len(times) == pictures
+    end -= min(0, container.start_time or 0) / av.time_base  # Matroska's claim counts from 0, wherever the start is
+    if not stream.frames and claimed - end > max(1.0, 0.02 * claimed):
+        raise VideoError(path, f"is truncated: its header claims {claimed:.1f} s, it ends at {end:.1f} s")
+    fps, time_base, ticks = float(stream.average_rate or 0), float(stream.time_base), np.frombuffer(times, np.int64)
+    has_times = len(ticks) == pictures
+    if has_times and container.format.name == "avi" and stream.codec_context.has_b_frames:
+        # AVI has no presentation times. FFmpeg makes some up, for H.264 in the order of decoding.
+        has_times = not np.all(ticks[1:] > ticks[:-1])
     if has_times:
-        ticks = np.frombuffer(times, np.int64)
         key_times = ticks[keys]
         ticks.sort()
         key_frames = np.unique(ticks.searchsorted(key_times))
@@ -228,7 +231,7 @@ def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
     width, height = (picture.height, picture.width) if turns % 2 else (picture.width, picture.height)
     codec, kind = stream.codec_context.name, container.format.name
     # In other codecs, and between the fields of an interlaced picture, a skipped packet may be missed by those kept.
-    can_skip = codec == "h264" and all_timed and not picture.interlaced_frame
+    can_skip = codec == "h264" and has_times and all_timed and not picture.interlaced_frame
     return VideoInfo(path, codec, kind, fps, width, height, turns, ticks, time_base, has_times, key_frames, can_skip)
 
 
