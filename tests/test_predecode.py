@@ -133,7 +133,8 @@ def test_features(store, tmp_path):
     assert encode_features(folder, names, clip) == 0
     other = FakeClip("e" * 16)
     assert encode_features(folder, names[:1], other) == 3
-    assert verify(folder, {}) == {"videos": 6, "clip_checkpoints": ["e" * 16, "f" * 16], "problems": []}
+    result = verify(folder, {})
+    assert (result["videos"], result["clip_checkpoints"], result["problems"]) == (6, ["e" * 16, "f" * 16], [])
 
 
 def test_full_disk_for_features(store, tmp_path, monkeypatch):
@@ -179,6 +180,7 @@ def test_verify_finds_damage_and_replaced_videos(videos, store, tmp_path):
     status, result, _ = run(f"--store={folder}", "--verify", f"--videos={source}")
     problems = "\n".join(result["problems"])
     assert status == 2 and result["videos"] == 6 and len(result["problems"]) == 4
+    assert result["not_stored"] == ["cut.mp4", "empty.mp4", "text.mp4"]
     assert "frames/v3.mp4.array_record: damaged" in problems
     assert "v1.mp4: was replaced after it was decoded" in problems
     assert (

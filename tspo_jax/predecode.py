@@ -91,8 +91,9 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """The files below, also behind links to other folders, which may lead in a circle."""
     real = os.path.realpath(folder)
     if real not in above and os.access(folder, os.R_OK | os.X_OK):
-        for path in folder.iterdir():
-            if path.is_dir():
+        for entry in os.scandir(folder):
+            path = Path(entry)
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():  # one call to the system only for links
                 yield from _files(path, (*above, real))
             else:
                 yield path
@@ -288,7 +289,8 @@ def add_videos(folder: Path, videos: Path, names: Iterable[str], encoder: Encode
 
 
 def verify(folder: Path, videos: dict[str, Path]) -> dict:
-    """Reads the whole store; `problems` lists damaged files, and files of `videos` that are not what was decoded."""
+    """Reads the whole store; `problems` lists damaged files, and files of `videos` that are not what was decoded,
+    `not_stored` those of `videos` that the store does not have."""
     store = FrameStore(folder)
     clips = sorted(path.name for path in (folder / "features").glob("*"))
     checks = [(store.check_frames, name) for name in store.names()]
@@ -303,7 +305,8 @@ def verify(folder: Path, videos: dict[str, Path]) -> dict:
                 check(name)
             except StoreError as error:
                 problems.append(str(error))
-    return {"videos": len(store.names()), "clip_checkpoints": clips, "problems": problems}
+    absent = sorted(name for name in videos if name not in store)
+    return {"videos": len(store.names()), "clip_checkpoints": clips, "problems": problems, "not_stored": absent}
 
 
 def _check_source(store: FrameStore, name: str, path: Path) -> None:
