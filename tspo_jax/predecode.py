@@ -5,7 +5,7 @@
     python -m tspo_jax.predecode --store=DIR --verify [--videos=FOLDER]
 
 --videos is a folder (all videos below it; a video's name in the store is its path below the folder) or a text file
-that lists one path per line, relative to --video_folder (default: the list's folder).
+with one path per line, relative to --video_folder (default: the list's folder) or in full and below it.
 
 A video that cannot be decoded, hangs or crashes its decoder is listed with its reason in STORE/quarantine*.jsonl and
 costs no other video (delete its line to try it again). Running the same command again goes on where it stopped; only
@@ -13,7 +13,8 @@ new and changed videos are decoded. CLIP features are computed from the stored f
 no decoding.
 
 Many machines: --num_shards=N --shard_index=I, each takes every N-th video of one shared store. In SLURM arrays both
-come from the environment, in Kubernetes indexed jobs the index does.
+come from the environment, in Kubernetes indexed jobs the index does. With --num_shards, a SLURM array may be a few of
+the tasks, to do those again.
 
 Result (stdout or --output): a JSON object. Exit status: 0; 2 where videos are in quarantine or --verify finds damage;
 1 for mistakes in the command, a full disk, or a store that another run is writing.
@@ -329,7 +330,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     flags.DEFINE_string("videos", "", "Folder of videos, or text file with one path per line")
-    flags.DEFINE_string("video_folder", "", "What the paths of a list are relative to; default: the list's folder")
+    flags.DEFINE_string("video_folder", "", "Folder of the videos of a list; default: the list's folder")
     flags.DEFINE_string("store", None, "Folder of the frame store", required=True)
     flags.DEFINE_string("clip", "", "CLIP or TSPO checkpoint folder; without it no features are made")
     flags.DEFINE_integer("workers", len(os.sched_getaffinity(0)), "Decoding processes", lower_bound=1)
