@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 CHECKPOINTS = "checkpoints"
@@ -153,9 +154,10 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self._manager.close()
 
-    def latest_step(self) -> int | None:
-        """Updates done in the newest checkpoint; None where there is none."""
-        return self._manager.latest_step()
+    def latest_step(self) -> int:
+        """Updates done in the newest checkpoint, 0 where there is none. What the first process sees holds for all:
+        others may see an older state of a shared folder."""
+        return int(multihost_utils.broadcast_one_to_all(np.int32(self._manager.latest_step() or 0)))
 
     def save(self, step: int, state: TrainState, iterator: Mapping[str, Any], score: float | None = None) -> None:
         """Starts to save a replicated state; returns as soon as it is copied from the devices."""

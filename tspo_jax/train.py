@@ -116,7 +116,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
             stack.enter_context(in_use(run_dir))
             write_run_config(run_dir, dataclasses.asdict(config))
         checkpoints = stack.enter_context(Checkpoints(run_dir, config.keep_checkpoints))
-        start = checkpoints.latest_step() or 0
+        start = checkpoints.latest_step()
         if start:
             state, iterator = checkpoints.restore(start, like=state)
             loader.set_state(iterator)
