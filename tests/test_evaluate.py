@@ -330,6 +330,12 @@ def test_bad_fields_are_named(golden, config, tmp_path, field, value, message):
         evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
 
 
+def test_several_processes_are_refused(config, tmp_path):
+    config.distributed.enabled = True
+    with pytest.raises(ValueError, match="config.distributed.enabled is True, but evaluate is one process"):
+        evaluate.evaluate(cfg.read(config), tmp_path)
+
+
 def test_a_field_that_does_not_exist():
     with pytest.raises(ConfigError, match="config.evaluation.budget does not exist; did you mean budgets"):
         cfg.check_overrides(["evaluate", "--config.evaluation.budget=8"])

@@ -86,6 +86,8 @@ def evaluate(
     console = Console(stderr=True, highlight=False)
     asked = config.evaluation
     check(asked)
+    if config.distributed.enabled:
+        raise ValueError("config.distributed.enabled is True, but evaluate is one process; only training is several")
     items = read_items(config)
     clip = load_clip(config.agent.clip)
     if asked.videos:
