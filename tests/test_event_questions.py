@@ -1,6 +1,6 @@
 """Needle questions: the stem and the right option are of the target, the wrong options of other videos."""
 
-from tspo_jax.data.event_questions import event_question
+from tspo_jax.data.event_questions import event_questions
 from tspo_jax.data.questions import question_of_row
 
 TEXTS = {
@@ -12,21 +12,22 @@ TEXTS = {
 
 
 def test_options_come_from_where_they_should():
-    answers = set()
+    answers, wrong = set(), set()
     for seed in range(20):
-        line = event_question("a.mp4", TEXTS, seed)
-        assert line == event_question("a.mp4", TEXTS, seed)
-        question = question_of_row(line, 0, "x:1", None)
+        lines = list(event_questions(TEXTS, seed))
+        assert lines == list(event_questions(dict(reversed(TEXTS.items())), seed))
+        assert [line["video"] for line in lines] == ["a.mp4", "c.mp4"]  # the others have one description
+        question = question_of_row(lines[0], 0, "x:1", None)
         answers.add(question.answer)
         right = question.options["ABCD".index(question.answer)]
         others = [option for option in question.options if option != right]
         assert question.kind == "specific" and len(question.options) == 4 and len(set(others)) == 3
         shown = next(text for text in TEXTS["a.mp4"] if text.rstrip(".") in question.query)
         assert {shown, right} == set(TEXTS["a.mp4"])
-        assert set(others) <= {"A dog runs.", "Rain falls all day.", "Snow falls.", "The sun shines."}
+        wrong |= set(others)
     assert answers == set("ABCD")
+    assert wrong == {"A dog runs.", "Rain falls all day.", "Snow falls.", "The sun shines."}
 
 
-def test_too_few_descriptions():
-    assert event_question("b.mp4", TEXTS, 0) is None  # twice the same
-    assert event_question("a.mp4", {"a.mp4": TEXTS["a.mp4"], "b.mp4": TEXTS["b.mp4"]}, 0) is None
+def test_too_few_descriptions_of_other_videos():
+    assert not list(event_questions({name: TEXTS[name] for name in ("a.mp4", "b.mp4", "d.mp4")}, 0))

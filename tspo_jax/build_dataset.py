@@ -37,7 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 from tspo_jax import entry_point, job_array, prompts, rewards, run_folder, sharding, weights
 from tspo_jax.checkpoints import Answerer, load_answerer
-from tspo_jax.data.event_questions import event_question
+from tspo_jax.data.event_questions import event_questions
 from tspo_jax.data.frame_store import FrameStore, StoreError, publish
 from tspo_jax.data.llava_video_178k import MULTIPLE_CHOICE, read_conversations
 from tspo_jax.data.questions import Question, QuestionError, question_of_row, read_questions, row
@@ -328,8 +328,7 @@ def build(
     if shard.count > 1:
         return {"counts": counts, **rest}
 
-    asked = (event_question(video, descriptions, settings.seed) for video in targets)
-    needle = [line for line in asked if line]
+    needle = list(event_questions(descriptions, settings.seed))
     hashes["6_needle.jsonl"] = write_rows(output / "6_needle.jsonl", needle)
     counts["needle_questions"] = len(needle)
 

@@ -7,7 +7,7 @@ of other videos.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,26 +16,32 @@ from tspo_jax.data.questions import row
 NUM_OPTIONS = 4
 
 
-def event_question(target: str, descriptions: Mapping[str, Sequence[str]], seed: int) -> dict | None:
-    """A TSPO-10K row of type `specific` about the video `target`; a function of its arguments.
+def event_questions(descriptions: Mapping[str, Sequence[str]], seed: int) -> Iterator[dict]:
+    """TSPO-10K rows of type `specific`, one about every video in the order of their names.
+
+    Left out are videos that have no two different descriptions, and those for which other videos do not have three that
+    differ from theirs and from each other.
 
     Args:
       descriptions: of the events of every video.
-    Returns: None where the target has no two different descriptions, or other videos do not have three that differ
-      from the target's and from each other.
     """
-    rng = np.random.default_rng((seed, int(hashlib.sha256(target.encode()).hexdigest()[:15], 16)))
-    own = _different(descriptions[target])
-    others = _different([text for video in sorted(descriptions) if video != target for text in descriptions[video]])
-    wrong = [text for text in others if _plain(text) not in {_plain(text) for text in own}]
-    if len(own) < 2 or len(wrong) < NUM_OPTIONS - 1:
-        return None
-    shown, right = rng.permutation(own)[:2].tolist()
-    options = [right, *rng.choice(wrong, NUM_OPTIONS - 1, replace=False).tolist()]
-    order = rng.permutation(NUM_OPTIONS).tolist()
-    stem = f"One scene of the video: {shown.rstrip('.')}. What else does this video show?"
-    answer = chr(ord("A") + order.index(0))
-    return row(f"needle/{target}", target, stem, [options[i] for i in order], answer, "specific")
+    of_video = {video: _different(descriptions[video]) for video in sorted(descriptions)}
+    events = [text for texts in of_video.values() for text in texts]
+    for target, own in of_video.items():
+        rng = np.random.default_rng((seed, int(hashlib.sha256(target.encode()).hexdigest()[:15], 16)))
+        taken, wrong = {_plain(text) for text in own}, []
+        for i in rng.permutation(len(events)):
+            if _plain(events[i]) not in taken:
+                taken.add(_plain(events[i]))
+                wrong.append(events[i])
+            if len(wrong) == NUM_OPTIONS - 1:
+                break
+        if len(own) > 1 and len(wrong) == NUM_OPTIONS - 1:
+            shown, right = rng.permutation(own)[:2].tolist()
+            order = rng.permutation(NUM_OPTIONS).tolist()
+            stem = f"One scene of the video: {shown.rstrip('.')}. What else does this video show?"
+            options, answer = [right, *wrong], chr(ord("A") + order.index(0))
+            yield row(f"needle/{target}", target, stem, [options[i] for i in order], answer, "specific")
 
 
 def _plain(text: str) -> str:
