@@ -70,13 +70,29 @@ def of_run(
       examples: Loader.examples().
       sample, update, state, initial: the programs, and what `update` is called with.
     """
+    G, a = config.policy.group_size, config.answerer
+    times = {"answer": num_chunks(config, mesh)}
+
+    def calls(rows: Batch, k: int) -> dict[str, Call]:
+        B, step = len(rows["index"]), np.int32(0)
+        batch = sharding.abstract_batch(mesh, {name: rows[name] for name in ARRAYS})
+        draws = sharding.abstract_batch(mesh, np.empty((B, G, k), np.int32))
+        names = ("total", "unparsed", *reward_weights(config)[rows["kind"]])
+        measured = {name: np.empty((B, G), np.float32) for name in names}
+        measured |= {name: np.empty(B, np.float32) for name in ("unique_frames", "cosine_spread")}
+        measured = sharding.abstract_batch(mesh, measured)
+        rollout, shown = environment.abstract_call(rows, k)
+        trips = {"encode": -(-G * k // a.encode_chunk), "decode": a.max_new_tokens - 1}
+        return {
+            "sample": Call(sample, (state.agent, batch, step), {"k": k, "attempt": step}, {}),
+            "answer": Call(rollout, shown, {}, trips),
+            "update": Call(update, (state, batch, draws, measured, step, initial), {}, {}),
+        }
+
     steps = []
     for share, rows in examples:
-        choices = config.policy.random_k or (rows["k"],)
-        for k in choices:
-            calls, times = _calls(config, mesh, environment, rows, k, sample, update, state, initial)
-            shape = rows["kind"], rows["mask"].shape[1]
-            steps.append(Steps(shape, k, share / len(choices), Estimate(calls, times, mesh)))
+        shape, choices = (rows["kind"], rows["mask"].shape[1]), config.policy.random_k or (rows["k"],)
+        steps += [Steps(shape, k, share / len(choices), Estimate(calls(rows, k), times, mesh)) for k in choices]
     return steps
 
 
@@ -93,36 +109,6 @@ def said(steps: Sequence[Steps], num_steps: int) -> str:
         mean = sum(of_shape.share * of_shape.cost.seconds for of_shape in steps)
         text += f"; at least {mean:.3g} s per step, {clock(mean * num_steps)} for all"
     return text
-
-
-def _calls(
-    config: Config,
-    mesh: jax.sharding.Mesh,
-    environment: Environment,
-    rows: Batch,
-    k: int,
-    sample: Callable,
-    update: Callable,
-    state: TrainState,
-    initial: dict | None,
-) -> tuple[dict[str, Call], dict[str, int]]:
-    """The programs of a step on a batch like `rows` with K = k, and how often each runs."""
-    B, G, step = len(rows["index"]), config.policy.group_size, np.int32(0)
-    batch = sharding.abstract_batch(mesh, {name: rows[name] for name in ARRAYS})
-    draws = sharding.abstract_batch(mesh, np.empty((B, G, k), np.int32))
-    names = ("total", "unparsed", *reward_weights(config)[rows["kind"]])
-    measured = {name: np.empty((B, G), np.float32) for name in names}
-    measured |= {name: np.empty(B, np.float32) for name in ("unique_frames", "cosine_spread")}
-    measured = sharding.abstract_batch(mesh, measured)
-    rollout, shown = environment.abstract_call(rows, k)
-    a = config.answerer
-    trips = {"encode": -(-G * k // a.encode_chunk), "decode": a.max_new_tokens - 1}
-    calls = {
-        "sample": Call(sample, (state.agent, batch, step), {"k": k, "attempt": step}, {}),
-        "answer": Call(rollout, shown, {}, trips),
-        "update": Call(update, (state, batch, draws, measured, step, initial), {}, {}),
-    }
-    return calls, {"answer": num_chunks(config, mesh)}
 
 
 def _compile(call: Call, mesh: jax.sharding.Mesh, chip: Chip | None) -> dict[str, Any]:
