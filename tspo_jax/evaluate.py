@@ -212,7 +212,7 @@ def read_agent(config: Config, folder: str | Path) -> tuple:
     shape = {"window": config.agent.window, "num_heads": config.agent.num_heads}
     if any(Path(folder).glob("*.safetensors")):
         return load_agent(folder, **shape)
-    params = run_folder.read_agent(folder)
+    params = jax.device_put(run_folder.read_agent(folder))
     return agent_graphdef(params, read_clip_config(config.agent.clip).projection_dim, **shape), params
 
 
