@@ -23,6 +23,8 @@ def check(argv):
 def main():
     if flags.FLAGS.n < 0:
         raise ValueError(f"--n is {flags.FLAGS.n}, it must not be negative")
+    if flags.FLAGS.n == 9:
+        raise KeyboardInterrupt
     if flags.FLAGS.n > 9:
         raise RuntimeError("a bug" if flags.FLAGS.n == 10 else "RESOURCE_EXHAUSTED: Out of memory\\nmany lines")
     entry_point.write_result({"n": flags.FLAGS.n}, flags.FLAGS.output)
@@ -61,6 +63,11 @@ def test_a_users_mistake_is_one_line(argument, message):
     result = start(argument)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
+
+
+def test_ctrl_c():
+    result = start("--n=9")
+    assert (result.returncode, result.stderr) == (130, "stopped\n")
 
 
 def test_a_bug_keeps_its_traceback():

@@ -13,7 +13,7 @@ def run(main: Callable[[], int | None], check: Callable[[Sequence[str]], None] |
     """Parses the flags, calls `main()` and exits with what it returns.
 
     A user's mistake (ValueError, OSError) and a device without enough memory are one line `error: ...` on stderr and
-    exit status 1, not a traceback.
+    exit status 1, not a traceback; Ctrl-C is the line `stopped` and exit status 130.
 
     Args:
       check: called with the command line before the flags are parsed; may raise ValueError.
@@ -49,6 +49,9 @@ def _explained(call):
         return call()
     except (ValueError, OSError, flags.Error) as error:
         _fail(error)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     except RuntimeError as error:  # jax's
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
