@@ -213,9 +213,13 @@ AT_LEAST = {
     "data.workers": 0,
     "profile_steps": 0,
     "data.decode_threads": 1,
+    "data.min_frames": 0,
+    "data.max_frames": 1,
     "data.general.k": 1,
     "data.specific.k": 1,
     "policy.group_size": 2,  # rewards are compared within a group
+    "policy.tau_start": 1e-4,  # scores are divided by it
+    "policy.tau_end": 0,  # not reached before the last step
     "policy.inner_steps": 1,
     "policy.resamples": 1,
     "policy.kl_limit": 0,

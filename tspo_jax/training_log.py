@@ -103,7 +103,7 @@ class TrainingLog(ExitStack):
             np.savez(path, **rows)
             raise NotFiniteError(
                 f"step {step}: {', '.join(broken)} not finite; its batch is in {path}, and no checkpoint holds this "
-                "step. A lower optimizer.learning_rate may help; features that are not finite do not"
+                "step. Where the features of the batch are finite, a lower optimizer.learning_rate may help"
             )
         if time_left := self._pace.said():
             self.note(time_left)
