@@ -1,10 +1,12 @@
 """kill -9 of a training, alone and as one of two processes: the other ends by itself, and a rerun goes on exactly."""
 
 import shutil
+import time
 
 import jax
 import numpy as np
 import pytest
+from conftest import xla_flags
 from test_two_processes import needle_config
 
 from benchmarks import kill_resume
@@ -33,7 +35,7 @@ def written(config, folder):
 
 
 def test_killed_at_random_moments(config, tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
     config.mesh.axes = (("data", 1), ("model", 1))
     command = [written(config, tmp_path)]
     pace = kill_resume.undisturbed(tmp_path / "whole", command)
@@ -45,7 +47,7 @@ def test_killed_at_random_moments(config, tmp_path, monkeypatch):
 
 def test_one_of_two_processes_is_killed(config, tmp_path, monkeypatch):
     """The rerun of both is exact; one process with all devices goes on too, to float tolerance."""
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    monkeypatch.setenv("XLA_FLAGS", xla_flags(4))
     config.held_out.every, config.held_out.num_questions = NUM_STEPS // 2, 4
     config.evaluation.budgets, config.evaluation.batch_size = (2,), 2
     command = [written(config, tmp_path)]
@@ -53,7 +55,7 @@ def test_one_of_two_processes_is_killed(config, tmp_path, monkeypatch):
     kill_resume.undisturbed(whole, command, 2)
     run = kill_resume.Run(killed, command, 2)
     while run.is_running() and kill_resume.num_rows(killed) < NUM_STEPS // 2:
-        pass
+        time.sleep(0.005)
     run.processes[1].kill()
     assert run.wait(120) == [LOST, -9]
     said = run.log.read_text()

@@ -7,7 +7,7 @@ import sys
 
 import jax
 import numpy as np
-from conftest import ROOT
+from conftest import ROOT, xla_flags
 from tiny_store import make_config, make_store, write_questions
 
 from tspo_jax import config as cfg
@@ -38,10 +38,7 @@ def free_port() -> int:
 
 
 def train_in_two_processes(config_file, run_dir):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-    }
+    environment = os.environ | {"XLA_FLAGS": xla_flags(4), "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     command = [sys.executable, "-m", "tspo_jax.train", f"--config={config_file}", f"--run_dir={run_dir}"]
     command += ["--config.distributed.enabled=True", f"--config.distributed.coordinator=127.0.0.1:{free_port()}"]
     processes = [

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 
 class Estimate(NamedTuple):
@@ -70,7 +70,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     """
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return min(1.0, 2 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def churn_floor(flips: np.ndarray, clusters: Sequence[str], level: float = 0.95) -> float:
@@ -89,7 +89,7 @@ def churn_floor(flips: np.ndarray, clusters: Sequence[str], level: float = 0.95)
     """
     _, cluster = np.unique(np.asarray(clusters, str), return_inverse=True)
     together = np.bincount(cluster, np.asarray(flips, float))
-    return float(stats.norm.ppf((1 + level) / 2) * np.sqrt(np.sum(together**2)) / len(flips))
+    return float(special.ndtri((1 + level) / 2) * np.sqrt(np.sum(together**2)) / len(flips))
 
 
 def over_seeds(values: Sequence[float], level: float = 0.95) -> Estimate:
@@ -98,7 +98,7 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> Estimate:
     mean = float(values.mean())
     if len(values) < 2:
         return Estimate(mean, None, None)
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = special.stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values))
     return Estimate(mean, float(mean - half), float(mean + half))
 
 
