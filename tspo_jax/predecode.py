@@ -191,10 +191,10 @@ def decode_videos(
         shares: dict[str, float] = {}
 
         def show(job: Job, share: float) -> None:
-            shares[job.name] = share * job.size
+            before, shares[job.name] = shares.get(job.name, 0.0), share * job.size
             rate = frames / max(time.monotonic() - start, 1e-6)
             count = f"{len(shares)}/{len(jobs)} videos, {len(quarantine.rows)} in quarantine, {rate:.0f} frames/s"
-            progress.update(bar, completed=sum(shares.values()), text=count)
+            progress.update(bar, advance=shares[job.name] - before, text=count)
 
         try:
             for outcome in run_jobs(jobs, num_workers, limits, show):
