@@ -60,9 +60,8 @@ class HeldOut:
         asked = dataclasses.replace(asked, controls=(), frame_idx="", budgets=asked.budgets[:1])
         self.config = dataclasses.replace(config, evaluation=asked)
         evaluate.check(asked)
-        _, num_shares = sharding.data_slice(mesh)
-        field = "evaluation.batch_size, over all processes,"
-        sharding.check_batch_size(mesh, asked.batch_size * num_shares, field)
+        of_all = asked.batch_size * sharding.data_slice(mesh)[1]
+        sharding.check_batch_size(mesh, of_all, "evaluation.batch_size, over all processes,")
         items = evaluate.read_items(self.config)
         places = np.linspace(0, len(items), min(len(items), config.held_out.num_questions), endpoint=False, dtype=int)
         self.items = [items[place] for place in places]
@@ -85,7 +84,8 @@ class HeldOut:
         sets = []
         for item, (clip_scores, scores), known in zip(self.items, after, correct, strict=True):
             choices: dict[tuple[int, ...], list[tuple[str, int]]] = {}
-            for method in (method for method, is_correct in zip(methods, known, strict=True) if is_correct == UNKNOWN):
+            for j in np.flatnonzero(known == UNKNOWN):
+                method = methods[j]
                 picks = tuple(pick(method, clip_scores, scores, k).tolist())
                 choices.setdefault(picks, []).append((method, k))
             order = tuple(range(len(item.options)))
