@@ -2,16 +2,7 @@
 
 import os
 
-
-def xla_flags(num_devices: int) -> str:
-    """XLA_FLAGS of a process with this many CPU devices, whose tiny programs are compiled once and hardly run.
-
-    LLVM optimises nothing and fused loops are emitted the old way: a third of the suite's time. What partitions and
-    rewrites programs is as it always is.
-    """
-    quickly = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    return f"{quickly} --xla_cpu_parallel_codegen_split_count=1 --xla_force_host_platform_device_count={num_devices}"
-
+from xla_flags import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{xla_flags(8)} {os.environ.get('XLA_FLAGS', '')}"  # the last of equal flags counts

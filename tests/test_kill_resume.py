@@ -6,8 +6,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import xla_flags
 from test_two_processes import needle_config
+from xla_flags import xla_flags
 
 from benchmarks import kill_resume
 from tspo_jax import config as cfg

@@ -7,8 +7,9 @@ import sys
 
 import jax
 import numpy as np
-from conftest import ROOT, xla_flags
+from conftest import ROOT
 from tiny_store import make_config, make_store, write_questions
+from xla_flags import xla_flags
 
 from tspo_jax import config as cfg
 from tspo_jax import train as training
