@@ -147,10 +147,13 @@ def writing(store: Path, shard: Shard) -> Iterator[None]:
     with contextlib.ExitStack() as files:
 
         def hold(path: Path, kind: int) -> None:
+            file = files.enter_context(path.open("a"))
             try:
-                fcntl.flock(files.enter_context(path.open("a")), kind | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StoreError(f"{store}: another run is writing this store; wait for it or use another") from None
+            except OSError as error:
+                raise StoreError(f"{path}: cannot be locked on this file system ({error.strerror})") from error
 
         # A run without shards excludes all others, a shard only itself and those of another number of shards.
         hold(store / "lock", fcntl.LOCK_EX if shard.count == 1 else fcntl.LOCK_SH)
