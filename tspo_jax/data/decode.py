@@ -155,8 +155,8 @@ def candidate_frames(ticks: np.ndarray, time_base: float, video_fps: float, fps:
     frames on screen at 0, 1/fps, 2/fps .. seconds instead.
     """
     by_number = np.arange(0, len(ticks), max(1, round(video_fps / fps)), dtype=np.int64)
-    intervals = np.diff(ticks[by_number]) * (time_base * fps)
-    if np.count_nonzero((intervals < 1 / 1.5) | (intervals > 1.5)) <= 0.05 * len(intervals):
+    intervals = np.diff(ticks[[*by_number, -1]]) * (time_base * fps)  # the last: up to the last frame
+    if np.count_nonzero(intervals > 1.5) + np.count_nonzero(intervals[:-1] < 1 / 1.5) <= 0.05 * len(intervals):
         return by_number
     length = float(ticks[-1] - ticks[0]) * time_base
     wanted = ticks[0] + (np.arange(0, length + 1e-6, 1 / fps) + 1e-6) // time_base
