@@ -102,6 +102,9 @@ def test_variable_frame_rate():
     steady = np.arange(3000) * 1001
     np.testing.assert_array_equal(candidate_frames(steady, 1 / 30_000, 29.97), np.arange(0, 3000, 30))
     np.testing.assert_array_equal(candidate_frames(steady, 1 / 30_000, 29.97, fps=2), np.arange(0, 3000, 15))
+    slides = np.concatenate([np.arange(1800), 1800 + 600 * np.arange(30)])  # a minute of film, then 10 of slides
+    candidates = candidate_frames(slides, 1 / 30, 30.0)
+    np.testing.assert_array_equal(candidates, [*range(0, 1800, 30), *range(1800, 1830)])
     # WebM of browsers claims 1,000 pictures per second.
     np.testing.assert_allclose(np.diff(candidate_frames(steady[:900], 1 / 30_000, 1000.0)), 30, atol=1)
     assert list(candidate_frames(steady[:1], 1 / 30_000, 29.97)) == [0]

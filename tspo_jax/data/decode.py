@@ -151,12 +151,14 @@ def candidate_frames(ticks: np.ndarray, time_base: float, video_fps: float, fps:
     """Frame numbers int64 [T] at about `fps` per second, of frames at int64 `ticks` of `time_base` seconds.
 
     The original's rule, every round(video_fps / fps)-th frame (at least every frame), which all published frame
-    indices follow. Where the frame rate varies so much that over 5 % of its intervals are off by a factor of 1.5, the
-    frames on screen at 0, 1/fps, 2/fps .. seconds instead.
+    indices follow. Where the frame rate varies so much that over 5 % of its intervals, or of the time in them, are off
+    by a factor of 1.5, the frames on screen at 0, 1/fps, 2/fps .. seconds instead.
     """
     by_number = np.arange(0, len(ticks), max(1, round(video_fps / fps)), dtype=np.int64)
     intervals = np.diff(ticks[[*by_number, -1]]) * (time_base * fps)  # the last: up to the last frame
-    if np.count_nonzero(intervals > 1.5) + np.count_nonzero(intervals[:-1] < 1 / 1.5) <= 0.05 * len(intervals):
+    off = (intervals > 1.5) | (intervals < 1 / 1.5)
+    off[-1] = intervals[-1] > 1.5
+    if np.count_nonzero(off) <= 0.05 * len(off) and intervals[off].sum() <= 0.05 * intervals.sum():
         return by_number
     length = float(ticks[-1] - ticks[0]) * time_base
     wanted = ticks[0] + (np.arange(0, length + 1e-6, 1 / fps) + 1e-6) // time_base
