@@ -23,6 +23,7 @@ Result (stdout or --output): a JSON object. Exit status: 0; 2 where videos are i
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -58,6 +59,7 @@ from tspo_jax.progress_bar import ProgressBar
 
 # Modules that use jax are imported where they are needed: decode workers import this file.
 
+_CHECKED_AT_ONCE = 32  # files: on a disk behind a network each takes its time
 _FILE_OVERHEAD = 128 << 10  # bytes that an ArrayRecord file takes over its records
 _DECODERS = "pyav", "decord"  # in the order they are tried; PyAV is the faster one for a picture per second
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
@@ -177,9 +179,11 @@ def decode_videos(
 
     Raises StoreError where the disk is full, saying how much is missing.
     """
-    sizes = {name: path.stat().st_size if path.is_file() else None for name, path in videos.items()}
     store = FrameStore(folder)
-    done = {name for name in videos if _is_stored(store, name, sizes[name])}
+    with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:
+        sizes = dict(zip(videos, pool.map(_size, videos.values()), strict=True))
+        checks = pool.map(functools.partial(_is_stored, store), sizes, sizes.values())
+        done = {name for name, is_stored in zip(sizes, checks, strict=True) if is_stored}
     rows = quarantine.rows.items()
     known = {name for name, row in rows if name in sizes and sizes[name] == row["source_size"]} - done
     quarantine.keep(known)
@@ -223,6 +227,10 @@ def decode_videos(
         "decode_seconds": round(time.monotonic() - start, 3),
         "quarantined": [quarantine.rows[name] for name in sorted(quarantine.rows)],
     }
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _is_stored(store: FrameStore, name: str, size: int | None) -> bool:

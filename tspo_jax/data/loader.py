@@ -164,8 +164,9 @@ class _Samples:
             """Stored frames of a video, and what is wrong with it."""
             try:
                 length = store.video(name).num_frames
-                is_ready = store.has_features(name)
-                return length, "" if is_ready else f"the features of {name} are missing or of older frames"
+                if store.has_features(name):
+                    return length, ""
+                return length, f"the features of {name} are missing or of older frames; run predecode with --clip"
             except StoreError as error:
                 return 0, str(error)
 
@@ -207,7 +208,8 @@ class _Samples:
             raise ValueError(f"{where}: {k} frames are to be picked, but there may be only {fewest} candidates")
         fitting = [bucket for bucket in self.config.buckets if bucket >= most]
         if not fitting:
-            raise ValueError(f"{where}: has up to {most} candidates, more than the largest of {self.config.buckets=}")
+            sizes = ", ".join(map(str, self.config.buckets))
+            raise ValueError(f"{where}: has up to {most} candidates, more than the largest of the buckets ({sizes})")
         return min(fitting)
 
 
