@@ -194,7 +194,8 @@ def decode_videos(
     jobs = [Job(str(videos[n]), n, sizes[n], str(folder), settings, _DECODERS) for n in todo]
     start, frames = time.monotonic(), 0
     with _progress("{task.fields[text]}") as progress:
-        bar = progress.add_task("", text="decoding", total=sum(job.size for job in jobs) or 1)
+        todo_bytes, text = sum(job.size for job in jobs), "decoding" if jobs else "nothing to decode"
+        bar = progress.add_task("", text=text, total=todo_bytes or 1, completed=0 if jobs else 1)
         shares: dict[str, float] = {}
 
         def show(job: Job, share: float) -> None:
