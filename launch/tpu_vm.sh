@@ -33,7 +33,8 @@ case $action in
   run)
     [ $# -ge 1 ] || usage
     arguments=$(printf '%q ' "$@" --config.distributed.enabled=True)
-    on_workers all "cd tspo_jax && source launch/setup.sh && (setsid nohup python -m tspo_jax.train $arguments >>train.log 2>&1 & echo \$! >train.pid)"
+    idle="! kill -0 \$(cat train.pid 2>/dev/null) 2>/dev/null || { echo 'error: process' \$(cat train.pid) 'is training; stop it first' >&2; exit 1; }"
+    on_workers all "cd tspo_jax && { $idle; } && source launch/setup.sh && (setsid nohup python -m tspo_jax.train $arguments >>train.log 2>&1 & echo \$! >train.pid)"
     ;;
   logs) on_workers 0 "tail -n 50 -F tspo_jax/train.log" ;;
   stop) on_workers all "kill -TERM \$(cat tspo_jax/train.pid)" ;;

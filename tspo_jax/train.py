@@ -11,10 +11,10 @@ A step, with B questions, T candidate frames, G draws of K frames each:
     reward   rewards.py       answers and draws -> [B,G]
     update   programs.py      rewards relative to their group's mean -> one optimiser step on the agent
 
-sample, answer and update are compiled programs, once per kind of sample and bucket of T; nothing else runs on the
-device. The next batch is loaded meanwhile, metrics are read from the device one step late, and frames are fetched while
-other questions are answered (answerer.question_chunk). With policy.stale_steps=1 the next picks are drawn before the
-update and fetched while the MLLM answers; the update then corrects for the agent that drew.
+sample, answer and update are compiled before the first step, once per kind of sample and bucket of T; nothing else
+runs on the device. The next batch is loaded meanwhile, metrics are read from the device one step late, and frames are
+fetched while other questions are answered (answerer.question_chunk). With policy.stale_steps=1 the next picks are drawn
+before the update and fetched while the MLLM answers; the update then corrects for the agent that drew.
 
 Running the same command again resumes from the newest checkpoint, exactly: randomness is a function of (seed, step,
 question index), and the place of the data iterator is part of the checkpoint. After SIGTERM the step in progress is
