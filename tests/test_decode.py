@@ -46,6 +46,7 @@ def test_any_ascending_numbers(video, decoder):
         ("v.mkv", "libx264", {"x264-params": "bframes=3:b-pyramid=2"}),
         ("v.ts", "libx264", {}),
         ("v.avi", "mpeg4", {"bf": "2", "qmax": "2"}),
+        ("mpeg4.mkv", "mpeg4", {"bf": "2", "qmax": "2"}),
         ("h264.avi", "libx264", {}),
         ("v.webm", "libvpx-vp9", {}),
         ("mpeg2.mkv", "mpeg2video", {}),

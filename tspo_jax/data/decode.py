@@ -23,8 +23,8 @@ except ImportError:  # there are wheels for Linux on x86-64 only
 
 DECODERS = ("decord", "pyav")
 # Where decord's pictures equal a full decode. After a seek it returns other frames of HEVC with open groups of
-# pictures, of MPEG-2, of transport streams and of AVI with B pictures; rotated pictures come out scrambled.
-_DECORD_CODECS = ("h264", "vp8", "vp9", "mpeg4")
+# pictures, of MPEG-2, of transport streams, and of MPEG-4 and AVI with B pictures; rotated pictures come out scrambled.
+_DECORD_CODECS = ("h264", "vp8", "vp9")
 _DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _SEEK_AHEAD = 100  # frames; PyAV seeks to a key frame rather than decode more than this many unwanted ones
 
