@@ -135,6 +135,7 @@ def test_advice_names_what_is_left_to_change(config):
     text = "; ".join(aot_compile.advice(config, answerer, mesh))
     assert "model axis of 4" in text and "batch_size=4" in text and "split_over_data" in text
     assert "prefill_chunk" not in text, "it is 1 already"
+    assert "question_chunk=1" in text
     mesh = sharding.make_mesh([("data", 1), ("model", 8)], jax.devices())
     least = dataclasses.replace(config, batch_size=1, answerer=dataclasses.replace(config.answerer, encode_chunk=1))
     assert aot_compile.advice(least, answerer, mesh) == ["a slice with more or larger chips"]
@@ -198,6 +199,10 @@ def test_programs_of_a_step_at_full_size(name, monkeypatch):
     layers = sum(x.size for x in jax.tree.leaves(answerer.abstract["language_model"]["layers"]))
     tokens = 16 * 8 * answerer.config.num_visual_tokens(16, *config.answerer.video.frame_size)
     assert 2 * tokens * layers < flops < 2 * 2 * tokens * layers
+    config = dataclasses.replace(config, answerer=dataclasses.replace(config.answerer, question_chunk=8))
+    in_parts = aot_compile.training_step(config, answerer, 768, mesh)
+    assert in_parts["answer"].times == 2 and in_parts["answer"].args[1].shape[0] == 8
+    assert in_parts["update"].args[2].shape == calls["update"].args[2].shape
 
 
 def test_an_update_that_needs_other_agents_too(config):

@@ -21,11 +21,11 @@ def calls():
 
 def test_memory_is_that_of_a_device(calls):
     mesh, calls = calls
-    found = estimate.Estimate(calls, {}, mesh)
+    found = estimate.Estimate(calls, mesh)
     assert found.bytes == 2 * 4 * 1024 * 4, "half of the rows, read and written"
     assert found.seconds is None
     rows = sharding.abstract_batch(mesh, np.zeros((2, 1), np.float32))
-    small = estimate.Estimate({"double": calls["double"]._replace(args=(rows,))}, {}, mesh)
+    small = estimate.Estimate({"double": calls["double"]._replace(args=(rows,))}, mesh)
     steps = [estimate.Steps(("general", 40), 2, 0.5, small), estimate.Steps(("specific", 128), 3, 0.5, found)]
     assert estimate.said(steps, 10) == (
         "memory of a device 32.8 kB (double 32.8 kB; specific samples, 128 candidates, K = 3)"
@@ -36,7 +36,7 @@ def test_a_call_finds_what_was_compiled(calls):
     from tspo_jax.metrics import CompilationCounter
 
     mesh, calls = calls
-    estimate.Estimate(calls, {}, mesh)
+    estimate.Estimate(calls, mesh)
     batch = sharding.put_batch(mesh, np.ones((8, 1024), np.float32))
     with CompilationCounter() as compilations:
         calls["double"].program(batch)
@@ -48,12 +48,13 @@ def test_roofline_on_a_known_chip(calls, monkeypatch):
     mesh, calls = calls
     slow = dataclasses.replace(tpu.CHIPS["v5e"], hbm_bandwidth=16384.0)
     monkeypatch.setattr(estimate, "chip_of", lambda device: slow)
-    found = estimate.Estimate(calls, {"double": 3}, mesh)
+    calls = {"double": calls["double"]._replace(times=3)}
+    found = estimate.Estimate(calls, mesh)
     assert found.seconds == pytest.approx(3 * 2, rel=0.01)
     faster = dataclasses.replace(slow, hbm_bandwidth=2 * 16384.0)
     monkeypatch.setattr(estimate, "chip_of", lambda device: faster)
     steps = [estimate.Steps(("general", 40), 2, 0.5, found)]
-    steps.append(estimate.Steps(("specific", 128), 3, 0.5, estimate.Estimate(calls, {"double": 3}, mesh)))
+    steps.append(estimate.Steps(("specific", 128), 3, 0.5, estimate.Estimate(calls, mesh)))
     assert estimate.said(steps, 100).endswith("; at least 4.5 s per step, 7.5 min for all")
 
 

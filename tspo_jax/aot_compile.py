@@ -32,6 +32,7 @@ from tspo_jax import config as config_module
 from tspo_jax import entry_point, programs, sharding, tpu, weights
 from tspo_jax.checkpoints import AGENT_KINDS, Architecture, Generation, answerer_architecture
 from tspo_jax.config import Config
+from tspo_jax.environment import num_chunks
 from tspo_jax.models.clip import ClipConfig
 from tspo_jax.models.layers import abstract_module
 from tspo_jax.program_cost import Program, arithmetic
@@ -43,12 +44,13 @@ FRAME = np.zeros((720, 1280, 3), np.uint8)  # a frame as it comes from a video
 
 
 class Call(NamedTuple):
-    """A jitted program with abstract arguments; `while_trips`: see `program_cost.arithmetic`."""
+    """A jitted program with abstract arguments, which a step calls `times`; `while_trips`: program_cost.arithmetic."""
 
     program: Any
     args: tuple
     kwargs: dict
     while_trips: dict[str, int]
+    times: int = 1
 
 
 def training_step(config: Config, answerer: Architecture, clip_width: int, mesh: jax.sharding.Mesh) -> dict[str, Call]:
@@ -97,15 +99,18 @@ def training_step(config: Config, answerer: Architecture, clip_width: int, mesh:
         prefill_chunk=config.answerer.prefill_chunk,
         mesh=mesh,
     )
-    frames = of(rows, B, G * K, *answerer.processor.crop(FRAME).shape, dtype=jnp.uint8)
-    index = of(rows, B, G, K, dtype=jnp.int32)
-    prompt = of(rows, B, PROMPT_TOKENS, dtype=jnp.int32), of(rows, B, dtype=jnp.int32)
+    chunks = num_chunks(config, mesh)
+    b = B // chunks  # questions that are answered at a time
+    frames = of(rows, b, G * K, *answerer.processor.crop(FRAME).shape, dtype=jnp.uint8)
+    index = of(rows, b, G, K, dtype=jnp.int32)
+    prompt = of(rows, b, PROMPT_TOKENS, dtype=jnp.int32), of(rows, b, dtype=jnp.int32)
+    draws = of(rows, B, G, K, dtype=jnp.int32)
     trips = {"encode": -(-G * K // config.answerer.encode_chunk), "decode": config.answerer.max_new_tokens - 1}
     update = programs.make_update(graphdef, config, mesh)
     return {
         "sample": Call(programs.make_sample(graphdef, config, mesh), (state.agent, batch, step), {"k": K}, {}),
-        "answer": Call(rollout.program, (params, frames, index, *prompt), {}, trips),
-        "update": Call(update, (state, batch, index, measured, step, initial), {}, {}),
+        "answer": Call(rollout.program, (params, frames, index, *prompt), {}, trips, chunks),
+        "update": Call(update, (state, batch, draws, measured, step, initial), {}, {}),
     }
 
 
@@ -115,7 +120,7 @@ def answerer_where(config: Config, answerer: Architecture, mesh: jax.sharding.Me
 
 
 def compile_call(call: Call, mesh: jax.sharding.Mesh, chip: tpu.Chip) -> dict[str, Any]:
-    """What the compiler says about one program, as plain values: bytes and seconds, per device where not said."""
+    """What the compiler says about one call, as plain values: bytes and seconds, per device where not said."""
     traced = call.program.trace(*call.args, **call.kwargs)
     cost = arithmetic(traced.jaxpr, call.while_trips)
     started = time.perf_counter(), time.process_time()
@@ -179,7 +184,7 @@ def compile_step(config: Config, answerer: Architecture, clip_width: int, topolo
         "programs": compiled,
     }
     if result["fits"]:
-        return result | {"seconds": sum(program["seconds"] for program in compiled.values())}
+        return result | {"seconds": sum(calls[name].times * program["seconds"] for name, program in compiled.items())}
     return result | {"advice": advice(config, answerer, mesh)}
 
 
@@ -190,6 +195,7 @@ def advice(config: Config, answerer: Architecture, mesh: jax.sharding.Mesh) -> l
     options = [
         (a.prefill_chunk != 1, "--config.answerer.prefill_chunk=1 (frame sets of a question at a time)"),
         (a.encode_chunk > 4, "--config.answerer.encode_chunk=4 (frames of a question at a time)"),
+        (num_chunks(config, mesh) < config.batch_size // mesh.shape["data"], "--config.answerer.question_chunk=1"),
         (bool(larger), f"a model axis of {larger[0] if larger else 0} in --config.mesh.axes"),
         (config.batch_size > mesh.shape["data"], f"--config.batch_size={mesh.shape['data']}"),
         (not config.mesh.split_over_data and mesh.shape["data"] > 1, "--config.mesh.split_over_data=True"),

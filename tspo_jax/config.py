@@ -45,7 +45,7 @@ class Answerer:
     max_new_tokens: int = 256
     encode_chunk: int = 16  # frames of a question that are encoded at a time; bounds memory
     prefill_chunk: int = 0  # frame sets of a question that are prefilled at a time, a divisor of group_size; 0 = all
-    question_chunk: int = 0  # questions answered while the next ones' frames are fetched (or a few more); 0 = all
+    question_chunk: int = 0  # questions (or a few more) answered while the next are fetched; bounds memory; 0 = all
     template: str = ""  # conversation, a name of prompts.TEMPLATES; "" = the one that the model was trained on
     video: VideoOptions = group(VideoOptions)  # for models that leave a choice: Qwen2.5-VL
     option_text: str = "{letter}"  # how its answers name an option, one token; for rewards probability and margin

@@ -56,9 +56,9 @@ def _explained(call):
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _fail(
-            f"a device has too little memory ({str(error).splitlines()[0]}). Less is taken by a smaller batch_size (of "
-            "training, or of evaluation), answerer.prefill_chunk=1, a smaller answerer.encode_chunk, and a larger "
-            "model axis in mesh.axes"
+            f"a device has too little memory ({str(error).splitlines()[0]}). Less is taken by "
+            "answerer.question_chunk=1, answerer.prefill_chunk=1, a smaller answerer.encode_chunk or "
+            "evaluation.batch_size, and a larger model axis in mesh.axes"
         )
 
 

@@ -25,20 +25,16 @@ MEASURED_STEPS = 5  # of a run, none of which compiled anything, before its time
 
 
 class Estimate:
-    """Of a step's programs: bytes of a device, and seconds where the chip is known.
+    """Of a step's programs: bytes of a device, and seconds where the chip is known."""
 
-    Args:
-      times: how often each runs in a step.
-    """
-
-    def __init__(self, calls: Mapping[str, Call], times: Mapping[str, int], mesh: jax.sharding.Mesh):
+    def __init__(self, calls: Mapping[str, Call], mesh: jax.sharding.Mesh):
         device = next(device for device in mesh.devices.flat if device.process_index == jax.process_index())
         self.chip = chip_of(device)
         self.programs = {name: _compile(call, mesh, self.chip) for name, call in calls.items()}
         self.bytes = max(program["bytes"] for program in self.programs.values())
         stats = device.memory_stats()
         self.available = stats["bytes_limit"] if stats else None
-        seconds = [times.get(name, 1) * program.get("seconds", 0) for name, program in self.programs.items()]
+        seconds = [calls[name].times * program.get("seconds", 0) for name, program in self.programs.items()]
         self.seconds = sum(seconds) if self.chip else None
 
 
@@ -71,7 +67,6 @@ def of_run(
       sample, update, state, initial: the programs, and what `update` is called with.
     """
     G, a = config.policy.group_size, config.answerer
-    times = {"answer": num_chunks(config, mesh)}
 
     def calls(rows: Batch, k: int) -> dict[str, Call]:
         B, step = len(rows["index"]), np.int32(0)
@@ -85,14 +80,14 @@ def of_run(
         trips = {"encode": -(-G * k // a.encode_chunk), "decode": a.max_new_tokens - 1}
         return {
             "sample": Call(sample, (state.agent, batch, step), {"k": k, "attempt": step}, {}),
-            "answer": Call(rollout, shown, {}, trips),
+            "answer": Call(rollout, shown, {}, trips, num_chunks(config, mesh)),
             "update": Call(update, (state, batch, draws, measured, step, initial), {}, {}),
         }
 
     steps = []
     for share, rows in examples:
         shape, choices = (rows["kind"], rows["mask"].shape[1]), config.policy.random_k or (rows["k"],)
-        steps += [Steps(shape, k, share / len(choices), Estimate(calls(rows, k), times, mesh)) for k in choices]
+        steps += [Steps(shape, k, share / len(choices), Estimate(calls(rows, k), mesh)) for k in choices]
     return steps
 
 
