@@ -1,6 +1,7 @@
 """Worker processes: hangs, crashes and errors each cost one video, nothing else."""
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -132,6 +133,16 @@ def _await(condition):
         assert time.monotonic() < end
         time.sleep(0.05)
     return value
+
+
+def test_a_source_that_cannot_be_read_is_its_own_fault(tmp_path, monkeypatch):
+    def bad_sector(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    write_video(tmp_path / "v.mp4", 10)
+    monkeypatch.setattr("hashlib.file_digest", bad_sector)
+    with pytest.raises(VideoError, match=r"v.mp4: cannot be read \(Input/output error\)"):
+        decode_video(job("v.mp4", tmp_path), lambda share: None)
 
 
 def test_decoding_into_the_store(tmp_path):

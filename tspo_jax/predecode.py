@@ -81,7 +81,7 @@ def find_videos(videos: Path, video_folder: Path | None = None) -> dict[str, Pat
     elif videos.is_file() and videos.suffix.lower() not in SUFFIXES:
         root = video_folder or videos.parent
         found = {name: root / name for name in _listed(videos, root)}
-        if found and not any(path.is_file() for path in found.values()):
+        if found and not any(map(os.path.isfile, found.values())):
             raise ValueError(f"--videos: none of the {len(found)} videos of {videos} is in {root}; see --video_folder")
     else:
         raise ValueError(f"--videos: {videos} is neither a folder nor a text file that lists videos")
@@ -231,7 +231,7 @@ def decode_videos(
 
 
 def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def _is_stored(store: FrameStore, name: str, size: int | None) -> bool:

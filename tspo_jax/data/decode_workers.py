@@ -85,8 +85,11 @@ def decode_video(job: Job, progress: Progress) -> int:
     """
     video = Video(job.path, job.decoders[0], threads=1)
     candidates = video.candidates(job.settings.fps)
-    with open(job.path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(job.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:  # such as a bad sector: this video's fault, not the store's
+        raise VideoError(job.path, f"cannot be read ({error.strerror})") from error
 
     def jpegs() -> Iterator[bytes]:
         for i, frame in enumerate(video.frames(candidates, job.settings.short_side)):
