@@ -151,6 +151,16 @@ def test_nothing_stays_of_a_failed_write(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_an_error_of_the_decoder_is_none_of_the_disk(tmp_path):
+    def jpegs():
+        yield encode_jpeg(picture(0), 95)
+        raise RuntimeError("surprise")
+
+    with pytest.raises(RuntimeError, match="surprise"):
+        write_frames(tmp_path, entry_of("x.mp4", 3), jpegs())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_jpeg():
     noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     jpeg = encode_jpeg(noise, 95)

@@ -11,6 +11,7 @@ frames takes 13 ms, against 4 ms from one large file and 37 ms with 16 frames pe
 100 ms.
 """
 
+import contextlib
 import dataclasses
 import errno
 import io
@@ -205,13 +206,21 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _write_records(path: Path, records: Iterable[bytes]) -> None:
-    try:
+    with _disk_errors(path):
         writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-        try:
-            for record in records:
+    try:
+        for record in records:
+            with _disk_errors(path):
                 writer.write(record)
-        finally:
+    finally:
+        with _disk_errors(path):
             writer.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:  # all that the writer raises, whatever the disk said
         code = next((code for code in DISK_FULL if os.strerror(code) in str(error)), errno.EIO)
         raise OSError(code, os.strerror(code), str(path)) from error
