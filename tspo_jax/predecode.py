@@ -261,10 +261,12 @@ def encode_features(
     """
     (folder / "features" / encoder.identity).mkdir(parents=True, exist_ok=True)
     store = FrameStore(folder, encoder.identity)
-    entries = [store.video(name) for name in names]
-    todo = [entry for entry in entries if not store.has_features(entry.name)]
+    names = list(names)
+    with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:
+        missing = pool.map(lambda name: 0 if store.has_features(name) else store.video(name).num_frames, names)
+        todo = {name: num_frames for name, num_frames in zip(names, missing, strict=True) if num_frames}
     with _progress("encoding {task.completed}/{task.total} frames") as progress, ThreadPoolExecutor() as pool:
-        bar = progress.add_task("", total=sum(entry.num_frames for entry in todo))
+        bar = progress.add_task("", total=sum(todo.values()))
 
         def blocks(entry: VideoEntry) -> Iterator[np.ndarray]:
             for start in range(0, entry.num_frames, FEATURE_ROWS):
@@ -274,16 +276,17 @@ def encode_features(
                 report(progress.tasks[bar].percentage / 100)
 
         try:
-            for entry in todo:
+            for name in todo:
+                entry = store.video(name)
                 write_features(folder, entry, encoder.identity, blocks(entry), encoder.width)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            rest = [entry for entry in todo if not store.has_features(entry.name)]
-            needed = sum(4 * encoder.width * entry.num_frames + _FILE_OVERHEAD for entry in rest)
-            done = f"features of {len(entries) - len(rest)} of {len(entries)} videos are stored"
+            rest = [num_frames for name, num_frames in todo.items() if not store.has_features(name)]
+            needed = sum(4 * encoder.width * num_frames + _FILE_OVERHEAD for num_frames in rest)
+            done = f"features of {len(names) - len(rest)} of {len(names)} videos are stored"
             raise _disk_full(error, folder, done, needed) from error
-    return sum(entry.num_frames for entry in todo)
+    return sum(todo.values())
 
 
 def add_videos(folder: Path, videos: Path, names: Iterable[str], encoder: Encoder) -> None:
