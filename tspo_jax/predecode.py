@@ -23,7 +23,6 @@ Result (stdout or --output): a JSON object. Exit status: 0; 2 where videos are i
 import contextlib
 import errno
 import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -180,18 +179,9 @@ def decode_videos(
     Raises StoreError where the disk is full, saying how much is missing.
     """
     store = FrameStore(folder)
-    with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:
-        sizes = dict(zip(videos, pool.map(_size, videos.values()), strict=True))
-        checks = pool.map(functools.partial(_is_stored, store), sizes, sizes.values())
-        done = {name for name, is_stored in zip(sizes, checks, strict=True) if is_stored}
-    rows = quarantine.rows.items()
-    known = {name for name, row in rows if name in sizes and sizes[name] == row["source_size"]} - done
-    quarantine.keep(known)
-    quarantine.add({name: None for name in videos if sizes[name] is None and name not in done}, "no such file")
-    not_utf8 = (name for name in videos if any("\ud800" <= character <= "\udfff" for character in name))
-    quarantine.add({name: sizes[name] for name in not_utf8}, "its name is not UTF-8")
-    todo = [name for name in videos if name not in done and name not in quarantine.rows]
-    jobs = [Job(str(videos[n]), n, sizes[n], str(folder), settings, _DECODERS) for n in todo]
+    sizes, done = _stored(store, videos)
+    todo = _not_in_quarantine(quarantine, sizes, done)
+    jobs = [Job(str(videos[name]), name, sizes[name], str(folder), settings, _DECODERS) for name in todo]
     start, frames = time.monotonic(), 0
     with _progress("{task.fields[text]}") as progress:
         todo_bytes, text = sum(job.size for job in jobs), "decoding" if jobs else "nothing to decode"
@@ -213,7 +203,7 @@ def decode_videos(
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            done = [name for name in videos if _is_stored(store, name, sizes[name])]
+            sizes, done = _stored(store, videos)
             used = sum(frames_path(folder, name).stat().st_size for name in done)
             sources = sum(sizes[name] or 0 for name in done)
             rest = sum(size or 0 for size in sizes.values()) - sources
@@ -230,16 +220,34 @@ def decode_videos(
     }
 
 
-def _size(path: Path) -> int | None:
-    return os.path.getsize(path) if os.path.isfile(path) else None
+def _stored(store: FrameStore, videos: dict[str, Path]) -> tuple[dict[str, int | None], set[str]]:
+    """The size of every file, None where there is none, and the names of those that are in the store.
+
+    A stored video stays valid when its file is gone, not when it has another size.
+    """
+
+    def check(name: str) -> tuple[int | None, bool]:
+        size = os.path.getsize(videos[name]) if os.path.isfile(videos[name]) else None
+        try:
+            return size, name in store and size in (None, store.video(name).source_size)
+        except StoreError:  # damaged: decode again
+            return size, False
+
+    with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:
+        checked = dict(zip(videos, pool.map(check, videos), strict=True))
+    return {name: size for name, (size, _) in checked.items()}, {name for name, (_, there) in checked.items() if there}
 
 
-def _is_stored(store: FrameStore, name: str, size: int | None) -> bool:
-    """A stored video stays valid when its file is gone, not when it has another size."""
-    try:
-        return name in store and size in (None, store.video(name).source_size)
-    except StoreError:  # damaged: decode again
-        return False
+def _not_in_quarantine(quarantine: Quarantine, sizes: dict[str, int | None], done: set[str]) -> list[str]:
+    """The videos to be decoded. The quarantine keeps those of them whose files are the same, and gets those that no
+    worker need look at."""
+    left = {name: size for name, size in sizes.items() if name not in done}
+    rows = quarantine.rows.items()
+    quarantine.keep({name for name, row in rows if name in left and left[name] == row["source_size"]})
+    quarantine.add({name: size for name, size in left.items() if size is None}, "no such file")
+    not_utf8 = (name for name in left if any("\ud800" <= character <= "\udfff" for character in name))
+    quarantine.add({name: left[name] for name in not_utf8}, "its name is not UTF-8")
+    return [name for name in left if name not in quarantine.rows]
 
 
 def _disk_full(error: OSError, folder: Path, done: str, needed: float) -> StoreError:
