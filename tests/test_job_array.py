@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from tspo_jax.job_array import Shard, shard_from
 
@@ -43,8 +44,9 @@ def test_half_a_shard(num_shards, shard_index, environment, message):
 
 
 def test_help_shows_the_flags():
-    done = subprocess.run([sys.executable, "-m", "tspo_jax.predecode", "--help"], capture_output=True, text=True)
-    assert "--num_shards: " in done.stdout and "--shard_index: " in done.stdout
+    command = [sys.executable, "-m", "tspo_jax.predecode", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "--num_shards: " in shown and "--shard_index: " in shown
 
 
 def test_shares():
