@@ -188,18 +188,21 @@ def test_matroska_that_starts_late(tmp_path):
     assert video.timestamps[0] == 5.0 and shown_numbers(video.frames(video.candidates())) == [0, 25]
 
 
-def test_pyav_takes_over_from_decord(video, monkeypatch):
+def test_decord_takes_over_from_pyav(video, monkeypatch):
+    read_pyav = decode._read_pyav
+
     def fails_after_two(info, wanted, size, threads):
-        yield from decode._read_pyav(info, wanted[:2], size, threads)
+        yield from read_pyav(info, wanted[:2], size, threads)
         raise VideoError(info.path, "damaged")
 
-    monkeypatch.setitem(decode._READERS, "decord", fails_after_two)
+    monkeypatch.setitem(decode._READERS, "pyav", fails_after_two)
     opened = Video(video)
-    assert shown_numbers(opened.frames([3, 5, 8, 70])) == [3, 5, 8, 10] and opened.decoder.startswith("pyav")
+    assert shown_numbers(opened.frames([3, 5, 8, 70])) == [3, 5, 8, 10] and opened.decoder.startswith("decord")
     with pytest.raises(VideoError, match="damaged"):
-        list(Video(video, "decord").frames([3, 5, 8]))
+        list(Video(video, "pyav").frames([3, 5, 8]))
     monkeypatch.setattr(decode, "decord", None)
-    assert Video(video).decoder.startswith("pyav")
+    with pytest.raises(VideoError, match="damaged; decord is not installed"):
+        list(Video(video).frames([3, 5, 8]))
 
 
 def test_error_travels_between_processes():

@@ -38,6 +38,7 @@ from absl import flags
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from tspo_jax import entry_point, job_array
+from tspo_jax.data.decode import DECODERS
 from tspo_jax.data.decode_workers import Job, Limits, run_jobs
 from tspo_jax.data.frame_store import (
     DISK_FULL,
@@ -60,7 +61,6 @@ from tspo_jax.progress_bar import ProgressBar
 
 _CHECKED_AT_ONCE = 32  # files: on a disk behind a network each takes its time
 _FILE_OVERHEAD = 128 << 10  # bytes that an ArrayRecord file takes over its records
-_DECODERS = "pyav", "decord"  # in the order they are tried; PyAV is the faster one for a picture per second
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 
 
@@ -181,7 +181,7 @@ def decode_videos(
     store = FrameStore(folder)
     sizes, done = _stored(store, videos)
     todo = _not_in_quarantine(quarantine, sizes, done)
-    jobs = [Job(str(videos[name]), name, sizes[name], str(folder), settings, _DECODERS) for name in todo]
+    jobs = [Job(str(videos[name]), name, sizes[name], str(folder), settings, DECODERS) for name in todo]
     start, frames = time.monotonic(), 0
     with _progress("{task.fields[text]}") as progress:
         todo_bytes, text = sum(job.size for job in jobs), "decoding" if jobs else "nothing to decode"

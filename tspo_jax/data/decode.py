@@ -1,9 +1,9 @@
 """Frames of a video file by their number in display order, with true presentation times.
 
 The file's packets are read once (no decoding) for the number of frames, their times and key frames, and to notice what
-is missing. Pictures come from decord, which the published numbers used, or from PyAV where decord is absent, fails,
-counts other frames than the file has, or is known to return wrong ones. PyAV leaves out what H.264 lets it leave out
-(see VideoInfo.can_skip) and then takes half of decord's time for one picture per second.
+is missing. Pictures come from PyAV. It leaves out what H.264 lets it leave out (see VideoInfo.can_skip) and then takes
+half of decord's time for one picture per second. Where it fails, they come from decord, which the published numbers
+used, unless decord counts other frames than the file has or is known to return wrong ones.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ try:
 except ImportError:  # there are wheels for Linux on x86-64 only
     decord = None
 
-DECODERS = ("decord", "pyav")
+DECODERS = ("pyav", "decord")  # in the order they are tried
 # Where decord's pictures equal a full decode. After a seek it returns other frames of HEVC with open groups of
 # pictures, of MPEG-2, of transport streams, and of MPEG-4 and AVI with B pictures; rotated pictures come out scrambled.
 _DECORD_CODECS = ("h264", "vp8", "vp9")
@@ -89,19 +89,17 @@ class VideoInfo:
 class Video:
     """One video file, open for reading.
 
-    With decoder "auto", reading starts with decord and goes on with PyAV when decord fails. `threads` per decoder, 0 =
+    With decoder "auto", reading starts with PyAV and goes on with decord where PyAV fails. `threads` per decoder, 0 =
     as many as the decoder likes. Raises VideoError for a file that is missing, no video, without pictures, truncated
     or damaged, ValueError for an unknown decoder.
     """
 
     def __init__(self, path: str | Path, decoder: str = "auto", threads: int = 0):
         if decoder not in ("auto", *DECODERS):
-            raise ValueError(f"decoder is {decoder!r}, must be auto, decord or pyav")
+            raise ValueError(f"decoder is {decoder!r}, must be auto, pyav or decord")
         self.info = probe(path)
         self._threads = threads
         self._decoders = [d for d in DECODERS if decoder in ("auto", d)]
-        if decoder == "auto" and decord is None:
-            self._decoders.remove("decord")
 
     @property
     def fps(self) -> float:
@@ -127,13 +125,13 @@ class Video:
     def frames(self, frame_idx: Sequence[int] | np.ndarray, short_side: int = 0) -> Iterator[np.ndarray]:
         """RGB pictures uint8 [H, W, 3] of ascending frame numbers, one at a time.
 
-        Reduced in size as VideoInfo.scaled_size says. Raises VideoError where a picture cannot be
-        decoded, ValueError for numbers that are not ascending or not in the video.
+        Reduced in size as VideoInfo.scaled_size says. Raises VideoError where no decoder can decode a picture, with
+        the reasons of all, ValueError for numbers that are not ascending or not in the video.
         """
         wanted = np.asarray(frame_idx, np.int64)
         if len(wanted) and (np.any(np.diff(wanted) < 0) or wanted[0] < 0 or wanted[-1] >= self.num_frames):
             raise ValueError(f"frame numbers must ascend within 0-{self.num_frames - 1} of {self.info.path}")
-        done = 0
+        done, reasons = 0, []
         while True:
             read = _READERS[self._decoders[0]]
             try:
@@ -141,9 +139,10 @@ class Video:
                     yield frame
                     done += 1
                 return
-            except VideoError:
+            except VideoError as error:
+                reasons.append(error.reason)
                 if len(self._decoders) == 1:
-                    raise
+                    raise VideoError(self.info.path, "; ".join(reasons)) from error
                 self._decoders.pop(0)
 
 
@@ -155,7 +154,7 @@ def candidate_frames(ticks: np.ndarray, time_base: float, video_fps: float, fps:
     by a factor of 1.5, the frames on screen at 0, 1/fps, 2/fps .. seconds instead.
     """
     by_number = np.arange(0, len(ticks), max(1, round(video_fps / fps)), dtype=np.int64)
-    intervals = np.diff(ticks[[*by_number, -1]]) * (time_base * fps)  # the last: up to the last frame
+    intervals = np.diff(ticks[np.append(by_number, -1)]) * (time_base * fps)  # the last: up to the last frame
     off = (intervals > 1.5) | (intervals < 1 / 1.5)
     off[-1] = intervals[-1] > 1.5
     if np.count_nonzero(off) <= 0.05 * len(off) and intervals[off].sum() <= 0.05 * intervals.sum():
