@@ -1,12 +1,14 @@
 """Real HTTP requests to a real server, and the page in headless Chromium where there is one."""
 
 import json
+import os
 import shutil
 import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +127,15 @@ def test_two_requests_at_once(server):
     assert ["short.mp4" in job["html"] for job in jobs] == [True, False, True]
 
 
+def test_names_that_are_no_utf_8_and_links_out_of_the_folder(server):
+    path = Path(os.fsdecode(os.fsencode(server.library.folder) + b"/caf\xe9.mp4"))
+    path.touch()
+    status, html = request(server, "/")
+    path.unlink()
+    assert status == 200 and "<option>caf?.mp4</option>" in html
+    assert "link.mp4" not in html and "<option>long.mp4</option>" in html
+
+
 def test_a_broken_video_is_said_and_the_next_question_is_answered(server):
     job = wait(server, ask(server, video="broken.mp4"))
     assert job["state"] == "failed" and "is not a video, truncated or damaged" in job["html"]
@@ -144,6 +155,7 @@ def test_files_outside_the_folder_do_not_exist(server, name):
     [
         (b"{", 400, "not JSON"),
         (b"[]", 400, "not a JSON object"),
+        (b"[" * 50_000, 400, "not JSON"),
         ({"video": "long.mp4", "question": " "}, 400, "video and question are needed"),
         ({"video": "long.mp4", "question": "W?", "num_frames": 0}, 400, "num_frames must be a number from 1"),
         ({"video": "long.mp4", "question": "W?", "method": "best"}, 400, "method must be one of topk"),
@@ -165,6 +177,8 @@ def test_uploads(server, tmp_path):
         ("empty.mp4", b"", 415, "is empty"),
         ("notes.txt", video, 400, "is not the name of a video"),
         ("..%2Fout.mp4", video, 400, "is not the name of a video"),
+        ("a%00.mp4", video, 400, "is not the name of a video"),
+        (f"{'x' * 300}.mp4", video, 500, "File name too long"),
         ("long.mp4", video, 409, "there is a video long.mp4 already"),
         ("big.mp4", b"x" * 200_001, 413, "more than 200000 bytes"),
     ]:
@@ -177,6 +191,7 @@ def test_uploads(server, tmp_path):
 def test_other_sites_may_not_ask(server):
     assert request(server, "/", Host="evil.example")[0] == 403
     assert request(server, "/questions", "POST", {}, Origin="http://evil.example")[0] == 403
+    assert "Invalid IPv6" in request(server, "/videos", Origin="http://[")[1]["error"]
 
 
 def test_too_many_questions(server, monkeypatch):

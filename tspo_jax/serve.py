@@ -87,12 +87,14 @@ class Library:
         return sorted(self._files() | set(FrameStore(self.store).names()))
 
     def _files(self) -> set[str]:
+        """Names of the videos in the folder; a link out of it is none."""
         files = self.folder.iterdir() if self.folder else ()
-        return {path.name for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
+        videos = (path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+        return {path.name for path in videos if path.resolve().parent == self.folder}
 
     def path(self, name: str) -> Path | None:
         """The file of a video, None where only the store has it; RequestError for what is in neither."""
-        if name in self._files() and (self.folder / name).resolve().parent == self.folder:
+        if name in self._files():
             return self.folder / name
         if name not in FrameStore(self.store).names():
             raise RequestError(404, f"there is no video {name!r} here")
@@ -125,7 +127,8 @@ class Library:
         """A new video of the folder; RequestError unless it is one. Nothing of another file stays."""
         if not self.folder:
             raise RequestError(403, "videos are not taken: the page shows a frame store")
-        if Path(name).name != name or name.startswith(".") or Path(name).suffix.lower() not in VIDEO_SUFFIXES:
+        is_name = Path(name).name == name and not name.startswith(".") and "\0" not in name
+        if not is_name or Path(name).suffix.lower() not in VIDEO_SUFFIXES:
             raise RequestError(400, f"{name!r} is not the name of a video ({', '.join(VIDEO_SUFFIXES)})")
         descriptor, partial = tempfile.mkstemp(dir=self.folder, prefix=".upload_")
         try:
@@ -194,6 +197,11 @@ class Server(http.server.ThreadingHTTPServer):
     def methods(self) -> list[str]:
         return [m for m in video_page.METHODS if self.library.scorer.agent or m not in AGENT_METHODS]
 
+    def handle_error(self, request, client_address) -> None:
+        """A traceback on stderr, but not for a client that went away."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     def server_close(self) -> None:
         super().server_close()
         self._worker.shutdown(cancel_futures=True)
@@ -224,7 +232,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 raise RequestError(404, "there is nothing here")
             try:
                 fields = json.loads(b"".join(self._body(MAX_BODY)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise error if isinstance(error, RequestError) else RequestError(400, "this is not JSON") from None
             if not isinstance(fields, dict):
                 raise RequestError(400, "this is not a JSON object")
@@ -246,11 +254,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             self._check_origin()
             status, content = 200, respond()
-        except RequestError as error:
-            status, content = error.status, {"error": str(error)}
+        except (ValueError, OSError) as error:  # OSError: the folder is gone, the disk full, the client silent ..
+            status, content = getattr(error, "status", 500), {"error": str(error)}
             self.close_connection = True  # the body may not have been read
         is_page = isinstance(content, str)
-        data = (content if is_page else json.dumps(content)).encode()
+        data = (content if is_page else json.dumps(content)).encode(errors="replace")  # names may be no UTF-8
         self.send_response(status)
         self.send_header("Content-Type", "text/html; charset=utf-8" if is_page else "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -269,7 +277,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _body(self, limit: int) -> Iterable[bytes]:
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
+        if not length.isdecimal():
             raise RequestError(411, "Content-Length is missing")
         if int(length) > limit:
             raise RequestError(413, f"more than {limit} bytes")
