@@ -135,6 +135,24 @@ def test_bad_rows_are_named(tmp_path, change, message):
         frame_indices.read(write(tmp_path, ROWS[0] | change, ROWS[1]), "", ITEMS)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"video": "v.mp4", "question": 3, "options": ["x", "y"]}, "field 'question' is 3, which is not of type str"),
+        ({"video": "v.mp4", "question": "What?", "options": "['x', "}, "field 'options' is not a list of texts"),
+        (
+            {"video": "v.mp4", "question": "What?", "candidates": 3},
+            "field 'candidates' is 3, which is not of type list",
+        ),
+        ({"key": "v", "qa": None}, "field 'qa' is None"),
+        ({"key": "v", "qa": ["What?"]}, "question 0 is not a JSON object"),
+    ],
+)
+def test_rows_without_an_id_that_are_no_question(tmp_path, row, message):
+    with pytest.raises(BenchmarkError, match=message):
+        frame_indices.read(write(tmp_path, row | {"frame_idx": [0]}), "", ITEMS)
+
+
 def test_a_frame_behind_the_end():
     Selection("q0", "v.mp4", (0, 99)).check_inside(100)
     with pytest.raises(BenchmarkError, match="question q0: frame 100 was chosen, but video v.mp4 has 100 frames"):

@@ -199,6 +199,10 @@ def test_mistakes(golden, index_file):
         make(model="dummy", frame_idx=index_file)
     with pytest.raises(ValueError, match="dummy has the other interface of lmms-eval; use --model=tspo$"):
         make("tspo_chat", model="dummy", frame_idx=index_file, benchmark="mlvu")
+    twice = index_file.with_name("twice.jsonl")
+    twice.write_text('{"question_id": "q0", "frame_idx": [0]}\n' * 2)
+    with pytest.raises(ValueError, match="question q0 has a second selection"):
+        make(model="dummy", frame_idx=twice, benchmark="mlvu")
     model = make(model="dummy", read_bytes=1, frame_idx=index_file, benchmark="mlvu")
     with pytest.raises(ValueError, match="question far: frame 5000 was chosen"):
         model.generate_until(requests(model, golden, "far"))

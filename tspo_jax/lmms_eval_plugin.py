@@ -157,7 +157,13 @@ def _of_index_file(path: str, benchmark: str):
     fields = benchmarks.lookup(benchmark).id_fields
     rows = {}
     for row in frame_indices.question_rows(path):
-        rows["".join(str(row[f]) for f in fields) if all(f in row for f in fields) else str(row["question_id"])] = row
+        has_id = all(field in row for field in fields)
+        question = "".join(str(row[field]) for field in fields) if has_id else str(row["question_id"])
+        if question in rows:
+            raise benchmarks.BenchmarkError(
+                f"{row.where}: question {question} has a second selection; convert_indices writes those of one method"
+            )
+        rows[question] = row
 
     def choose(video: Video, document: dict) -> list[int]:
         question = "".join(str(document[field]) for field in fields)

@@ -121,8 +121,10 @@ def question_rows(path: str | Path) -> Iterator[Row]:
     for row in benchmarks.read_rows(path):
         if "qa" not in row:
             yield row
-        for qa in row.get("qa", ()):
-            yield Row({"key": row["key"]} | qa, f"{row.where}, question {qa.get('uid')}")
+            continue
+        for i, qa in enumerate(row.read("qa", list)):
+            question = Row(qa, f"{row.where}, question {i}")
+            yield Row({"key": row["key"]} | question, f"{row.where}, question {question.get('uid')}")
 
 
 class NoQuestionError(BenchmarkError):
@@ -147,14 +149,24 @@ class _Join:
                 raise BenchmarkError(f"{row.where}: question {item.id} is about {item.video}, the row about {video}")
             if item:
                 return item
-        options = row.get("candidates", row.get("options"))
+        options = next((field for field in ("candidates", "options") if field in row), None)
         if not video or "question" not in row or options is None:
             raise NoQuestionError(f"{row.where}: no question of the benchmark has its {' + '.join(self.id_fields)}")
-        options = ast.literal_eval(options) if isinstance(options, str) else options  # so in the TSV files
-        matches = self.by_text.get(_text_key(video, benchmarks.stem(row["question"]), options), [])
+        question = benchmarks.stem(row.read("question", str))
+        matches = self.by_text.get(_text_key(video, question, _options(row, options)), [])
         if len(matches) != 1:
             raise NoQuestionError(f"{row.where}: {len(matches)} questions have its video {video}, question and options")
         return matches[0]
+
+
+def _options(row: Row, field: str) -> tuple[str, ...]:
+    """A list of texts, or a Python literal of one, as in the TSV files."""
+    if isinstance(row[field], str):
+        try:
+            row = Row(row | {field: ast.literal_eval(row[field])}, row.where)
+        except (ValueError, SyntaxError):
+            raise BenchmarkError(f"{row.where}: field {field!r} is not a list of texts") from None
+    return row.texts(field)
 
 
 def _text_key(video: str, question: str, options: Sequence[str]) -> tuple:
