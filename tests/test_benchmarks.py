@@ -121,6 +121,7 @@ def test_moments_are_seconds(items):
         ("Because of the rain, D", "D", "B", "B"),  # a capital inside a word
         ("A man walks in, so it is D", "D", "A", "A"),
         ("A is right", "A", "A", "A"),
+        ("A\nthe man walks in", "A", "A", "A"),  # an article would stand on the line of its noun
         ("I don't know", None, None, None),
         ("dog", "D", None, None),
         ("", None, None, None),
@@ -197,6 +198,7 @@ MLVU_ROW = {
     [
         (lambda row: row.pop("candidates") and [row], r"item 0 \(Q0\): field 'candidates' is missing"),
         (lambda row: [row, row], "question Q0 occurs twice"),
+        (lambda row: [row | {"answer": "AB"}], "answer 'AB' is not among its options"),
         (lambda row: [row | {"answer": "C"}], "question Q0: answer 'C' is not among its options"),
         (lambda row: [row | {"duration": 0}], "field 'duration' is 0, not a number above 0"),
         (lambda row: [7], "item 0 is not a JSON object"),
@@ -207,6 +209,16 @@ def test_bad_annotations_name_the_place(tmp_path, change, message):
     (tmp_path / "mlvu.json").write_text(json.dumps(change(dict(MLVU_ROW))))
     with pytest.raises(BenchmarkError, match=message):
         benchmarks.read_items("mlvu", tmp_path / "mlvu.json")
+
+
+def test_lines_of_other_programs(tmp_path):
+    """A byte order mark, empty lines, and an end of line of Unicode inside a text."""
+    line = json.dumps(MLVU_ROW | {"task_type": "e\u2028go"}, ensure_ascii=False)
+    (tmp_path / "mlvu.jsonl").write_text(f"\ufeff{line}\n\n", encoding="utf-8")
+    assert [item.id for item in benchmarks.read_items("mlvu", tmp_path / "mlvu.jsonl")] == ["Q0"]
+    (tmp_path / "mlvu.jsonl").write_bytes(b"\xff")
+    with pytest.raises(BenchmarkError, match="mlvu.jsonl: not JSON"):
+        benchmarks.read_items("mlvu", tmp_path / "mlvu.jsonl")
 
 
 def test_files_and_names_that_do_not_exist(tmp_path):

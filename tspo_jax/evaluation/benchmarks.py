@@ -94,7 +94,7 @@ def read_items(benchmark: str, path: str | Path) -> list[Item]:
     for item in items:
         if item.id in seen:
             raise BenchmarkError(f"{path}: question {item.id} occurs twice")
-        if not item.answer or item.answer not in LETTERS[: len(item.options)]:
+        if item.answer not in tuple(LETTERS[: len(item.options)]):
             raise BenchmarkError(f"{path}: question {item.id}: answer {item.answer!r} is not among its options")
         seen.add(item.id)
     return items
@@ -161,10 +161,11 @@ def _short(value: object) -> str:
 
 def read_rows(path: str | Path) -> list[Row]:
     """The rows of a JSON list or of JSON lines. Raises BenchmarkError where the file is neither."""
-    text = Path(path).read_text(encoding="utf-8")
     try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-    except json.JSONDecodeError as error:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        is_list, lines = text.lstrip().startswith("["), text.split("\n")  # a text may hold other ends of lines
+        rows = json.loads(text) if is_list else [json.loads(line) for line in lines if line.strip()]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BenchmarkError(f"{path}: not JSON ({error})") from None
     return [Row(row, f"{path}: item {i}{_named(row)}") for i, row in enumerate(rows)]
 
@@ -314,7 +315,7 @@ def _strict_letter(text: str, options: Sequence[str]) -> str | None:
     text = re.sub("|".join(map(re.escape, _SEPARATE)), " ", text, flags=re.IGNORECASE).strip()
     # Inside a sentence "A" may be the article, and then a word follows it.
     named = re.match(rf"\(?([{letters}])(?:$|[).:,])", text) or re.search(
-        rf"\(([{letters}])\)|(?<![A-Za-z'])(A(?!\s+(?!is\b)[a-z])|[{letters[1:]}])(?![A-Za-z'])", text
+        rf"\(([{letters}])\)|(?<![A-Za-z'])(A(?! +(?!is\b)[a-z])|[{letters[1:]}])(?![A-Za-z'])", text
     )
     if named:
         return next(filter(None, named.groups()))
