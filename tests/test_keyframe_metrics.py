@@ -45,6 +45,8 @@ def test_clock_is_recovered_from_frame_numbers():
         Clock.recover([0, 7, 1200], 50.0)
     with pytest.raises(ValueError, match="add 'fps'"):
         Clock.recover([0], 50.0)
+    with pytest.raises(ValueError, match="do not tell the frame rate"):
+        Clock.recover([300], 50.0)  # one frame, at 10 s of a video at 30 fps
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +225,7 @@ def test_lvbench_tells_the_frame_rate(tmp_path):
 
 
 def test_questions_without_a_row_may_be_left_out(tmp_path):
-    files = annotated(tmp_path, frame_idx=[0, 1500])
+    files = annotated(tmp_path, frame_idx=[30, 1500])
     rows = json.loads(files[1].read_text())
     files[1].write_text(json.dumps(rows + [rows[0] | {"id": "v_1", "question": "Why?"}]))
     with pytest.raises(BenchmarkError, match=r"no row for question v_1 \(1 of 2 are missing\)"):

@@ -22,6 +22,7 @@ from tspo_jax.evaluation import benchmarks, frame_indices, statistics
 from tspo_jax.evaluation.benchmarks import BenchmarkError, Item
 
 CANDIDATE_CAP = 5000  # the published MLVU run thinned videos out to so many candidates
+HIGHEST_RATE = 120  # a greater divisor is that of too few frame numbers
 FRAME_RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 50, 60000 / 1001, 60)
 TIME_BASES = ("capped", "step")
 
@@ -60,7 +61,7 @@ class Clock:
         step = int(np.gcd.reduce(numbers))
         if time_base == "step":
             return cls(step, end=math.inf if duration is None else duration)
-        if step and (step > 1 if duration is None else numbers[-1] / step <= 1.05 * duration):
+        if 0 < step <= HIGHEST_RATE and (step > 1 if duration is None else numbers[-1] / step <= 1.05 * duration):
             return cls(step)
         if duration is not None and duration > CANDIDATE_CAP:
             for fps in FRAME_RATES:
@@ -69,8 +70,11 @@ class Clock:
                     grid = np.linspace(0, num_frames - 1, CANDIDATE_CAP, dtype=int)
                     if np.isin(numbers, grid).all():
                         return cls(fps, duration / CANDIDATE_CAP)
-        hint = "" if duration is None else f" of a video of {duration:g} s: some lie behind its end, or"
-        raise ValueError(f"frame numbers up to {numbers[-1]} do not tell the frame rate{hint}; add 'fps' to each row")
+        video = "" if duration is None else f" of a video of {duration:g} s"
+        raise ValueError(
+            f"frame numbers up to {numbers[-1]} do not tell the frame rate{video}: some lie behind its end, or they are "
+            "too few; add 'fps' to each row"
+        )
 
     def seconds(self, frames: Sequence[float]) -> np.ndarray:
         return np.minimum(np.asarray(frames, float) / self.fps, self.end)
