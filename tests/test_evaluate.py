@@ -20,7 +20,7 @@ from tspo_jax.checkpoints import load_answerer, load_clip
 from tspo_jax.config import ConfigError
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.rollout import Rollout
-from tspo_jax.run_folder import RunFolderError
+from tspo_jax.run_folder import RunFolderError, in_use
 from tspo_jax.scoring import load_scorer
 
 
@@ -208,9 +208,26 @@ def test_equal_frame_sets_are_answered_once(golden, config, tmp_path, fake_answe
 
 def test_another_agent_needs_another_folder(golden, config, tmp_path, fake_answers):
     evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
-    config.answerer.template = "chatml_direct"
-    with pytest.raises(RunFolderError, match="answerer.template:  there, chatml_direct here"):
+    config.answerer.encode_chunk = 4  # memory may be saved when it goes on
+    evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    config.answerer.template, config.agent.num_heads = "chatml_direct", 2
+    message = r"num_heads: 8 there, 2 here(?s:.*)answerer.template:  there, chatml_direct here"
+    with pytest.raises(RunFolderError, match=message):
         evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+
+
+def test_two_evaluations_at_once(golden, config, tmp_path, fake_answers):
+    with in_use(tmp_path / "evaluation"), pytest.raises(RunFolderError, match="is in use by process"):
+        evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+
+
+def test_features_of_other_frames_are_missing(golden, config, tmp_path, fake_answers, monkeypatch):
+    monkeypatch.setattr(FrameStore, "has_features", lambda store, name: name != SHORT)
+    with pytest.raises(ValueError, match=f"lacks 1 videos of .*, or their features: {SHORT};"):
+        evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    monkeypatch.setattr(FrameStore, "has_features", lambda store, name: False)
+    with pytest.raises(ValueError, match="has none of the videos of"):
+        evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent", allow_missing=True)
 
 
 def test_missing_videos_are_listed_or_left_out(golden, folder, config, tmp_path, fake_answers):
@@ -249,7 +266,7 @@ def test_a_benchmarks_questions_prompts_and_letters(golden, config, tmp_path, fa
     (item, _) = evaluate.read_items(cfg.read(config))
     assert item.prompt == "\nWhat?\n(A) x\n(B) y\n\nOnly give the best option.\n\nBest option: ("
     summary = evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
-    assert {r["label"] for r in summary["accuracy"]} == {"all", "ego", "count"}
+    assert {r["label"] for r in summary["accuracy"]} == {"all", "ego", "count", "mean of task_type"}
 
 
 def test_controls_are_answered_once_and_summed_up(golden, config, tmp_path, fake_answers):

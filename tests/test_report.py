@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ from PIL import Image
 
 from tspo_jax import config as cfg
 from tspo_jax import evaluate, report, report_page
+from tspo_jax.evaluation import results
 from tspo_jax.evaluation.benchmarks import Item
 
 
@@ -136,6 +138,24 @@ def test_facts_of_a_training():
     assert "Training time" not in report.facts(cfg.Config(), [])
 
 
+def test_frames_of_an_index_file_and_what_the_numbers_lack():
+    shared = {"k": 8, "groups": {}}
+    rows = [shared | {"id": str(i), "video": f"v{i}", "method": "uniform", "correct": True} for i in range(4)]
+    rows += [row | {"method": "frame-idx", "correct": False} for row in rows[:3]]
+    summary = results.summarize(rows, ()) | {"missing_videos": ["<lost>.mp4"]}
+    names = {method: name for method, (name, _) in report.NAMES.items()}
+    html = report_page.page("Run", {}, {}, summary, names, [])
+    assert "index file<br />− uniform" in html and "<small>(3)</small>" in html and "&lt;lost&gt;.mp4" in html
+
+
+def test_another_agent_than_was_evaluated(run_dir, tmp_path):
+    shutil.copytree(run_dir / "evaluation", tmp_path / "evaluation")
+    config = tmp_path / "evaluation" / "config.json"
+    config.write_text(re.sub('"parameters_sha256": "[^"]*"', '"parameters_sha256": "other"', config.read_text()))
+    with pytest.raises(ValueError, match="tspo_agent holds another agent than was evaluated in"):
+        report.write_report(tmp_path)
+
+
 def test_smoothing_does_not_lag():
     line = np.arange(100.0)
     np.testing.assert_allclose(report_page.smooth(line)[10:-10], line[10:-10])
@@ -158,7 +178,7 @@ def test_text_of_others_cannot_break_the_page():
     example = report_page.Example(
         bad, bad, [bad, "x"], "A", bad, 2.0, [(0.0, 1.0)], np.array([0.0, 1.0]), scores, scores, [choice]
     )
-    summary = {"num_questions": 1, "num_videos": 1, "accuracy": [], "differences": []}
+    summary = {"num_questions": 1, "num_videos": 1, "accuracy": [], "differences": [], "controls": []}
     page = report_page.page(bad, {bad: bad}, {}, summary, {}, [example])
     texts = list(ElementTree.fromstring(page.partition("\n")[2]).itertext())
     assert sum(text.strip().endswith(bad) for text in texts) >= 4

@@ -82,6 +82,9 @@ def test_differences_only_where_both_methods_have_answered():
     summary = summarize(rows, ("topk",))
     assert find(summary["differences"], label="all")["n"] == 2
     assert find(summary["accuracy"], method="topk", label="all")["n"] == 4
+    console = Console(width=200, file=io.StringIO())
+    console.print(table(summary))
+    assert "all (2)" in console.file.getvalue() and "topk (4)" in console.file.getvalue()
     json.dumps(summary)
 
 
@@ -89,6 +92,20 @@ def test_budgets_are_apart():
     summary = summarize([row(0, "topk", True, k=8), row(0, "topk", False, k=16)], ("topk",))
     assert [find(summary["accuracy"], k=k, label="all")["accuracy"] for k in (8, 16)] == [1, 0]
     assert summary["differences"] == []
+
+
+def test_labels_that_count_the_same():
+    """MLVU's M-Avg: the one question of `order` is right, none of three of `count`."""
+    rows = [row(i, "topk", i == 0, family="count" if i else "order") for i in range(4)]
+    rows += [row(i, "uniform", False, family="count" if i else "order") for i in range(4)]
+    summary = summarize(rows, ("topk",), macro="family")
+    mean = find(summary["accuracy"], method="topk", grouping="macro")
+    assert (mean["label"], mean["n"], mean["accuracy"]) == ("mean of family", 4, pytest.approx(0.5))
+    assert find(summary["accuracy"], method="topk", label="all")["accuracy"] == 0.25
+    assert find(summary["differences"], grouping="macro")["difference"] == pytest.approx(0.5)
+    always = summarize([row(i, "topk", True, family="count" if i else "order") for i in range(4)], (), macro="family")
+    mean = find(always["accuracy"], grouping="macro")
+    assert mean["low"] == mean["high"] == mean["accuracy"] == 1
 
 
 def lettered(i, method, letter, k=8):

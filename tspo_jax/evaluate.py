@@ -95,15 +95,18 @@ def evaluate(
         config = dataclasses.replace(config, evaluation=asked)
         predecode.add_videos(Path(asked.store), Path(asked.videos), {item.video for item in items}, clip)
     store = FrameStore(asked.store or config.data.store, clip.identity)
-    if absent := sorted({item.video for item in items if item.video not in store}):
+    videos = {item.video for item in items}
+    if absent := sorted(video for video in videos if video not in store or not store.has_features(video)):
         listed = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
         if not allow_missing:
             raise ValueError(
-                f"{store.folder} lacks {len(absent)} videos of {asked.questions}: {listed}; run python -m "
-                "tspo_jax.predecode, or score the rest with --allow_missing"
+                f"{store.folder} lacks {len(absent)} videos of {asked.questions}, or their features: {listed}; run "
+                "python -m tspo_jax.predecode, or score the rest with --allow_missing"
             )
+        if len(absent) == len(videos):
+            raise ValueError(f"{store.folder} has none of the videos of {asked.questions}: {listed}")
         console.print(f"{len(absent)} videos are not in {store.folder}, their questions are left out: {listed}")
-        items = [item for item in items if item.video in store]
+        items = [item for item in items if item.video not in absent]
     chosen = read_index_file(config, store, items, allow_missing) if asked.frame_idx else {}
     agent = read_agent(config, agent_folder or run_dir)
     mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
@@ -114,12 +117,12 @@ def evaluate(
         "agent_folder": str(agent_folder or ""),
         "config": dataclasses.asdict(config),
     }
-    run_folder.check_run(folder, record, may_differ=("agent_folder", "config"))
+    run_folder.check_run(folder, record, may_differ=("agent_folder", "config", *config_module.MAY_DIFFER))
     run_folder.write_run_config(folder, record)
     wanted = {(item.id, m, k) for item in items for m in (*asked.methods, *asked.controls) for k in asked.budgets}
     most = max(map(len, chosen.values()), default=0)
     wanted |= {(item_id, results.INDEX_FILE, most) for item_id in chosen}
-    with ResultFile(folder / "rows.jsonl") as file, _progress(console) as progress:
+    with run_folder.in_use(folder), ResultFile(folder / "rows.jsonl") as file, _progress(console) as progress:
         todo = wanted - file.keys()
         task = progress.add_task("evaluating", total=len(wanted), completed=len(wanted) - len(todo))
         if todo:
@@ -132,7 +135,8 @@ def evaluate(
                 file.append(rows)
                 progress.advance(task, len(rows))
         rows = [row for row in file.rows if (row["id"], row["method"], row["k"]) in wanted]
-    summary = results.summarize(rows, AGENT_METHODS, config.seed)
+    macro = benchmarks.lookup(asked.benchmark).macro if asked.benchmark else None
+    summary = results.summarize(rows, AGENT_METHODS, config.seed, macro)
     summary["missing_videos"] = absent
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     console.print(results.table(summary))
@@ -219,21 +223,30 @@ def read_agent(config: Config, folder: str | Path) -> tuple:
 def settings(config: Config, clip: ClipEncoder, agent: tuple) -> dict:
     """What the rows of an evaluation depend on; methods and budgets may be added later, the rest may not change."""
     asked = config.evaluation
-    digest = hashlib.sha256()
-    for _, leaf in sorted(weights.flatten(agent[1]).items()):
-        digest.update(np.asarray(leaf, np.float32).tobytes())
     return {
         "benchmark": asked.benchmark,
         "questions": asked.questions,
         "questions_sha256": _sha256(asked.questions),
         "store": asked.store or config.data.store,
         "clip": {"folder": config.agent.clip, "identity": clip.identity},
-        "agent": {"parameters_sha256": digest.hexdigest()[:16], "window": config.agent.window},
+        "agent": {
+            "parameters_sha256": parameters_sha256(agent[1]),
+            "window": config.agent.window,
+            "num_heads": config.agent.num_heads,
+        },
         "answerer": dataclasses.asdict(config.answerer)
         | {"identity": weights.checkpoint_identity(config.answerer.folder)},
         "protocol": asked.protocol,
         "seed": config.seed,
     } | ({"frame_idx_sha256": _sha256(asked.frame_idx)} if asked.frame_idx else {})
+
+
+def parameters_sha256(agent: dict) -> str:
+    """Tells agents apart."""
+    digest = hashlib.sha256()
+    for _, leaf in sorted(weights.flatten(agent).items()):
+        digest.update(np.asarray(leaf, np.float32).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _sha256(path: str) -> str:

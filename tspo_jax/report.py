@@ -21,7 +21,7 @@ from tspo_jax.checkpoints import load_agent, load_clip
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.evaluation.benchmarks import Item
-from tspo_jax.evaluation.results import ALL, ResultFile
+from tspo_jax.evaluation.results import ALL, INDEX_FILE
 from tspo_jax.metrics import read_rows
 from tspo_jax.report_page import Choice, Curve, Example
 from tspo_jax.scoring import Scorer
@@ -32,6 +32,7 @@ NAMES = {
     "topk": ("trained agent, top-k", "trained"),
     "bin-max": ("trained agent, bin-max", "other"),
     "aks": ("trained agent, AKS", "other"),
+    INDEX_FILE: ("index file", "other"),
 }  # method -> name for the reader, colour
 SHOWN = ("uniform", "clip-topk", "topk")
 NUM_EXAMPLES = 6
@@ -57,14 +58,19 @@ def write_report(run_dir: str | Path) -> Path:
     evaluated = run_folder.read_run_config(folder)
     config = config_module.read(evaluated["config"])
     summary = json.loads((folder / "summary.json").read_text())
-    with ResultFile(folder / "rows.jsonl") as file:
-        rows = file.rows
+    rows = read_rows(folder / "rows.jsonl")
     metrics = read_rows(run_dir / "metrics.jsonl") if (run_dir / "metrics.jsonl").is_file() else []
     clip = load_clip(config.agent.clip)
     store = FrameStore(config.evaluation.store or config.data.store, clip.identity)
     shape = {"window": config.agent.window, "num_heads": config.agent.num_heads}
     untrained = Scorer(clip, load_agent(config.agent.init or config.agent.clip, seed=config.seed, **shape))
-    trained = Scorer(clip, evaluate.read_agent(config, evaluated["agent_folder"] or run_dir))
+    agent_folder = evaluated["agent_folder"] or run_dir
+    agent = evaluate.read_agent(config, agent_folder)
+    if evaluate.parameters_sha256(agent[1]) != evaluated["agent"]["parameters_sha256"]:
+        raise ValueError(
+            f"{agent_folder} holds another agent than was evaluated in {folder}; evaluate it with another --run_dir"
+        )
+    trained = Scorer(clip, agent)
 
     def scores_of(item: Item) -> tuple[np.ndarray, np.ndarray]:
         features, text = store.features(item.video), clip.text_features([item.query], batch_size=1)[0]
@@ -109,17 +115,21 @@ def write_page(
 def facts(config: Config, metrics: Sequence[dict]) -> dict[str, str]:
     """What was run, for the head of the page."""
     found = {
-        "Agent trained on": Path(config.data.questions).name,
+        "Agent trained on": Path(config.data.questions).name if metrics else "not trained here",
         "Evaluated on": Path(config.evaluation.questions).name,
         "Answering model (frozen)": Path(config.answerer.folder).name,
         "CLIP (frozen)": Path(config.agent.clip).name,
-        "Steps": f"{metrics[-1]['step']} of {config.num_steps}" if metrics else "not trained here",
+        "Attention window": f"{config.agent.window} frames",
+        "Seed": str(config.seed),
+    }
+    if not metrics:
+        return found
+    found |= {
+        "Steps": f"{metrics[-1]['step']} of {config.num_steps}",
         "Questions per step": str(config.batch_size),
         "Group": f"{config.policy.group_size} frame sets of {config.data.general.k} (needle: {config.data.specific.k})",
         "Learning rate": f"{config.optimizer.learning_rate:g} → 0",
         "Temperature": f"{config.policy.tau_start:g} → {config.policy.tau_end:g}",
-        "Attention window": f"{config.agent.window} frames",
-        "Seed": str(config.seed),
     }
     seconds = sum(value for row in metrics for name, value in row.items() if name.startswith("seconds/") and value)
     found |= {"Training time": f"{seconds / 60:.1f} min"} if seconds else {}
@@ -156,7 +166,7 @@ def examples(
     k = min(config.evaluation.budgets)
     methods = [method for method in SHOWN if method in config.evaluation.methods]
     answered = {(row["id"], row["method"]): row for row in rows if row["k"] == k}
-    items = [item for item in items if all((item.id, method) in answered for method in methods)]
+    items = [item for item in items if methods and all((item.id, method) in answered for method in methods)]
     found = []
     for family, item in spread_out(items, NUM_EXAMPLES):
         video = store.video(item.video)

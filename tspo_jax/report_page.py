@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tspo_jax.contact_sheet import clock
-from tspo_jax.evaluation.results import difference_text
+from tspo_jax.evaluation.results import difference_text, notes
 
 THUMBNAIL = 144  # pixels, width
 
@@ -139,6 +139,7 @@ def _evaluation(summary: Mapping, names: Mapping[str, str]) -> str:
         f"<h2>Evaluation</h2><p>{summary['num_questions']} held-out questions about {summary['num_videos']} videos. "
         "Intervals are 95 %, from a bootstrap over videos.</p>"
     )
+    text += "".join(f"<p>{escape(note)}.</p>" for note in notes(summary))
     return text + "".join(_budget(summary, names, k) for k in budgets)
 
 
@@ -153,13 +154,13 @@ def _budget(summary: Mapping, names: Mapping[str, str], k: int) -> str:
     for grouping, label in dict.fromkeys((row["grouping"], row["label"]) for row in accuracy):
         here = {row["method"]: row for row in accuracy if (row["grouping"], row["label"]) == (grouping, label)}
         gained = {(r["method"], r["baseline"]): r for r in gains if (r["grouping"], r["label"]) == (grouping, label)}
-        cells = [f"<td>{_interval(here[m]) if m in here else ''}</td>" for m in methods]
+        n = max(row["n"] for row in here.values())
+        cells = [f"<td>{_interval(here[m], n) if m in here else ''}</td>" for m in methods]
         for pair in pairs:
             row = gained.get(pair)
             noise = "noise" if row and row["inside_noise"] else ""
             note = "<span class='tag'>inside the noise</span>" if noise else ""
             cells.append(f"<td class='{noise}'>{difference_text(row).removeprefix('~ ') if row else ''}{note}</td>")
-        n = max(row["n"] for row in here.values())
         lines.append(f"<tr><th>{escape(label)} <small>({n})</small></th>{''.join(cells)}</tr>")
     return (
         f"<div class='scroll'><table><caption>Accuracy in %, differences in points; K = {k} frames</caption>"
@@ -167,8 +168,8 @@ def _budget(summary: Mapping, names: Mapping[str, str], k: int) -> str:
     )
 
 
-def _interval(row: Mapping) -> str:
-    """An accuracy as a number above a bar from 0 to 100 with the interval on it."""
+def _interval(row: Mapping, n: int) -> str:
+    """An accuracy as a number above a bar from 0 to 100 with the interval on it; its questions unless they are n."""
     low, value, high = (100 * (row["accuracy"] if row[x] is None else row[x]) for x in ("low", "accuracy", "high"))
     bar = (
         "<svg class='bar' viewBox='0 0 100 8' preserveAspectRatio='none' aria-hidden='true'>"
@@ -177,7 +178,8 @@ def _interval(row: Mapping) -> str:
         f"<rect class='value' x='{value - 0.6:.1f}' y='0' width='1.2' height='8' /></svg>"
     )
     span = f" <small>[{low:.0f}, {high:.0f}]</small>" if row["low"] is not None else ""
-    return f"<b>{value:.1f}</b>{span}{bar}"
+    count = "" if row["n"] == n else f" <small>({row['n']})</small>"
+    return f"<b>{value:.1f}</b>{span}{count}{bar}"
 
 
 # ---- charts ----------------------------------------------------------------------------------------------

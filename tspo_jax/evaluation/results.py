@@ -31,6 +31,7 @@ PERMUTED, RANDOM, BLANK = CONTROLS = ("permuted", "random", "blank")
 RESAMPLES = 2000
 BASELINES = ("uniform", "clip-topk")
 ALL = "all"
+MACRO = "macro"
 
 
 class ResultFile:
@@ -71,13 +72,15 @@ class ResultFile:
         self._file.close()
 
 
-def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0) -> dict:
+def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, macro: str | None = None) -> dict:
     """Accuracies, and what the trained methods gain over the baselines, each with a 95 % interval clustered by video.
 
     Args:
       rows: of a `ResultFile`.
       trained: methods that look at the trained agent's scores.
       seed: of the bootstrap.
+      macro: grouping whose labels count the same, however many questions they have, in further rows of both lists;
+        their grouping is "macro" (MLVU's M-Avg).
 
     Returns:
       num_questions, num_videos;
@@ -96,17 +99,17 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0) ->
     floors = {row["k"]: row.get("churn_floor", 0.0) for row in controls}
     accuracy, differences = [], []
     for (method, k), own in answers.items():
-        for where, ids in _groups(own):
+        for where, ids, weights in _groups(own, macro):
             correct, videos = _correct(own, ids)
-            estimate = statistics.clustered_mean(correct, videos, seed, RESAMPLES)
+            estimate = statistics.clustered_mean(correct, videos, seed, RESAMPLES, weights=weights)
             numbers = {"n": len(ids), "accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
             accuracy.append({"method": method, "k": k} | where | numbers)
         for baseline in BASELINES if method in (*trained, INDEX_FILE) else ():
             other = answers.get((baseline, k), {})
-            for where, ids in _groups({i: row for i, row in own.items() if i in other}):
+            for where, ids, weights in _groups({i: row for i, row in own.items() if i in other}, macro):
                 a, videos = _correct(own, ids)
                 b, _ = _correct(other, ids)
-                difference = statistics.paired_difference(a, b, videos, seed, RESAMPLES)
+                difference = statistics.paired_difference(a, b, videos, seed, RESAMPLES, weights=weights)
                 numbers = {"n": len(ids), "difference": difference.value, "low": difference.low}
                 numbers |= {"high": difference.high, "p_value": difference.p_value}
                 noise = difference.inside_noise or (where["label"] == ALL and abs(difference.value) <= floors.get(k, 0))
@@ -167,14 +170,21 @@ def controls_of(answers: Mapping[tuple[str, int], Mapping[str, Mapping]], k: int
     return found | ({"n": len(common)} if len(found) > 1 else {})
 
 
-def _groups(answers: Mapping[str, Mapping]) -> list[tuple[dict[str, str], list[str]]]:
-    """Of {id: row}: ({"grouping", "label"}, ids) of all questions and of each label of each grouping."""
+def _groups(
+    answers: Mapping[str, Mapping], macro: str | None
+) -> list[tuple[dict[str, str], list[str], np.ndarray | None]]:
+    """Of {id: row}: ({"grouping", "label"}, ids, their weights if they differ) of all questions, of each label of each
+    grouping, and of all questions with the labels of grouping `macro` weighing the same."""
     groups: dict[tuple[str, str], list[str]] = {(ALL, ALL): list(answers)} if answers else {}
     for question, row in answers.items():
         for grouping, labels in row["groups"].items():
             for label in labels:
                 groups.setdefault((grouping, label), []).append(question)
-    return [({"grouping": grouping, "label": label}, ids) for (grouping, label), ids in sorted(groups.items())]
+    found = [({"grouping": grouping, "label": label}, ids, None) for (grouping, label), ids in sorted(groups.items())]
+    if macro and answers:
+        weights = [sum(1 / len(groups[macro, label]) for label in row["groups"][macro]) for row in answers.values()]
+        found.append(({"grouping": MACRO, "label": f"mean of {macro}"}, list(answers), np.array(weights)))
+    return found
 
 
 def _correct(answers: Mapping[str, Mapping], ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -197,14 +207,21 @@ def controls_text(controls: Mapping) -> str:
     return f"K = {controls['k']}: " + "; ".join(parts)
 
 
+def notes(summary: Mapping) -> list[str]:
+    """What to know about the numbers of a summary, a line each: the videos it lacks, and its controls."""
+    lines = [controls_text(controls) for controls in summary["controls"]]
+    if missing := summary.get("missing_videos"):
+        listed = ", ".join(missing[:5])
+        lines.insert(0, f"without the questions about {len(missing)} videos that are missing: {listed}")
+    return lines
+
+
 def table(summary: Mapping) -> Table:
     """The summary for the terminal; differences inside the noise are marked `~`."""
-    notes = ["accuracy in %, differences in points, [95 % interval over videos], ~ inside the noise"]
-    if missing := summary.get("missing_videos"):
-        notes.append(f"without the questions about {len(missing)} videos that are missing: {', '.join(missing[:5])}")
+    legend = "accuracy in %, differences in points, [95 % interval over videos], ~ inside the noise"
     out = Table(
         title=f"{summary['num_questions']} questions about {summary['num_videos']} videos",
-        caption="\n".join(notes + [controls_text(controls) for controls in summary["controls"]]),
+        caption="\n".join([legend, *notes(summary)]),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -212,15 +229,17 @@ def table(summary: Mapping) -> Table:
     for heading in ("K", "method", "accuracy", *(f"- {baseline}" for baseline in BASELINES)):
         out.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     gains = {(r["label"], r["grouping"], r["method"], r["baseline"], r["k"]): r for r in summary["differences"]}
-    last = None
+    last, n = None, 0
     for row in summary["accuracy"]:
         group = row["label"], row["grouping"]
         if last not in (None, group):
             out.add_section()
+        n = n if group == last else row["n"]
+        method = row["method"] if row["n"] == n else f"{row['method']} ({row['n']})"
         found = [gains.get((*group, row["method"], baseline, row["k"])) for baseline in BASELINES]
         name = "" if group == last else f"{row['label']} ({row['n']})"
         differences = [difference_text(gain) if gain else "" for gain in found]
-        out.add_row(name, str(row["k"]), row["method"], accuracy_text(row), *differences)
+        out.add_row(name, str(row["k"]), method, accuracy_text(row), *differences)
         last = group
     return out
 

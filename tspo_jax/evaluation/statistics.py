@@ -34,15 +34,21 @@ class Difference(NamedTuple):
 
 
 def clustered_mean(
-    values: np.ndarray, clusters: Sequence[str], seed: int = 0, resamples: int = 10_000, level: float = 0.95
+    values: np.ndarray,
+    clusters: Sequence[str],
+    seed: int = 0,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    weights: np.ndarray | None = None,
 ) -> Estimate:
     """Mean of values [n] with the percentile interval of a bootstrap over clusters [n] (videos).
 
-    With fewer than two clusters there is no interval. Raises ValueError without any value.
+    With fewer than two clusters there is no interval; `weights` [n] are those of the values, all the same by default.
+    Raises ValueError without any value.
     """
     values = np.asarray(values, float)
-    means = _bootstrap_means(values, clusters, seed, resamples)
-    return Estimate(float(values.mean()), *_percentiles(means, level))
+    means = _bootstrap_means(values, clusters, seed, resamples, weights)
+    return Estimate(float(np.average(values, weights=weights)), *_percentiles(means, level))
 
 
 def paired_difference(
@@ -52,14 +58,16 @@ def paired_difference(
     seed: int = 0,
     resamples: int = 10_000,
     level: float = 0.95,
+    weights: np.ndarray | None = None,
 ) -> Difference:
     """Mean of a - b over the same n questions, a [n] and b [n], with the bootstrap over clusters [n]."""
     difference = np.asarray(a, float) - np.asarray(b, float)
-    means = _bootstrap_means(difference, clusters, seed, resamples)
+    means = _bootstrap_means(difference, clusters, seed, resamples, weights)
     # One is added to both counts so that no finite number of resamples claims p = 0.
     one_sided = min(np.sum(means <= 0), np.sum(means >= 0)) + 1 if len(means) else np.inf
     p_value = min(1.0, 2 * one_sided / (len(means) + 1))
-    return Difference(float(difference.mean()), *_percentiles(means, level), float(p_value))
+    value = float(np.average(difference, weights=weights))
+    return Difference(value, *_percentiles(means, level), float(p_value))
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
@@ -102,7 +110,9 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> Estimate:
     return Estimate(mean, float(mean - half), float(mean + half))
 
 
-def _bootstrap_means(values: np.ndarray, clusters: Sequence[str], seed: int, resamples: int) -> np.ndarray:
+def _bootstrap_means(
+    values: np.ndarray, clusters: Sequence[str], seed: int, resamples: int, weights: np.ndarray | None
+) -> np.ndarray:
     """Means [resamples] of values whose clusters are drawn with replacement; empty for fewer than two clusters."""
     if len(values) != len(clusters) or not len(values):
         raise ValueError(f"{len(values)} values and {len(clusters)} clusters: equally many, at least one, are needed")
@@ -111,7 +121,8 @@ def _bootstrap_means(values: np.ndarray, clusters: Sequence[str], seed: int, res
         return np.zeros(0)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return (drawn @ np.bincount(cluster, values)) / (drawn @ np.bincount(cluster))
+    weights = np.ones(len(values)) if weights is None else weights
+    return (drawn @ np.bincount(cluster, weights * values)) / (drawn @ np.bincount(cluster, weights))
 
 
 def _percentiles(means: np.ndarray, level: float) -> tuple[float | None, float | None]:
