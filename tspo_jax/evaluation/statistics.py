@@ -4,6 +4,7 @@ Questions about one video are not independent, so intervals come from a bootstra
 drawn video count), not over questions. All functions are pure; the seed is an argument.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -119,10 +120,19 @@ def _bootstrap_means(
     names, cluster = np.unique(np.asarray(clusters, str), return_inverse=True)
     if len(names) < 2:
         return np.zeros(0)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    drawn = _drawn(len(names), seed, resamples)
     weights = np.ones(len(values)) if weights is None else weights
     return (drawn @ np.bincount(cluster, weights * values)) / (drawn @ np.bincount(cluster, weights))
+
+
+@functools.lru_cache(maxsize=64)
+def _drawn(num_clusters: int, seed: int, resamples: int) -> np.ndarray:
+    """How often each cluster is drawn, uint16 [resamples, clusters].
+
+    Drawing takes most of the time, and a summary asks for the same numbers of clusters for every method and budget.
+    """
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=resamples).astype(np.uint16)
 
 
 def _percentiles(means: np.ndarray, level: float) -> tuple[float | None, float | None]:
