@@ -58,7 +58,7 @@ class Limits:
     Attributes:
       seconds: in all.
       stall_seconds: without a new frame.
-      megabytes: of memory, over what the process has when it starts (Linux).
+      megabytes: of memory, over what the process has when the job starts (Linux).
     """
 
     seconds: float = 7200.0
@@ -228,6 +228,17 @@ class _Worker:
         self._ends = self._end, (time.monotonic() + seconds, f"showed no progress for {seconds:g} s")
 
 
+def _limit_memory(megabytes: int) -> None:
+    """Allocations fail once this process has that much more than now."""
+    if sys.platform == "linux":
+        data = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) << 10
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = data + (megabytes << 20)
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
+
+
 def _serve(pipe: multiprocessing.connection.Connection, work: Callable[[Job, Progress], int], megabytes: int) -> None:
     """The worker process: jobs in, progress and one result per job out."""
     if sys.platform == "linux":  # die with the parent, however it dies
@@ -235,8 +246,6 @@ def _serve(pipe: multiprocessing.connection.Connection, work: Callable[[Job, Pro
         libc.prctl(1, signal.SIGKILL)
         for limit, value in _MALLOC_LIMITS.items():
             libc.mallopt(limit, value)
-        data = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) << 10
-        resource.setrlimit(resource.RLIMIT_DATA, (data + (megabytes << 20),) * 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # FFmpeg inside decord prints its own messages
     pipe.send(("ready", None))
@@ -245,6 +254,7 @@ def _serve(pipe: multiprocessing.connection.Connection, work: Callable[[Job, Pro
             job = pipe.recv()
         except EOFError:
             return
+        _limit_memory(megabytes)
         sent = time.monotonic()
 
         def progress(share: float) -> None:
