@@ -72,8 +72,8 @@ class Clock:
                         return cls(fps, duration / CANDIDATE_CAP)
         video = "" if duration is None else f" of a video of {duration:g} s"
         raise ValueError(
-            f"frame numbers up to {numbers[-1]} do not tell the frame rate{video}: some lie behind its end, or they are "
-            "too few; add 'fps' to each row"
+            f"frame numbers up to {numbers[-1]} do not tell the frame rate{video}: some lie behind its end, or they "
+            "are too few; add 'fps' to each row"
         )
 
     def seconds(self, frames: Sequence[float]) -> np.ndarray:
