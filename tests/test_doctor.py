@@ -107,6 +107,9 @@ def test_command(tmp_path, capsys):
     assert doctor.main(["doctor", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["findings"][0]["name"] == "unparsed" and "50%" in err
+    (tmp_path / "config.json").write_text("{}")
+    assert doctor.main(["doctor", str(tmp_path)]) == 1
+    assert "is a run of another version: it has no field 'answerer'" in capsys.readouterr().err
     (tmp_path / "metrics.jsonl").write_text(json.dumps(healthy()[0]) + "\n")
     assert doctor.main(["doctor", str(tmp_path)]) == 1
     assert "at least 3 are needed" in capsys.readouterr().err

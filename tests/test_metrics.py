@@ -39,6 +39,9 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
     path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
     with pytest.raises(ValueError, match="metrics.jsonl, line 2: not valid json"):
         read_rows(path)
+    path.write_text("5\n")
+    with pytest.raises(ValueError, match="a line is not a json object"):
+        read_rows(path)
     path.write_text(json.dumps({"step": 1}) + '\n{"step": 2')
     assert read_rows(path) == [{"step": 1}]
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from tspo_jax.evaluation.results import ResultFile, summarize, table
+from tspo_jax.evaluation.results import ResultFile, read_rows, summarize, table
 
 
 def row(question, method, correct, k=8, family="lookup", video=None):
@@ -38,6 +38,16 @@ def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"id": "0"\n{}\n')
     with pytest.raises(ValueError, match="rows.jsonl, line 1: not valid json"):
         ResultFile(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").write_text('{"id": "0"}\n')
+    with pytest.raises(ValueError, match="rows.jsonl, line 1: not a row of an evaluation"):
+        ResultFile(tmp_path / "rows.jsonl")
+
+
+def test_reading_changes_nothing(tmp_path):
+    """A report made while an evaluation writes: the line that is half written stays."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text := json.dumps(row(0, "topk", True)) + "\n" + json.dumps(row(1, "topk", True))[:30])
+    assert [found["id"] for found in read_rows(path)] == ["0"] and path.read_text() == text
 
 
 def find(rows, **wanted):

@@ -264,6 +264,9 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyError as error:
+        print(f"error: {argv[1]} is a run of another version: it has no field {error}", file=sys.stderr)
+        return 1
     steps = len({row["step"] for row in rows})
     for finding in findings:
         print(f"{finding.name}: {finding.text}", file=sys.stderr)

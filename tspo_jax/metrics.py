@@ -70,6 +70,8 @@ def read_rows(path: str | Path) -> list[dict]:
         except json.JSONDecodeError as error:
             if number < len(lines):  # an entire line ends with a newline, so something follows it
                 raise ValueError(f"{path}, line {number}: not valid json ({error})") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: a line is not a json object")
     return rows
 
 

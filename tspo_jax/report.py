@@ -20,6 +20,7 @@ from tspo_jax import evaluate, report_page, run_folder
 from tspo_jax.checkpoints import load_agent, load_clip
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.evaluation import results
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.evaluation.results import ALL, INDEX_FILE
 from tspo_jax.metrics import read_rows
@@ -57,8 +58,11 @@ def write_report(run_dir: str | Path) -> Path:
         raise ValueError(f"{folder} holds no evaluation; run python -m tspo_jax.evaluate --run_dir={run_dir} first")
     evaluated = run_folder.read_run_config(folder)
     config = config_module.read(evaluated["config"])
-    summary = json.loads((folder / "summary.json").read_text())
-    rows = read_rows(folder / "rows.jsonl")
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / 'summary.json'}: not valid json ({error}); evaluate again") from None
+    rows = results.read_rows(folder / "rows.jsonl")
     metrics = read_rows(run_dir / "metrics.jsonl") if (run_dir / "metrics.jsonl").is_file() else []
     clip = load_clip(config.agent.clip)
     store = FrameStore(config.evaluation.store or config.data.store, clip.identity)

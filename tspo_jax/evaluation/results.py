@@ -44,16 +44,9 @@ class ResultFile:
     def __init__(self, path: str | Path):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        self.rows = []
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                self.rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid json ({error}); remove the line") from None
+        self.rows, size = _read(path) if path.exists() else ([], 0)
         self._file = path.open("ab")
-        self._file.truncate(len(whole))
+        self._file.truncate(size)
 
     def keys(self) -> set[tuple[str, str, int]]:
         """(id, method, k) of every row."""
@@ -70,6 +63,27 @@ class ResultFile:
 
     def __exit__(self, *_) -> None:
         self._file.close()
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """The rows of a file that may be being written. Raises ValueError naming a line that is none."""
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[list[dict], int]:
+    """The rows of the whole lines, and the size of these in bytes."""
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    rows = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not valid json ({error}); remove the line") from None
+        if not isinstance(row, dict) or not row.keys() >= {"id", "video", "method", "k", "correct", "groups"}:
+            raise ValueError(f"{path}, line {number}: not a row of an evaluation; remove the line")
+        rows.append(row)
+    return rows, len(whole)
 
 
 def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, macro: str | None = None) -> dict:
