@@ -131,6 +131,8 @@ def main() -> None:
         raise ValueError("--contact_sheet shows the frames chosen from a --video")
     for question in args.question:
         prompts.render(question, suffix=args.suffix)  # wrong questions are refused before anything is loaded
+    if not all(number.strip().isdecimal() for number in args.frame_size):
+        raise ValueError(f"--frame_size={','.join(args.frame_size)} is not height,width in pixels")
     options = VideoOptions(tuple(map(int, args.frame_size)), args.second_per_grid, args.next_position)
     names, open_video = ([args.frames], None) if args.frames else open_videos(args.video, args.store)
     frames = read_frames(args.frames) if args.frames else None

@@ -81,12 +81,14 @@ def questions_by_video(args: flags.FlagValues, names: Sequence[str]) -> dict[str
     """Video name -> (question id, question)s; ids are numbers where the questions are of no benchmark."""
     if not args.benchmark:
         return {name: [(f"{name}#{i}", question) for i, question in enumerate(args.question)] for name in names}
+    if not args.annotations:
+        raise ValueError("--benchmark needs --annotations: its annotation file")
     asked: dict[str, list[tuple[str, str]]] = {}
     for item in benchmarks.read_items(args.benchmark, args.annotations):
         asked.setdefault(item.video, []).append((item.id, item.query))
     if absent := sorted(asked.keys() - set(names)):
         listed = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
-        if not args.allow_missing:
+        if not args.allow_missing or len(absent) == len(asked):
             raise ValueError(f"{len(absent)} videos of {args.annotations} are missing: {listed}; or --allow_missing")
         print(f"{len(absent)} videos are missing, their questions are left out: {listed}", file=sys.stderr)
     return {video: questions for video, questions in asked.items() if video in names}

@@ -15,6 +15,7 @@ import http.server
 import itertools
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -393,6 +394,7 @@ def main() -> None:
     if args.videos and not Path(args.videos).is_dir():
         raise ValueError(f"--videos: {args.videos} is no folder")
     folder = Path(args.videos) if args.videos else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: a temporary store is removed
     with contextlib.ExitStack() as until_the_end:
         store = args.store or until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="tspo_store_"))
         scorer = load_scorer(args.agent, args.window)
