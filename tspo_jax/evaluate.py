@@ -268,14 +268,14 @@ def choose(
     choices: dict[str, list[tuple[str, int]]] = {}
     for item_id, method, k in sorted(todo):
         choices.setdefault(item_id, []).append((method, k))
-    asked_about: dict[str, list[Item]] = {}
-    for item in items:
-        if item.id in choices:
-            asked_about.setdefault(item.video, []).append(item)
-    for video, asked in asked_about.items():
+    asked = [item for item in items if item.id in choices]
+    texts = scorer.clip.text_features([item.query for item in asked])
+    asked_about: dict[str, list[tuple[Item, np.ndarray]]] = {}
+    for item, text in zip(asked, texts, strict=True):
+        asked_about.setdefault(item.video, []).append((item, text))
+    for video, questions in asked_about.items():
         features = store.features(video)
-        texts = scorer.clip.text_features([item.query for item in asked])
-        for item, text in zip(asked, texts, strict=True):
+        for item, text in questions:
             clip_scores, scores = scorer(features, text)
             order = tuple(range(len(item.options)))
             agreeing: dict[tuple, list[tuple[str, int]]] = {}
