@@ -101,7 +101,7 @@ def test_stale_features(golden, tmp_path):
 
 def test_command(tmp_path, capsys):
     assert doctor.main(["doctor", str(tmp_path)]) == 1
-    assert "metrics.jsonl" in capsys.readouterr().err
+    assert "config.json: no such file; is" in capsys.readouterr().err
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ill(unparsed=0.5)) + '{"ste')
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert doctor.main(["doctor", str(tmp_path)]) == 0

@@ -23,6 +23,8 @@ def check(argv):
 def main():
     if flags.FLAGS.n < 0:
         raise ValueError(f"--n is {flags.FLAGS.n}, it must not be negative")
+    if flags.FLAGS.n == 8:
+        open("nowhere/file")
     if flags.FLAGS.n == 9:
         raise KeyboardInterrupt
     if flags.FLAGS.n > 9:
@@ -56,6 +58,7 @@ def test_the_result_is_all_that_goes_to_stdout(tmp_path):
         ("stray", "error: unexpected argument 'stray'; flags are --name=value"),
         ("--n=x", "error: flag --n=x: "),
         ("--m=1", "error: Unknown command line flag 'm'"),
+        ("--n=8", "error: nowhere/file: No such file or directory"),
         ("--n=11", "error: a device has too little memory (RESOURCE_EXHAUSTED: Out of memory). Less is taken by"),
     ],
 )

@@ -259,8 +259,9 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 1
     try:
+        config = read_run_config(argv[1])
         rows = read_rows(Path(argv[1]) / "metrics.jsonl")
-        findings = diagnose(rows, read_run_config(argv[1]))
+        findings = diagnose(rows, config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

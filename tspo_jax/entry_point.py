@@ -47,7 +47,9 @@ def write_result(result: dict, output: str) -> None:
 def _explained(call):
     try:
         return call()
-    except (ValueError, OSError, flags.Error) as error:
+    except OSError as error:  # what the system says of a file begins with a number
+        _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
+    except (ValueError, flags.Error) as error:
         _fail(error)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

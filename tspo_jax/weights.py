@@ -311,6 +311,10 @@ def save_tensors(folder: str | Path, tensors: dict[str, np.ndarray]) -> None:
 def read_config(folder: str | Path, name: str = "config.json") -> dict:
     """A json file of a checkpoint folder."""
     path = Path(folder) / name
+    if not path.parent.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such checkpoint folder; one of Hugging Face's: hf download NAME --local-dir={folder}"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
