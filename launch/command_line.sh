@@ -6,5 +6,5 @@ set -euo pipefail
 usage() { sed -n '2,/^[^#]/{/^#SBATCH/d;s/^# \{0,1\}//p}' "$0" >&2; exit 1; }
 dry_run=0
 if [ "${1:-}" = --dry-run ]; then dry_run=1; shift; fi
-[ $# -ge 1 ] || usage
+[ $# -ge 1 ] && [ "$1" != --help ] || usage
 do_it() { if [ $dry_run = 1 ]; then printf '%q ' "$@"; echo; else "$@"; fi; }

@@ -3,6 +3,10 @@
 # the temporal agent by TSPO with a frozen LLaVA-Video, evaluates it on held-out videos and writes a report page.
 #   bash launch/quickstart.sh [--config.num_steps=300 ...]    (what follows is passed on to training and evaluation)
 # Stopped halfway, it goes on where it stopped. DATA (default: toy_data) and RUN (default: runs/toy) say where things go.
+if [ "${1:-}" = --help ]; then
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+  exit
+fi
 source "$(dirname "$0")/setup.sh"
 DATA=${DATA:-toy_data}
 RUN=${RUN:-runs/toy}

@@ -1,4 +1,5 @@
 # Sourced by the other scripts: enters a virtual environment with the pinned requirements, making it where it is absent.
+# `bash launch/setup.sh` only makes it; enter it with `source .venv/bin/activate`.
 #   VENV=DIR     where it lies (default: .venv in the project)
 #   PYTHON=FILE  the interpreter it is made with (default: the newest of python3.13 ... python3.11, python3)
 #   WITH_TORCH=1 also installs PyTorch, against which the tests compare (TORCH=... for another version or build)
