@@ -96,12 +96,14 @@ def define_flags() -> None:
     flags.DEFINE_string("frames", "", "npz file (`frames` uint8 [K, H, W, 3]) or folder of pictures, used as they are.")
     flags.DEFINE_string("agent", "", "Folder of CLIP and the temporal agent; without one, frames are evenly spaced.")
     flags.DEFINE_integer("num_frames", 16, "How many frames of the video.", lower_bound=1)
-    flags.DEFINE_enum("method", None, list(selection.METHODS), "How frames are chosen; topk with an agent.")
+    flags.DEFINE_enum(
+        "method", None, list(selection.METHODS), "How frames are chosen; default: topk with an agent, else uniform."
+    )
     flags.DEFINE_integer("window", 12, "Frames that a frame attends to: the agent's, as it was trained.", lower_bound=1)
-    flags.DEFINE_enum("template", None, list(prompts.TEMPLATES), "Conversation template; the answerer's own.")
+    flags.DEFINE_enum("template", None, list(prompts.TEMPLATES), "Conversation template; default: the answerer's own.")
     flags.DEFINE_string("suffix", prompts.LETTER_SUFFIX, "Last line of the user's text; may be empty.")
     flags.DEFINE_integer("max_new_tokens", 256, "Length at which the answer is cut.", lower_bound=1)
-    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the answerer; bfloat16, but float32 on a CPU.")
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the answerer; default: bfloat16, float32 on a CPU.")
     flags.DEFINE_list("frame_size", [], "Qwen2.5-VL: height,width of every frame; near its own if empty.")
     flags.DEFINE_float("second_per_grid", DEFAULT_VIDEO.second_per_grid, "Qwen2.5-VL: seconds of a pair of frames.")
     flags.DEFINE_enum(

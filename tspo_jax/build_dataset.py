@@ -382,7 +382,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("strict", False, "Bad records end the run; else they are listed and left out.")
     flags.DEFINE_integer("batch_size", 8, "Questions that are answered together.", lower_bound=1)
     flags.DEFINE_integer("model_axis", 1, "Devices that share an MLLM's weights; the others share the batch.")
-    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the MLLMs; bfloat16, but float32 on a CPU.")
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the MLLMs; default: bfloat16, float32 on a CPU.")
     job_array.define_flags()
     flags.adopt_module_key_flags(job_array)  # --help shows them
     for field in dataclasses.fields(Settings):

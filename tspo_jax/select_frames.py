@@ -8,8 +8,9 @@
 options of a multiple-choice question are left out of what the agent reads, as in its training.
 
 Each video is decoded and encoded once for all its questions, and not at all where it is in a frame store that predecode
-made with the same CLIP. One question about one video gives one JSON object; several give one line each, in the neutral
-form of evaluation/frame_indices.py, which convert_indices turns into the form of other programs.
+made with the same CLIP. One question about one video gives one JSON object; several give one line of --output each (on
+stdout {"selections": [..]}), in the neutral form of evaluation/frame_indices.py, which convert_indices turns into the
+form of other programs.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Writes a set of toy videos as H.264 files, and their questions.
 
-    python -m tspo_jax.toy.videos --output=DIR --num_train=48 --num_eval=24 --seed=0
+    python -m tspo_jax.toy.videos --output=DIR [--num_train=192 --num_eval=48 --seed=0]
 
 DIR/videos/*.mp4, DIR/train.jsonl and DIR/eval.jsonl (questions; `video` is relative to DIR) and DIR/plans.jsonl
 (the scenes of every video). Run again, it writes only the videos that are not there yet.
