@@ -118,6 +118,9 @@ def test_missing_video_or_frame(store):
     for wrong in ([5], [-1]):
         with pytest.raises(IndexError, match=r"a/short\.mp4 has 5 records"):
             store.frames("a/short.mp4", wrong)
+    assert store.has_features("a/short.mp4")
+    frames_path(store.folder, "a/short.mp4").unlink()
+    assert not store.has_features("a/short.mp4")
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "flip"])

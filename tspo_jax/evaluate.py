@@ -96,7 +96,7 @@ def evaluate(
         predecode.add_videos(Path(asked.store), Path(asked.videos), {item.video for item in items}, clip)
     store = FrameStore(asked.store or config.data.store, clip.identity)
     videos = {item.video for item in items}
-    if absent := sorted(video for video in videos if video not in store or not store.has_features(video)):
+    if absent := sorted(video for video in videos if not store.has_features(video)):
         listed = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
         if not allow_missing:
             raise ValueError(

@@ -66,8 +66,10 @@ class HeldOut:
         places = np.linspace(0, len(items), min(len(items), config.held_out.num_questions), endpoint=False, dtype=int)
         self.items = [items[place] for place in places]
         self.store = FrameStore(asked.store or config.data.store, clip.identity)
-        if absent := sorted({item.video for item in self.items if item.video not in self.store}):
-            raise ValueError(f"{self.store.folder} lacks {len(absent)} videos of {asked.questions}, e.g. {absent[0]}")
+        videos = sorted({item.video for item in self.items})
+        if absent := [video for video in videos if not self.store.has_features(video)]:
+            lacks = f"lacks {len(absent)} videos of {asked.questions}, e.g. {absent[0]}, or their features"
+            raise ValueError(f"{self.store.folder} {lacks}; run python -m tspo_jax.predecode")
         self._texts = clip.text_features([item.query for item in self.items])
         self._run_dir, self._mesh = run_dir, mesh
         content = hashlib.sha256(Path(asked.questions).read_bytes() + str(asked.budgets).encode()).hexdigest()

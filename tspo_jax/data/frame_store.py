@@ -319,7 +319,7 @@ class FrameStore:
 
     def has_features(self, name: str) -> bool:
         """Whether there are features of the video's present frames."""
-        if not features_path(self.folder, self.clip_identity or "", name).is_file():
+        if name not in self or not features_path(self.folder, self.clip_identity or "", name).is_file():
             return False
         return self.features_header(name)["frames_crc32"] == zlib.crc32(self.video(name).crc32.tobytes())
 
