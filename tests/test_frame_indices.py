@@ -98,7 +98,7 @@ def test_one_of_several_selections_of_an_evaluation(tmp_path):
     read = frame_indices.read(path, "", ITEMS, "topk", 3)
     assert {(s.method, s.frame_idx) for s in read.values()} == {("topk", (0, 1, 2))}
     with pytest.raises(
-        BenchmarkError, match=r"item 1 \(q0\): question q0 has a second selection; choose one by --method"
+        BenchmarkError, match=r"item 1 \(q0\): question q0 has a second selection; .*convert_indices --method=NAME"
     ):
         frame_indices.read(path, "", ITEMS)
 

@@ -161,7 +161,8 @@ def _of_index_file(path: str, benchmark: str):
         question = "".join(str(row[field]) for field in fields) if has_id else str(row["question_id"])
         if question in rows:
             raise benchmarks.BenchmarkError(
-                f"{row.where}: question {question} has a second selection; convert_indices writes those of one method"
+                f"{row.where}: question {question} has a second selection; take those of one method and budget with "
+                "python -m tspo_jax.convert_indices --method=NAME --num_frames=K"
             )
         rows[question] = row
 

@@ -105,7 +105,8 @@ def read(
             continue
         if item.id in found:
             raise BenchmarkError(
-                f"{row.where}: question {item.id} has a second selection; choose one by --method and --num_frames"
+                f"{row.where}: question {item.id} has a second selection; take those of one method and budget with "
+                "python -m tspo_jax.convert_indices --method=NAME --num_frames=K"
             )
         found[item.id] = selection(row, item.id, item.video)
     missing = [item.id for item in items if item.id not in found]
