@@ -59,6 +59,11 @@ def test_an_axis_of_a_mesh_may_cut_one_of_the_slice(slice_of_8):
         assert mesh.devices.shape == axes and len({d.id for d in mesh.devices.flat}) == mesh.size
 
 
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_a_single_chip(slice_of_8, chip):
+    assert len(tpu.slice_devices(f"{chip}-1")[1]) == 1
+
+
 def test_all_programs_fit(compiled):
     assert compiled["fits"] and compiled["mesh"] == {"data": 2, "model": 4} and compiled["batch_size"] == 16
     assert set(compiled["programs"]) == {"sample", "answer", "update"}

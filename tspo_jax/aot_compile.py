@@ -291,6 +291,7 @@ def main() -> int:
     for row in table_rows(results):
         table.add_row(*row)
     console = Console(stderr=True)
+    console.width = max(console.width, 200)  # a narrow terminal breaks lines better than the table would cut its cells
     console.print(table)
     for result in results:
         if not result["fits"]:

@@ -67,7 +67,10 @@ def slice_devices(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     from jax.experimental import topologies
 
     try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{platform_name}:{shapes[size]}")
+        alone = {"chips_per_host_bounds": (1, 1, 1)} if size == 1 else {}  # else hosts have four chips or more
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{platform_name}:{shapes[size]}", **alone
+        )
     except Exception as error:  # RuntimeError, ImportError or an XLA error, by the state of the installation
         if "lockfile" in str(error):
             raise ValueError(f"topology {name}: another process uses the TPU compiler ({error})") from error
