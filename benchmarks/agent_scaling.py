@@ -76,7 +76,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] and sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    elif sys.argv[1:]:
         print(json.dumps(measure(*json.loads(sys.argv[1]))))
     else:
         main()

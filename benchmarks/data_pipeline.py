@@ -272,10 +272,12 @@ def resident_mb() -> int:
 
 
 def main(names: list[str]) -> None:
-    for benchmark in (decode, long, fetch, layout, loader, memory):
-        if not names or benchmark.__name__ in names:
-            with tempfile.TemporaryDirectory() as folder:
-                print(json.dumps({benchmark.__name__: benchmark(Path(folder))}, indent=1), flush=True)
+    benchmarks = {benchmark.__name__: benchmark for benchmark in (decode, long, fetch, layout, loader, memory)}
+    if not benchmarks.keys() >= set(names):
+        sys.exit(__doc__)
+    for name in names or benchmarks:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps({name: benchmarks[name](Path(folder))}, indent=1), flush=True)
 
 
 if __name__ == "__main__":
