@@ -30,4 +30,4 @@ def test_there_and_back(tmp_path):
     assert convert(tmp_path, frame_idx=neutral, form="published", output=published).returncode == 0
     assert json.loads(published.read_text()) == [QUESTION | {"frame_idx": [0.0, 26.0]}]
     failed = convert(tmp_path, frame_idx=tmp_path / "rows.jsonl", output=neutral)
-    assert failed.returncode == 1 and "question Q0 has a second selection; choose one by --method" in failed.stderr
+    assert failed.returncode == 1 and "question Q0 has a second selection; take those of one method" in failed.stderr
