@@ -1,6 +1,7 @@
 """Frames of a video by the command line: the original's picks, every method, CLIP alone, bad input."""
 
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -135,20 +136,23 @@ def test_questions_of_a_benchmark_without_a_video(tmp_path):
 
 
 def test_many_questions_about_a_folder(golden, tmp_path):
-    """One line per question in the neutral form, pictures and a page for each; a store gives the same frames."""
+    """One line per question in the neutral form, pictures and a page for each; a store gives the same frames. A broken
+    file costs itself."""
     tiny_store.make_store(tmp_path, golden)
     (tmp_path / "videos").mkdir()
     for path in (golden / tiny_store.LONG, tmp_path / tiny_store.SHORT):
         (tmp_path / "videos" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video")
     shared = dict(agent=golden / "tspo_agent", num_frames=4)
     asked = "--question=Who opens the door?", "--question=Why?\nA. So\nB. Not so"
     from_files = start(
         *asked, video=tmp_path / "videos", output=tmp_path / "files.jsonl", page=tmp_path / "p.html", **shared
     )
     from_store = start(*asked, store=tmp_path / "store", output=tmp_path / "store.jsonl", **shared)
-    for process in (from_files, from_store):
+    for process, status, left_out in ((from_files, 2, ["broken.mp4"]), (from_store, 0, [])):
         out, err = process.communicate()
-        assert (process.returncode, out) == (0, ""), err
+        assert (process.returncode, out) == (status, ""), err
+        assert re.findall(r"left out: .*/(\S+): ", err) == left_out
     rows, stored = (
         [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         for name in ("files.jsonl", "store.jsonl")

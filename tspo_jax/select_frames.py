@@ -10,10 +10,11 @@ options of a multiple-choice question are left out of what the agent reads, as i
 Each video is decoded and encoded once for all its questions, and not at all where it is in a frame store that predecode
 made with the same CLIP. One question about one video gives one JSON object; several give one line of --output each (on
 stdout {"selections": [..]}), in the neutral form of evaluation/frame_indices.py, which convert_indices turns into the
-form of other programs.
+form of other programs. Of several videos, one that cannot be read is named and left out, and the exit status is 2.
 """
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from absl import flags
 
 from tspo_jax import entry_point, selection, video_page
 from tspo_jax.contact_sheet import contact_sheet
+from tspo_jax.data.decode import VideoError
 from tspo_jax.data.questions import split_options
 from tspo_jax.evaluation import benchmarks, frame_indices
 from tspo_jax.scoring import Candidates, Scorer, check_method, load_scorer, pick
@@ -95,7 +97,7 @@ def questions_by_video(args: flags.FlagValues, names: Sequence[str]) -> dict[str
     return {video: questions for video, questions in asked.items() if video in names}
 
 
-def main() -> None:
+def main() -> int:
     args = flags.FLAGS
     if bool(args.question) == bool(args.benchmark):
         raise ValueError("give either --question or --benchmark (with --annotations)")
@@ -104,25 +106,36 @@ def main() -> None:
     check_method(scorer, args.method)
     asked = questions_by_video(args, names)
     single = not args.benchmark and len(names) == len(args.question) == 1
-    lines = []
-    each = ((open_video(name, scorer.clip), questions) for name, questions in asked.items())
-    pairs = ((source, *question) for source, questions in each for question in questions)
-    for number, (source, question_id, question) in enumerate(pairs):
-        candidates = source.candidates()
-        result = select_frames(scorer, candidates, question, args.num_frames, args.method)
-        if args.contact_sheet:
-            sheet = contact_sheet(source.pictures(picks_of(result, source)), result["timestamps"])
-            sheet.save(numbered(args.contact_sheet, number, single))
-        if args.page:
-            html = video_page.page(scorer, source, question, args.num_frames)
-            numbered(args.page, number, single).write_text(html, encoding="utf-8")
-        if single:
-            return entry_point.write_result(result, args.output)
-        lines.append(_neutral(result, source, question_id))
+    lines, numbers, all_read = [], itertools.count(), True
+    for name, questions in asked.items():
+        try:
+            source = open_video(name, scorer.clip)
+            candidates = source.candidates()
+        except VideoError as error:
+            if len(asked) == 1:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+            all_read = False
+            continue
+        for (question_id, question), number in zip(questions, numbers, strict=False):
+            result = select_frames(scorer, candidates, question, args.num_frames, args.method)
+            if args.contact_sheet:
+                sheet = contact_sheet(source.pictures(picks_of(result, source)), result["timestamps"])
+                sheet.save(numbered(args.contact_sheet, number, single))
+            if args.page:
+                html = video_page.page(scorer, source, question, args.num_frames)
+                numbered(args.page, number, single).write_text(html, encoding="utf-8")
+            if single:
+                entry_point.write_result(result, args.output)
+                return 0
+            lines.append(_neutral(result, source, question_id))
+    if not lines:
+        raise ValueError(f"--video: none of the {len(asked)} videos of {args.video} can be read")
     if args.output:
         frame_indices.write_neutral(args.output, lines)
     else:
         entry_point.write_result({"selections": [dataclasses.asdict(line) for line in lines]}, "")
+    return 0 if all_read else 2
 
 
 def _neutral(result: dict, source: Source, question_id: str) -> frame_indices.Selection:
