@@ -7,8 +7,9 @@
 #   bash launch/tpu_vm.sh [--dry-run] stop                            SIGTERM: saves after the step in progress
 #   bash launch/tpu_vm.sh [--dry-run] delete                          the slice and its disks
 # NAME (tspo), ZONE (us-east5-a), TYPE (v5litepod-16), VERSION (v2-alpha-tpuv5-lite), SPOT=1, PROJECT. --dry-run prints
-# the exact commands instead. Put data, checkpoints and --run_dir where all workers see them: a bucket mounted by
-# gcsfuse, or Filestore. See docs/running_on_tpu.md.
+# the exact commands instead. `run` hands JAX_COMPILATION_CACHE_DIR, where it is set, on to the workers. Put data,
+# checkpoints and --run_dir where all workers see them: a bucket mounted by gcsfuse, or Filestore. See
+# docs/running_on_tpu.md.
 source "$(dirname "$0")/command_line.sh"
 action=$1
 shift
@@ -33,8 +34,9 @@ case $action in
   run)
     [ $# -ge 1 ] || usage
     arguments=$(printf '%q ' "$@" --config.distributed.enabled=True)
+    cache=${JAX_COMPILATION_CACHE_DIR:+env JAX_COMPILATION_CACHE_DIR=$(printf '%q ' "$JAX_COMPILATION_CACHE_DIR")}
     idle="! kill -0 \$(cat train.pid 2>/dev/null) 2>/dev/null || { echo 'error: process' \$(cat train.pid) 'is training; stop it first' >&2; exit 1; }"
-    on_workers all "cd tspo_jax && { $idle; } && source launch/setup.sh && (setsid nohup python -m tspo_jax.train $arguments >>train.log 2>&1 & echo \$! >train.pid)"
+    on_workers all "cd tspo_jax && { $idle; } && source launch/setup.sh && (setsid nohup ${cache}python -m tspo_jax.train $arguments >>train.log 2>&1 & echo \$! >train.pid)"
     ;;
   logs) on_workers 0 "tail -n 50 -F tspo_jax/train.log" ;;
   stop) on_workers all "kill -TERM \$(cat tspo_jax/train.pid)" ;;

@@ -61,6 +61,8 @@ def test_tpu_vm():
     assert run[: len(tpu) + 2] == [*tpu, "ssh", "tspo"] and "--worker=all" in run
     inner = shlex.split(run[-1].partition("tspo_jax.train ")[2].partition(" >>train.log")[0])
     assert inner == ["--config=x.py", OVERRIDE, "--config.distributed.enabled=True"]
+    (run,) = commands(dry_run("tpu_vm.sh", "run", "--config=x.py", JAX_COMPILATION_CACHE_DIR="/data/a b"))
+    assert r"nohup env JAX_COMPILATION_CACHE_DIR=/data/a\ b python -m" in run[-1]
     assert (
         "--worker=0" in dry_run("tpu_vm.sh", "logs") and "kill -TERM" in shlex.split(dry_run("tpu_vm.sh", "stop"))[-1]
     )
