@@ -1,7 +1,7 @@
 """The paper's run: TSPO-10K, CLIP ViT-L/14, LLaVA-Video-7B frozen; 10,000 questions once each in 625 steps.
 
 Put the checkpoint folders and the data where the fields say, or name other places on the command line. A machine
-without room for 7B: `--config.answerer.folder=<LLaVA-Video with 0.5B>`, everything else stays; or
+without room for 7B: another answerer (docs/training.md), everything else stays; or
 `--config=configs/llava_video_7b.py:laptop`, a few steps of this run with the models and videos of the toy world.
 """
 
