@@ -9,8 +9,10 @@ from conftest import ROOT
 
 PROGRAM = """
 from absl import flags
+from ml_collections import config_flags
 from tspo_jax import entry_point
 
+config_flags.DEFINE_config_file("config")
 flags.DEFINE_integer("n", 0, "A number.")
 flags.DEFINE_string("output", "", "A file.")
 
@@ -66,6 +68,13 @@ def test_a_users_mistake_is_one_line(argument, message):
     result = start(argument)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
+
+
+def test_an_error_in_a_config_file_is_one_line(tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text("def get_config(variant=''):\n    raise ValueError(f'no {variant}')\n")
+    result = start(f"--config={file}:y")
+    assert result.stderr == f"error: flag --config={file}:y: {file}:2: ValueError: no y\n"
 
 
 def test_ctrl_c():

@@ -65,6 +65,10 @@ def _explained(call):
 
 
 def _fail(error) -> None:
-    missing = re.findall(r"Flag (--\w+) must have a value other than None", str(error))
-    print(f"error: {'missing ' + ', '.join(missing) if missing else error}", file=sys.stderr)
+    text = str(error)
+    if missing := re.findall(r"Flag (--\w+) must have a value other than None", text):
+        text = f"missing {', '.join(missing)}"
+    elif places := re.findall(r'^  File "(.+)", line (\d+)', text, re.MULTILINE):  # a traceback: of a config file
+        text = f"{text.partition(': Error whilst')[0]}: {':'.join(places[-1])}: {text.strip().splitlines()[-1]}"
+    print(f"error: {text}", file=sys.stderr)
     sys.exit(1)
