@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tspo_jax.evaluation.statistics import Estimate, over_seeds
-from tspo_jax.metrics import read_rows
-from tspo_jax.report_page import smooth
+from tspo_jax.pages.report_page import smooth
+from tspo_jax.runs.metrics import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("all", "lookup", "position", "relation")

@@ -41,7 +41,7 @@ def write(folder: Path, config: dict) -> None:
     """FOLDER/agent, a TSPO folder with this config.json, and FOLDER/store."""
     from transformers import CLIPTokenizer
 
-    from tspo_jax import weights
+    from tspo_jax.checkpoints import weights
     from tspo_jax.data import frame_store
     from tspo_jax.models.clip import Clip, ClipConfig
     from tspo_jax.models.layers import abstract_module
@@ -86,9 +86,9 @@ def measure(folder: Path, num_questions: int = 5) -> dict[str, float]:
     """Of the agent and the store of a folder, in this process."""
     import jax
 
-    from tspo_jax.scoring import load_scorer
     from tspo_jax.select_frames import picks_of, select_frames
-    from tspo_jax.video_source import open_videos
+    from tspo_jax.selection.scoring import load_scorer
+    from tspo_jax.selection.video_source import open_videos
 
     times = [np.array([time.perf_counter(), time.process_time()])]
     scorer = load_scorer(folder / "agent")

@@ -25,14 +25,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tspo_jax.run_folder import read_agent
+from tspo_jax.runs.run_folder import read_agent
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER_SECONDS = 150  # in which the other process must end; jax gives up on a silent one after 100
 # What each process runs: tspo_jax.train, with the picks of each step written down.
 RECORDING = """
 import hashlib, json, os, sys
-from tspo_jax import actor, config, entry_point, train
+from tspo_jax import config, train
+from tspo_jax.tspo import actor
+from tspo_jax.command_line import entry_point
 
 def draw(self, step, *args, original=actor.Actor.draw, **kwargs):
     drawn = original(self, step, *args, **kwargs)

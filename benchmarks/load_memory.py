@@ -36,8 +36,8 @@ def write(folder: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from tspo_jax import weights
-    from tspo_jax.checkpoints import answerer_architecture
+    from tspo_jax.checkpoints import weights
+    from tspo_jax.checkpoints.folders import answerer_architecture
 
     (folder / "config.json").write_text(json.dumps(CONFIG))
     architecture = answerer_architecture(CONFIG, folder)
@@ -54,8 +54,9 @@ def measure(folder: Path, num_devices: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from tspo_jax import sharding, weights
-    from tspo_jax.checkpoints import answerer_architecture
+    from tspo_jax.checkpoints import weights
+    from tspo_jax.checkpoints.folders import answerer_architecture
+    from tspo_jax.devices import sharding
 
     architecture = answerer_architecture(weights.read_config(folder), folder)
     where = None

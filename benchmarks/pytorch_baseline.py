@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from benchmarks.step_time import Timer, World
-from tspo_jax import weights
+from tspo_jax.checkpoints import weights
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
 TOWER = "model.vision_tower.vision_tower.vision_model."

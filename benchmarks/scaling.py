@@ -33,7 +33,7 @@ slices, without weights. This file is written by `python -m benchmarks.scaling`;
 B questions, {G} sets of {K} frames each, {T} candidate frames, {new} answer tokens, bfloat16. A slice is named with its
 mesh, data x model. Bytes are per device, operations (TFLOP) those of all devices together, collectives their number
 and the bytes of their results. "At least" is a roofline: the longest of arithmetic, memory traffic and communication
-at the chip's published peaks (tspo_jax/tpu.py), with every frame and every answer of full length; a real step takes
+at the published peaks (tspo_jax/devices/chips.py), with every frame and every answer of full length; a real step takes
 longer by what the chip falls short of its peaks. A step also loads and decodes the picked frames on the host, which
 this does not count. Where `data` exceeds the {B} questions of the config, the batch is as large as `data`; train there
 with that --config.batch_size. Compiling is given in seconds of the processor, all cores together.
@@ -107,9 +107,10 @@ def main() -> None:
     parser.add_argument("--output", default="docs/scaling.md", type=Path)
     output = parser.parse_args().output
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from tspo_jax import aot_compile, weights
+    from tspo_jax import aot_compile
     from tspo_jax import config as cfg
-    from tspo_jax.checkpoints import answerer_architecture
+    from tspo_jax.checkpoints import weights
+    from tspo_jax.checkpoints.folders import answerer_architecture
 
     sections, descriptions = [], Path("configs/architectures")
     for name, topologies in CASES.items():

@@ -31,16 +31,17 @@ import numpy as np
 from PIL import Image
 
 from tspo_jax import config as cfg
-from tspo_jax import programs, sharding
-from tspo_jax.checkpoints import Generation, answerer_architecture
+from tspo_jax.answering.rollout import Rollout, unique_frames
+from tspo_jax.checkpoints.folders import Generation, answerer_architecture
+from tspo_jax.devices import sharding
+from tspo_jax.devices.program_cost import arithmetic
 from tspo_jax.models.clip import Clip, ClipConfig
 from tspo_jax.models.layers import abstract_module, merge_params
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
-from tspo_jax.program_cost import arithmetic
-from tspo_jax.rollout import Rollout, unique_frames
-from tspo_jax.run_folder import TrainState
+from tspo_jax.runs.run_folder import TrainState
+from tspo_jax.tspo import programs
 
 # Matrix peak in bfloat16 without sparsity, operations per second (NVIDIA's data sheets), by part of the device's name.
 GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}

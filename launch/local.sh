@@ -28,7 +28,7 @@ fi
 source "$(dirname "$0")/setup.sh"
 processes=()
 stop() { for process in "${processes[@]}"; do kill "$1" "$process" 2>/dev/null || true; done; }
-trap 'stop -TERM' TERM INT # each process saves, see tspo_jax/preemption.py
+trap 'stop -TERM' TERM INT # each process saves, see tspo_jax/runs/preemption.py
 for ((i = 0; i < count; i++)); do
   mapfile -t words < <(command_of "$i" "$@")
   [ "${GPUS:-0}" = 1 ] && export CUDA_VISIBLE_DEVICES=$i

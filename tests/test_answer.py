@@ -10,12 +10,12 @@ import pytest
 import tiny_store
 from PIL import Image
 
-from tspo_jax import prompts
 from tspo_jax.answer import answer, choose, read_frames
-from tspo_jax.checkpoints import Generation, load_answerer
-from tspo_jax.rollout import Answers
-from tspo_jax.scoring import load_scorer
-from tspo_jax.video_source import file_source
+from tspo_jax.answering import prompts
+from tspo_jax.answering.rollout import Answers
+from tspo_jax.checkpoints.folders import Generation, load_answerer
+from tspo_jax.selection.scoring import load_scorer
+from tspo_jax.selection.video_source import file_source
 
 QUESTION = "Who opens the door?\nA. The cat\nB. A dog"
 

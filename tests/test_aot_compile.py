@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
-from tspo_jax import aot_compile, program_cost, sharding, tpu, weights
+from tspo_jax import aot_compile
 from tspo_jax import config as cfg
-from tspo_jax.checkpoints import answerer_architecture
+from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import answerer_architecture
+from tspo_jax.devices import chips as tpu
+from tspo_jax.devices import program_cost, sharding
 
 LAYERS = 2
 K = 4  # frames of a set

@@ -23,10 +23,10 @@ from tspo_jax.build_dataset import (
     read_settings,
     split_by_video,
 )
+from tspo_jax.command_line.job_array import Shard
 from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, VideoEntry, open_settings, write_frames
 from tspo_jax.data.questions import QuestionError, question_of_row, read_questions
-from tspo_jax.job_array import Shard
-from tspo_jax.run_folder import RunFolderError, in_use, write_run_config
+from tspo_jax.runs.run_folder import RunFolderError, in_use, write_run_config
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = {f"b/{i}.mp4": 80 + i for i in range(12)} | {"b/short.mp4": 30}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tspo_jax import weights
-from tspo_jax.checkpoints import load_agent, load_clip
+from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import load_agent, load_clip
 from tspo_jax.export import export
-from tspo_jax.run_folder import Checkpoints, TrainState
+from tspo_jax.runs.run_folder import Checkpoints, TrainState
 
 
 @pytest.fixture

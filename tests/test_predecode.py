@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from video_files import write_video
 
+from tspo_jax.command_line.job_array import Shard
 from tspo_jax.data.decode import DECODERS
 from tspo_jax.data.decode_workers import Job, Limits, run_jobs
 from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, frames_path, open_settings, write_features
-from tspo_jax.job_array import Shard
 from tspo_jax.predecode import Quarantine, decode_videos, encode_features, find_videos, verify, writing
 
 ROOT = Path(__file__).parent.parent

@@ -16,9 +16,10 @@ import tiny_store
 from PIL import Image
 
 from tspo_jax import config as cfg
-from tspo_jax import evaluate, report, report_page
+from tspo_jax import evaluate, report
 from tspo_jax.evaluation import results
 from tspo_jax.evaluation.benchmarks import Item
+from tspo_jax.pages import report_page
 
 
 def metrics_row(step):

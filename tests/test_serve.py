@@ -15,10 +15,11 @@ import pytest
 import tiny_store
 from video_files import write_video
 
-from tspo_jax import scoring, serve
-from tspo_jax.checkpoints import ClipEncoder
+from tspo_jax import serve
+from tspo_jax.checkpoints.folders import ClipEncoder
 from tspo_jax.data.decode import Video
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.selection import scoring
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,17 @@ from flax import nnx
 from tiny_store import LONG, SHORT, make_store
 
 from tspo_jax import config as cfg
-from tspo_jax import environment, evaluate, weights
+from tspo_jax import evaluate
 from tspo_jax import train as training
-from tspo_jax.checkpoints import load_agent
+from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import load_agent
 from tspo_jax.data.questions import read_questions
-from tspo_jax.metrics import read_rows
 from tspo_jax.models.layers import split_params
 from tspo_jax.models.temporal_agent import TemporalAgent
-from tspo_jax.run_folder import RunFolderError, find_checkpoint, read_agent
-from tspo_jax.training_log import NotFiniteError
+from tspo_jax.runs.metrics import read_rows
+from tspo_jax.runs.run_folder import RunFolderError, find_checkpoint, read_agent
+from tspo_jax.runs.training_log import NotFiniteError
+from tspo_jax.tspo import environment
 
 NUM_STEPS = 6
 TIMES = ("seconds/", "compilations", "device_idle", "steps_per_second")

@@ -9,7 +9,7 @@ from video_files import write_video
 
 from tspo_jax import config as cfg
 from tspo_jax import evaluate
-from tspo_jax.checkpoints import load_clip
+from tspo_jax.checkpoints.folders import load_clip
 from tspo_jax.data import frame_store
 from tspo_jax.data.decode import Video
 
@@ -84,3 +84,15 @@ def fake_answerer(monkeypatch, answered=None):
     monkeypatch.setattr(evaluate, "answer", answer)
     monkeypatch.setattr(evaluate, "_load_answerer", lambda *_: None)
     monkeypatch.setattr(evaluate.Rollout, "of", lambda *_, **__: None)
+
+
+def needle_config(golden, folder):
+    """Two steps of 4 needle questions on a (2, 4) mesh; needles, because their rewards differ within a group."""
+    store, questions = make_store(folder, golden), write_questions(folder / "questions.jsonl", num=8, kind="specific")
+    config = make_config(golden, store, questions)
+    config.batch_size, config.num_steps, config.checkpoint_every = 4, 2, 2
+    config.data.min_frames, config.data.max_frames, config.data.buckets = 0, 40, (40,)
+    config.data.specific.update(k=3, group_frames=5, max_true_groups=3, distractor_groups=4, max_distractor_groups=4)
+    config.policy.update(group_size=4, tau_start=0.5, tau_end=0.2)
+    config.mesh.axes = (("data", 2), ("model", 4))
+    return config

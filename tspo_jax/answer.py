@@ -19,15 +19,18 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from tspo_jax import entry_point, prompts, report_page, selection, video_page
-from tspo_jax.checkpoints import Answerer, load_answerer
-from tspo_jax.contact_sheet import contact_sheet
+from tspo_jax.answering import prompts
+from tspo_jax.answering.rollout import Rollout
+from tspo_jax.checkpoints.folders import Answerer, load_answerer
+from tspo_jax.command_line import entry_point
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, VideoOptions
-from tspo_jax.rewards import option_letter
-from tspo_jax.rollout import Rollout
-from tspo_jax.scoring import Scorer, check_method, load_scorer
+from tspo_jax.pages import report_page, video_page
+from tspo_jax.pages.contact_sheet import contact_sheet
 from tspo_jax.select_frames import numbered, picks_of, select_frames
-from tspo_jax.video_source import Source, open_videos
+from tspo_jax.selection import methods as selection
+from tspo_jax.selection.scoring import Scorer, check_method, load_scorer
+from tspo_jax.selection.video_source import Source, open_videos
+from tspo_jax.tspo.rewards import option_letter
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 

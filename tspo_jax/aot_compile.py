@@ -29,15 +29,19 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from tspo_jax import config as config_module
-from tspo_jax import entry_point, programs, sharding, tpu, weights
-from tspo_jax.checkpoints import AGENT_KINDS, Architecture, Generation, answerer_architecture
+from tspo_jax.answering.rollout import Rollout
+from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import AGENT_KINDS, Architecture, Generation, answerer_architecture
+from tspo_jax.command_line import entry_point
 from tspo_jax.config import Config
-from tspo_jax.environment import num_chunks
+from tspo_jax.devices import chips as tpu
+from tspo_jax.devices import sharding
+from tspo_jax.devices.program_cost import Program, arithmetic
 from tspo_jax.models.clip import ClipConfig
 from tspo_jax.models.layers import abstract_module
-from tspo_jax.program_cost import Program, arithmetic
-from tspo_jax.rollout import Rollout
-from tspo_jax.run_folder import TrainState
+from tspo_jax.runs.run_folder import TrainState
+from tspo_jax.tspo import programs
+from tspo_jax.tspo.environment import num_chunks
 
 PROMPT_TOKENS = 256  # of a question with its options, padded
 FRAME = np.zeros((720, 1280, 3), np.uint8)  # a frame as it comes from a video

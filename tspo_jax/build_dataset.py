@@ -35,18 +35,23 @@ import numpy as np
 from absl import flags
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from tspo_jax import entry_point, job_array, prompts, rewards, run_folder, sharding, weights
-from tspo_jax.checkpoints import Answerer, load_answerer
+from tspo_jax.answering import prompts
+from tspo_jax.answering.frame_answers import Request, answer_requests
+from tspo_jax.answering.rollout import Rollout
+from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import Answerer, load_answerer
+from tspo_jax.command_line import entry_point, job_array
+from tspo_jax.command_line.job_array import Shard
+from tspo_jax.command_line.progress_bar import ProgressBar
 from tspo_jax.data.event_questions import event_questions
 from tspo_jax.data.frame_store import FrameStore, StoreError, publish
 from tspo_jax.data.llava_video_178k import MULTIPLE_CHOICE, read_conversations
 from tspo_jax.data.questions import Question, QuestionError, question_of_row, read_questions, row
 from tspo_jax.data.row_file import RowFile
-from tspo_jax.frame_answers import Request, answer_requests
-from tspo_jax.job_array import Shard
-from tspo_jax.progress_bar import ProgressBar
-from tspo_jax.rollout import Rollout
-from tspo_jax.selection import uniform
+from tspo_jax.devices import sharding
+from tspo_jax.runs import run_folder
+from tspo_jax.selection.methods import uniform
+from tspo_jax.tspo import rewards
 
 CAPTION_PROMPT = "Describe in one detailed sentence what happens in this part of the video."
 _SHOWN = 5  # names in one message

@@ -10,7 +10,7 @@ The forms are those of evaluation/frame_indices.py; what is read is recognised b
 
 from absl import flags
 
-from tspo_jax import entry_point
+from tspo_jax.command_line import entry_point
 from tspo_jax.evaluation import benchmarks, frame_indices
 
 FORMS = ("neutral", "published")

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tspo_jax import weights
+from tspo_jax.checkpoints import weights
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.metrics import read_rows
-from tspo_jax.run_folder import read_run_config
+from tspo_jax.runs.metrics import read_rows
+from tspo_jax.runs.run_folder import read_run_config
 
 KINDS = ("general", "specific")
 MIN_STEPS = 3  # with a rollout; fewer say nothing

@@ -30,8 +30,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tspo_jax import config as config_module
-from tspo_jax import entry_point, predecode, prompts, rewards, run_folder, selection, sharding, weights
-from tspo_jax.checkpoints import (
+from tspo_jax import predecode
+from tspo_jax.answering import prompts
+from tspo_jax.answering.frame_answers import PROMPT_MULTIPLE, Request, answer_requests
+from tspo_jax.answering.rollout import Rollout
+from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import (
     Answerer,
     ClipEncoder,
     agent_graphdef,
@@ -40,15 +44,18 @@ from tspo_jax.checkpoints import (
     load_clip,
     read_clip_config,
 )
+from tspo_jax.command_line import entry_point
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.questions import read_questions
+from tspo_jax.devices import sharding
 from tspo_jax.evaluation import benchmarks, frame_indices, keyframe_metrics, results
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.evaluation.results import ResultFile
-from tspo_jax.frame_answers import PROMPT_MULTIPLE, Request, answer_requests
-from tspo_jax.rollout import Rollout
-from tspo_jax.scoring import AGENT_METHODS, Scorer, pick
+from tspo_jax.runs import run_folder
+from tspo_jax.selection import methods as selection
+from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, pick
+from tspo_jax.tspo import rewards
 
 FOLDER = "evaluation"  # in the run folder
 

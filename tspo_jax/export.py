@@ -14,9 +14,10 @@ from pathlib import Path
 
 from absl import flags
 
-from tspo_jax import entry_point, weights
-from tspo_jax.checkpoints import agent_graphdef, agent_kind, load_clip
-from tspo_jax.run_folder import read_agent
+from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import agent_graphdef, agent_kind, load_clip
+from tspo_jax.command_line import entry_point
+from tspo_jax.runs.run_folder import read_agent
 
 TOKENIZER_AND_PROCESSOR = (
     "tokenizer.json",

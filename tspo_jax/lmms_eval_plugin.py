@@ -30,7 +30,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from tspo_jax.data.decode import Video
 from tspo_jax.evaluation import benchmarks, frame_indices
 from tspo_jax.select_frames import query, select_frames
-from tspo_jax.video_source import VIDEO_SUFFIXES
+from tspo_jax.selection.video_source import VIDEO_SUFFIXES
 
 
 def manifests() -> list[ModelManifest]:
@@ -179,7 +179,7 @@ def _of_index_file(path: str, benchmark: str):
 
 def _of_agent(agent: str, num_frames: int, method: str, window: int):
     """(video, document) -> frame numbers that the agent chooses; a video is encoded once for questions in a row."""
-    from tspo_jax.scoring import encode_video, load_scorer
+    from tspo_jax.selection.scoring import encode_video, load_scorer
 
     scorer = load_scorer(agent, window)
 

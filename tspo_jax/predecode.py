@@ -37,7 +37,9 @@ import numpy as np
 from absl import flags
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from tspo_jax import entry_point, job_array
+from tspo_jax.command_line import entry_point, job_array
+from tspo_jax.command_line.job_array import Shard
+from tspo_jax.command_line.progress_bar import ProgressBar
 from tspo_jax.data.decode import DECODERS
 from tspo_jax.data.decode_workers import Job, Limits, run_jobs
 from tspo_jax.data.frame_store import (
@@ -54,8 +56,6 @@ from tspo_jax.data.frame_store import (
     write_features,
 )
 from tspo_jax.data.questions import video_path
-from tspo_jax.job_array import Shard
-from tspo_jax.progress_bar import ProgressBar
 
 # Modules that use jax are imported where they are needed: decode workers import this file.
 
@@ -410,7 +410,7 @@ def predecode(folder: Path, shard: Shard, videos: dict[str, Path]) -> dict:
 
 
 def _load_clip(folder: str) -> Encoder:
-    from tspo_jax.checkpoints import load_clip
+    from tspo_jax.checkpoints.folders import load_clip
 
     return load_clip(folder)
 

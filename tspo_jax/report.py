@@ -16,16 +16,18 @@ import numpy as np
 from absl import logging
 
 from tspo_jax import config as config_module
-from tspo_jax import evaluate, report_page, run_folder
-from tspo_jax.checkpoints import load_agent, load_clip
+from tspo_jax import evaluate
+from tspo_jax.checkpoints.folders import load_agent, load_clip
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.evaluation import results
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.evaluation.results import ALL, INDEX_FILE
-from tspo_jax.metrics import read_rows
-from tspo_jax.report_page import Choice, Curve, Example
-from tspo_jax.scoring import Scorer
+from tspo_jax.pages import report_page
+from tspo_jax.pages.report_page import Choice, Curve, Example
+from tspo_jax.runs import run_folder
+from tspo_jax.runs.metrics import read_rows
+from tspo_jax.selection.scoring import Scorer
 
 NAMES = {
     "uniform": ("uniform", "uniform"),

@@ -22,13 +22,15 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from tspo_jax import entry_point, selection, video_page
-from tspo_jax.contact_sheet import contact_sheet
+from tspo_jax.command_line import entry_point
 from tspo_jax.data.decode import VideoError
 from tspo_jax.data.questions import split_options
 from tspo_jax.evaluation import benchmarks, frame_indices
-from tspo_jax.scoring import Candidates, Scorer, check_method, load_scorer, pick
-from tspo_jax.video_source import Source, open_videos
+from tspo_jax.pages import video_page
+from tspo_jax.pages.contact_sheet import contact_sheet
+from tspo_jax.selection import methods as selection
+from tspo_jax.selection.scoring import Candidates, Scorer, check_method, load_scorer, pick
+from tspo_jax.selection.video_source import Source, open_videos
 
 
 def select_frames(scorer: Scorer, candidates: Candidates, question: str, num_frames: int, method: str) -> dict:

@@ -28,13 +28,16 @@ from pathlib import Path
 
 from absl import flags
 
-from tspo_jax import entry_point, predecode, prompts, report_page, video_page
+from tspo_jax import predecode
+from tspo_jax.answering import prompts
+from tspo_jax.command_line import entry_point
 from tspo_jax.data import decode_workers, frame_store
 from tspo_jax.data.decode import Video, VideoError
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.scoring import AGENT_METHODS, Scorer, load_scorer
+from tspo_jax.pages import report_page, video_page
 from tspo_jax.select_frames import picks_of, select_frames
-from tspo_jax.video_source import VIDEO_SUFFIXES, Source, stored_source
+from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, load_scorer
+from tspo_jax.selection.video_source import VIDEO_SUFFIXES, Source, stored_source
 
 MAX_FRAMES = 256
 MAX_WAITING = 16  # questions
@@ -363,8 +366,8 @@ def load_answer(folder: str, max_new_tokens: int) -> Callable[[list, str], str]:
     import jax.numpy as jnp
 
     from tspo_jax.answer import answer
-    from tspo_jax.checkpoints import load_answerer
-    from tspo_jax.rollout import Rollout
+    from tspo_jax.answering.rollout import Rollout
+    from tspo_jax.checkpoints.folders import load_answerer
 
     answerer = load_answerer(folder, jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     rollout = Rollout.of(answerer, max_new_tokens=max_new_tokens)

@@ -42,20 +42,24 @@ from absl import flags
 from ml_collections import config_flags
 
 from tspo_jax import config as config_module
-from tspo_jax import entry_point, environment, estimate, processes, programs, sharding, weights
-from tspo_jax.actor import Actor, Drawn
-from tspo_jax.checkpoints import load_agent, load_answerer, load_clip
+from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import load_agent, load_answerer, load_clip
+from tspo_jax.command_line import entry_point
 from tspo_jax.config import MAY_DIFFER, Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.loader import Loader, LoaderConfig
 from tspo_jax.data.needle import NeedleConfig
 from tspo_jax.data.questions import read_questions
-from tspo_jax.environment import Environment
-from tspo_jax.held_out import MAIN, HeldOut
-from tspo_jax.metrics import DeviceClock, Stopwatch
-from tspo_jax.preemption import EXIT_STATUS, Preemption
-from tspo_jax.run_folder import Checkpoints, TrainState, check_run, in_use, write_run_config
-from tspo_jax.training_log import NotFiniteError, TrainingLog
+from tspo_jax.devices import processes, sharding
+from tspo_jax.runs import estimate
+from tspo_jax.runs.metrics import DeviceClock, Stopwatch
+from tspo_jax.runs.preemption import EXIT_STATUS, Preemption
+from tspo_jax.runs.run_folder import Checkpoints, TrainState, check_run, in_use, write_run_config
+from tspo_jax.runs.training_log import NotFiniteError, TrainingLog
+from tspo_jax.tspo import environment, programs
+from tspo_jax.tspo.actor import Actor, Drawn
+from tspo_jax.tspo.environment import Environment
+from tspo_jax.tspo.held_out import MAIN, HeldOut
 
 LOSS_NOTE = (
     "The loss is 0 by construction: rewards count relative to their group's mean, so only its gradient says something. "

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from tspo_jax.rewards import solution_letter
+from tspo_jax.tspo.rewards import solution_letter
 
 KINDS = ("general", "specific")
 IMAGE_TAG = "<image>"

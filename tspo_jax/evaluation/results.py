@@ -24,7 +24,7 @@ from rich import box
 from rich.table import Table
 
 from tspo_jax.evaluation import statistics
-from tspo_jax.selection import METHODS
+from tspo_jax.selection.methods import METHODS
 
 INDEX_FILE = "frame-idx"  # the method of rows whose frames come from an index file
 PERMUTED, RANDOM, BLANK = CONTROLS = ("permuted", "random", "blank")

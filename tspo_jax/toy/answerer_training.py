@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
-from tspo_jax import prompts
+from tspo_jax.answering import prompts
 from tspo_jax.models.layers import merge_params
 from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor

@@ -7,8 +7,8 @@ import optax
 from flax import nnx
 from optax import contrib
 
+from tspo_jax.checkpoints.weights import flatten, unflatten
 from tspo_jax.models.layers import split_params
-from tspo_jax.weights import flatten, unflatten
 
 
 def fresh_params(make_module: Callable[[nnx.Rngs], nnx.Module], seed: int) -> tuple[nnx.GraphDef, dict]:

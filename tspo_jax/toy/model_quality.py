@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tspo_jax import prompts
-from tspo_jax.checkpoints import Answerer, ClipEncoder
+from tspo_jax.answering import prompts
+from tspo_jax.answering.rollout import Rollout
+from tspo_jax.checkpoints.folders import Answerer, ClipEncoder
 from tspo_jax.data.questions import question_of_row
 from tspo_jax.models.clip import cosine_similarity
-from tspo_jax.rewards import accuracy
-from tspo_jax.rollout import Rollout
-from tspo_jax.selection import topk
+from tspo_jax.selection.methods import topk
 from tspo_jax.toy.questions import questions_for
 from tspo_jax.toy.scenes import VideoPlan, World, make_video_plan, render_frame
+from tspo_jax.tspo.rewards import accuracy
 
 MAX_NEW_TOKENS = 5  # what is looked for (two words), what was found, its letter, the end
 

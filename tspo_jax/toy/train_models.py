@@ -20,8 +20,9 @@ from absl import flags
 from rich.console import Console
 from rich.progress import Progress
 
-from tspo_jax import entry_point, weights
-from tspo_jax.checkpoints import load_answerer, load_clip
+from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import load_answerer, load_clip
+from tspo_jax.command_line import entry_point
 from tspo_jax.models.clip import ClipConfig
 from tspo_jax.models.llava_video import LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor

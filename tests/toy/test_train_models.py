@@ -1,0 +1,106 @@
+import io
+import json
+from types import SimpleNamespace
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from tspo_jax.checkpoints.folders import load_answerer, load_clip
+from tspo_jax.models.clip import Clip
+from tspo_jax.toy import answerer_training, clip_training, train_models
+from tspo_jax.toy.fitting import fresh_params
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What main() leaves when nothing is trained: the folder, and what was seen on the way."""
+    seen = SimpleNamespace(folder=tmp_path_factory.mktemp("checkpoints"))
+
+    def train_clip(config, bank, token_ids, *, seed, num_steps, report):
+        assert bank.pixels.shape == (train_models.CLIP_FRAMES, 48, 48, 3)
+        seen.clip_config, seen.clip_params = config, fresh_params(lambda rngs: Clip(config, rngs=rngs), seed)[1]
+        seen.clip_ids = token_ids(["A tree in the desert", "the sea"])
+        report(num_steps, 1.5)
+        return seen.clip_params
+
+    def train_projection(graphdef, params, bank, tokenizer, *, seed, num_steps, report):
+        assert bank.pixels.shape == (train_models.LLAVA_FRAMES, 48, 48, 3)
+        return params
+
+    def train_language(graphdef, params, bank, tokenizer, *, seed, num_steps, report):
+        seen.llava_params, seen.prompt_ids = params, tokenizer("<|im_start|>A. red<|im_end|>")["input_ids"]
+        return params
+
+    def measure(clip, answerer, seeds, world):
+        seen.seeds = seeds
+        return {"spread": 0.04}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_models, "CLIP_FRAMES", 300)
+        patch.setattr(train_models, "LLAVA_FRAMES", 600)
+        patch.setattr(clip_training, "train_clip", train_clip)
+        patch.setattr(answerer_training, "train_projection", train_projection)
+        patch.setattr(answerer_training, "train_language", train_language)
+        patch.setattr(train_models, "measure", measure)
+        patch.setattr(train_models.flags, "FLAGS", SimpleNamespace(output=str(seen.folder), seed=3))
+        train_models.main()
+    return seen
+
+
+def assert_saved(loaded, params):
+    """Equal but for the file's bfloat16."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a, np.asarray(b).astype(ml_dtypes.bfloat16)), loaded, params
+    )
+
+
+def test_clip_loads_back(made):
+    clip = load_clip(made.folder / "clip")
+    assert clip.config == made.clip_config
+    assert clip.processor == clip_training.clip_processor()
+    assert_saved(clip.params, made.clip_params)
+    # The same ids, but for the padding: with the end token in both.
+    ids = clip.token_ids(["A tree in the desert", "the sea"])
+    np.testing.assert_array_equal(ids[:, : made.clip_ids.shape[1]], made.clip_ids)
+    assert np.all(ids[:, made.clip_ids.shape[1] :] == clip.config.text.eos_token_id)
+
+
+def test_llava_video_loads_back(made):
+    answerer = load_answerer(made.folder / "llava_video")
+    assert answerer.config == answerer_training.llava_config(len(answerer.tokenizer))
+    assert answerer.processor.size == answerer_training.IMAGE_SIZE
+    assert answerer.generation.eos_token_ids == (answerer.tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    assert answerer.generation.pad_token_id == answerer.tokenizer.pad_token_id
+    assert answerer.generation.repetition_penalty == 1.0
+    assert answerer.tokenizer("<|im_start|>A. red<|im_end|>")["input_ids"] == made.prompt_ids
+    assert_saved(answerer.params, made.llava_params)
+
+
+def test_files_have_the_formats_of_the_big_ones(made):
+    clip = json.loads((made.folder / "clip" / "config.json").read_text())
+    assert clip["architectures"] == ["CLIPModel"] and clip["model_type"] == "clip"
+    llava = json.loads((made.folder / "llava_video" / "config.json").read_text())
+    assert llava["architectures"] == ["LlavaQwenForCausalLM"] and llava["model_type"] == "llava_qwen"
+    # The published tower's last layer is counted, but neither run nor kept.
+    assert llava["vision_config"]["num_hidden_layers"] == answerer_training.llava_config(9).vision.num_hidden_layers + 1
+    for name in ("clip", "llava_video"):
+        files = {path.name for path in (made.folder / name).iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
+    assert (made.folder / "clip" / "preprocessor_config.json").is_file()
+
+
+def test_quality_is_measured_on_videos_of_the_models_split_and_kept(made):
+    assert json.loads((made.folder / "quality.json").read_text()) == {"spread": 0.04}
+    assert made.seeds == [train_models.video_seed("models", 1, i) for i in range(train_models.QUALITY_VIDEOS)]
+
+
+def test_bars_show_step_and_loss():
+    text = io.StringIO()
+    with Progress(console=Console(file=text)) as progress, train_models.steps(progress, "CLIP", 10) as report:
+        report(4, 1.25)
+        assert (progress.tasks[0].completed, progress.tasks[0].total) == (4, 10)
+        assert progress.tasks[0].description == "CLIP, loss 1.250"

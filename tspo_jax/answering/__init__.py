@@ -1,0 +1,1 @@
+"""Prompts, rollout, batched answers about stored videos."""

@@ -1,0 +1,99 @@
+"""Texts of a frozen Video-MLLM for many (video, frame sets, prompt) requests, in batches of a few static shapes."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from tspo_jax.answering import prompts
+from tspo_jax.answering.rollout import Answers, Rollout, unique_frames
+from tspo_jax.checkpoints.folders import Answerer
+from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.devices import sharding
+
+PROMPT_MULTIPLE = 64  # tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to ask: G sets of K stored frames of a video (`picks` int [G,K]), and the user's text.
+
+    `id` is the caller's; with `blank`, black frames are shown in place of the stored ones.
+    """
+
+    id: Any
+    video: str
+    picks: np.ndarray
+    text: str
+    blank: bool = False
+
+
+def answer_requests(
+    requests: Iterable[Request],
+    store: FrameStore,
+    answerer: Answerer,
+    rollout: Rollout,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    template: str = "",
+    prompt_multiple: int = PROMPT_MULTIPLE,
+) -> Iterator[list[tuple[Request, list[str]]]]:
+    """Requests with their G answers, batch by batch, not in their order: a batch has one shape of picks and pixels.
+
+    The frames of a batch are read while the one before is being answered. A last batch that is not full is filled up
+    with its last request, so that it needs no compilation of its own. Prompts are padded to a multiple of
+    `prompt_multiple` tokens; `template` is the answerer's own if empty. Several processes must make the same requests:
+    each reads the frames of its share, `batch_size` requests at a time, and gets all answers. Raises ShardingError
+    where the mesh cannot share a batch evenly.
+    """
+    share, num_shares = sharding.data_slice(mesh)
+    sharding.check_batch_size(mesh, batch_size * num_shares)
+
+    def shape(request: Request) -> tuple:
+        video = store.video(request.video)
+        return request.picks.shape, answerer.processor.size_of(video.height, video.width)
+
+    def read(request: Request) -> tuple[np.ndarray, np.ndarray]:
+        """The unique frames uint8 [U, ...] and the index [G,K] into them."""
+        frames, index = unique_frames(request.picks[None])
+        unique, places = np.unique(frames[0], return_inverse=True)
+        shown = np.stack([answerer.processor.crop(frame) for frame in store.frames(request.video, unique)])
+        return np.zeros_like(shown[places]) if request.blank else shown[places], index[0]
+
+    def start(batch: list[Request]) -> Answers:
+        rows = np.minimum(np.arange(batch_size) + share * batch_size, len(batch) - 1)  # of this process
+        distinct, places = np.unique(rows, return_inverse=True)
+        frames, index = map(np.stack, zip(*pool.map(read, [batch[row] for row in distinct]), strict=True))
+        texts = [prompts.render(request.text, template or answerer.template, "") for request in batch]
+        tokens = [prompts.tokenize(text, answerer.tokenizer) for text in texts]
+        ids, lengths = prompts.pad(tokens, answerer.generation.pad_token_id, prompt_multiple)
+        shown = frames[places], index[places], ids[rows], lengths[rows]
+        return rollout(answerer.params, *sharding.put_batch(mesh, shown))
+
+    def finish(batch: list[Request], answers: Answers) -> list[tuple[Request, list[str]]]:
+        everywhere = jax.device_put((answers.tokens, answers.lengths), sharding.replicated(mesh))
+        texts = prompts.decode(*map(np.asarray, everywhere), answerer.tokenizer)
+        return list(zip(batch, texts[: len(batch)], strict=True))
+
+    running = None
+    with ThreadPoolExecutor() as pool:
+        for batch in _batches(requests, shape, batch_size * num_shares):
+            started = batch, start(batch)
+            if running:
+                yield finish(*running)
+            running = started
+    if running:
+        yield finish(*running)
+
+
+def _batches(requests: Iterable[Request], shape: Callable[[Request], tuple], size: int) -> Iterator[list[Request]]:
+    waiting: dict[tuple, list[Request]] = {}
+    for request in requests:
+        same = waiting.setdefault(key := shape(request), [])
+        same.append(request)
+        if len(same) == size:
+            yield waiting.pop(key)
+    yield from waiting.values()

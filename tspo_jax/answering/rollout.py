@@ -1,0 +1,321 @@
+"""The frozen Video-MLLM answers B questions, each from G sets of K frames, in one compiled program.
+
+Every unique frame (or pair of frames, where the model encodes pairs) is encoded once, its tokens are gathered into the
+B * G prompts, all prompts are prefilled in a few batches, and greedy decoding runs until the last of them has ended.
+Nothing goes back to the host in between.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from tspo_jax.checkpoints.folders import Answerer, Generation
+from tspo_jax.devices import sharding
+from tspo_jax.models.layers import merge_params
+from tspo_jax.models.video_prompt import VIDEO_TOKEN
+
+
+class Answers(NamedTuple):
+    """Answers of a batch.
+
+    Attributes:
+      tokens: int32 [B, G, max_new_tokens], the end token among them, then padding.
+      lengths: int32 [B, G].
+      steps: int32 [], tokens decoded before all answers had ended: the longest length.
+      first_logits: float32 [B, G, V] of the first token, before any penalty; None unless asked for.
+      option_log_probs: float32 [B, G, O], how likely each option was where the answer names one (its first token where
+        it names none), among the options; None without options.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    steps: jax.Array
+    first_logits: jax.Array | None
+    option_log_probs: jax.Array | None
+
+
+def unique_frames(picks: np.ndarray, num_slots: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """What to fetch for the picks of a batch of groups (on the host).
+
+    Args:
+      picks: int [B, G, K], candidate frames.
+      num_slots: U, the static number of frames of a question that travel to the device; by default G * K, which
+        always suffices.
+    Returns:
+      int32 [B, U]: the frames, ascending, the last one repeated as padding; int32 [B, G, K]: index into them.
+    Raises: ValueError where a question has more than `num_slots` unique frames.
+    """
+    B, G, K = picks.shape
+    U = num_slots or G * K
+    frames, index = np.zeros((B, U), np.int32), np.zeros((B, G, K), np.int32)
+    for b in range(B):
+        unique, inverse = np.unique(picks[b], return_inverse=True)
+        if len(unique) > U:
+            raise ValueError(f"a group of question {b} picks {len(unique)} unique frames, more than {U} slots")
+        frames[b] = np.pad(unique, (0, U - len(unique)), mode="edge")
+        index[b] = inverse.reshape(G, K)
+    return frames, index
+
+
+class Rollout:
+    """`rollout(params, arrays)` is compiled once for each set of shapes; `num_compilations` counts them.
+
+    Args:
+      graphdef: of the answerer, whose params it is called with (checkpoints.Answerer says what the model must offer).
+      normalize: pixels uint8 -> float, on the device.
+      generation: end tokens, padding and repetition penalty.
+      max_new_tokens: length at which an answer is cut.
+      encode_chunk: frames of each question that are encoded at a time; bounds memory.
+      prefill_chunk: frame sets of each question that are prefilled at a time, a divisor of G; bounds memory. 0 = all.
+      mesh: over which the arguments are split, if they are.
+      return_first_logits: also return the first token's logits.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        normalize: Callable[[jax.Array], jax.Array],
+        generation: Generation,
+        *,
+        max_new_tokens: int,
+        encode_chunk: int = 16,
+        prefill_chunk: int = 0,
+        mesh: Mesh | None = None,
+        return_first_logits: bool = False,
+    ):
+        for name, value in (("max_new_tokens", max_new_tokens), ("encode_chunk", encode_chunk)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.graphdef = graphdef
+        self.normalize = normalize
+        self.generation = generation
+        self.max_new_tokens = max_new_tokens
+        self.encode_chunk = encode_chunk
+        self.prefill_chunk = prefill_chunk
+        self.mesh = mesh
+        self.return_first_logits = return_first_logits
+        self.num_compilations = 0
+        self.program = jax.jit(self._answer)
+
+    @classmethod
+    def of(cls, answerer: Answerer, **options) -> "Rollout":
+        return cls(answerer.graphdef, answerer.processor.normalize, answerer.generation, **options)
+
+    def __call__(
+        self,
+        params: dict,
+        frames: jax.Array,
+        index: jax.Array,
+        prompt_ids: jax.Array,
+        prompt_lengths: jax.Array,
+        options: jax.Array | None = None,
+    ) -> Answers:
+        """Answers from every frame set.
+
+        Args:
+          params: of the answerer.
+          frames: uint8 [B, U, S, S, 3], cropped for the answerer (`processor.crop`); see `unique_frames`.
+          index: int [B, G, K] into the U frames; frames behind the largest index in use are not encoded.
+          prompt_ids: int [B, N], right padded, with one VIDEO_TOKEN each (prompts.pad).
+          prompt_lengths: int [B].
+          options: int [B, O], the token that names each option in an answer (prompts.option_tokens), -1 for none; then
+            the answers say how likely each is.
+        """
+        return self.program(params, frames, index, prompt_ids, prompt_lengths, options)
+
+    def _answer(self, params, frames, index, prompt_ids, prompt_lengths, options=None) -> Answers:
+        self.num_compilations += 1  # runs while tracing, which is once per set of shapes
+        model = merge_params(self.graphdef, params)
+        B, G, _ = index.shape
+        split = partial(sharding.split_questions, self.mesh)
+
+        units, index = encode_units(index, frames.shape[1], model.cfg.temporal_patch_size)
+
+        def encode(units):
+            """[B, u, n] of n frames each -> [B, u, ...], the tokens of each unit."""
+            shown = jax.vmap(lambda frames, unit: frames[unit])(frames, units)
+            shown = sharding.split_frames(self.mesh, shown.reshape(-1, *shown.shape[2:]))
+            tokens = model.encode_frames(self.normalize(shown.reshape(-1, *shown.shape[2:])))
+            return split(tokens.reshape(*units.shape[:2], *tokens.shape[1:]))
+
+        def prefill(index):
+            """Frame sets [B, g, K] -> where their answers begin [B, g, ...], first logits [B, g, V], the cache."""
+            g = index.shape[1]
+            shown = jax.vmap(lambda tokens, picks: tokens[picks])(unit_tokens, index)  # [B, g, K, ...]
+            shown = shown.reshape(B * g, *shown.shape[2:])
+            prompt = split(model.prompt(shown, _repeat(prompt_ids, g), _repeat(prompt_lengths, g)))
+            logits, cache, place = model.prefill(prompt)
+            cache = jax.tree.map(lambda x: x.reshape(x.shape[0], B, g, *x.shape[2:]), cache.extend(self.max_new_tokens))
+            return place.reshape(B, g, *place.shape[1:]), split(logits.reshape(B, g, -1)), split(cache, axis=1)
+
+        with jax.named_scope("encode"):
+            chunk = max(1, self.encode_chunk // units.shape[-1])
+            unit_tokens = _encode_used(encode, units, index.max() + 1, chunk)
+        with jax.named_scope("prefill"):
+            places, first_logits, cache = _in_chunks(prefill, index, self.prefill_chunk or G)
+        with jax.named_scope("decode"):
+            tokens, lengths, steps, scores = greedy_decode(
+                model.decode,
+                first_logits.reshape(B * G, -1),
+                jax.tree.map(lambda x: x.reshape(x.shape[0], B * G, *x.shape[3:]), cache),
+                places.reshape(B * G, *places.shape[2:]),
+                self.generation,
+                self.max_new_tokens,
+                _repeat(penalized_tokens(prompt_ids, prompt_lengths, self.generation, first_logits.shape[-1]), G),
+                None if options is None else _repeat(options, G),
+            )
+        scores = None if options is None else scores.reshape(B, G, -1)
+        logits = first_logits if self.return_first_logits else None
+        return Answers(tokens.reshape(B, G, -1), lengths.reshape(B, G), steps, logits, scores)
+
+
+def encode_units(index: jax.Array, num_frames: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """What is encoded for a batch of groups: `size` successive frames of a set together, equal ones once.
+
+    Args:
+      index: int [B, G, K] into `num_frames` frames; where `size` does not divide K the last frame of a set is repeated.
+    Returns:
+      units int [B, U, size], frames of each; and int [B, G, ceil(K / size)], index into them. Only the units up to its
+      largest entry are in use.
+    """
+    B, G, K = index.shape
+    if size == 1:
+        return jnp.broadcast_to(jnp.arange(num_frames)[:, None], (B, num_frames, 1)), index
+    units = jnp.pad(index, ((0, 0), (0, 0), (0, -K % size)), mode="edge").reshape(B, -1, size)
+    weights = num_frames ** np.arange(size)[::-1]  # a unit as one number
+    unique = partial(jnp.unique, size=units.shape[1], fill_value=0, return_inverse=True)
+    codes, inverse = jax.vmap(unique)(units @ weights)
+    return codes[..., None] // weights % num_frames, inverse.reshape(B, G, -1)
+
+
+def penalized_tokens(ids: jax.Array, lengths: jax.Array, generation: Generation, vocab_size: int) -> jax.Array:
+    """The tokens that the repetition penalty holds for from the start: bool [B, V] of prompts int [B, N].
+
+    Those of the prompt, or none, as Hugging Face's class of the model passes tokens or embeddings (see Generation).
+    """
+    B, N = ids.shape
+    none = jnp.zeros((B, vocab_size), bool)
+    if generation.video_token_id is None:
+        return none
+    ids = jnp.where(ids == VIDEO_TOKEN, generation.video_token_id, ids)
+    ids = jnp.where(jnp.arange(N) < lengths[:, None], ids, vocab_size)  # padding is out of range and dropped
+    return none.at[jnp.arange(B)[:, None], ids].set(True, mode="drop")
+
+
+def _repeat(x: jax.Array, times: int) -> jax.Array:
+    return jnp.repeat(x, times, axis=0)
+
+
+def _in_chunks(prefill, index: jax.Array, chunk: int):
+    """`prefill` over frame sets [B, G, K], `chunk` of the G at a time."""
+    G = index.shape[1]
+    if chunk >= G:
+        return prefill(index)
+    if G % chunk:
+        raise ValueError(f"prefill_chunk is {chunk}; it must divide the group size {G}")
+    axes = 1, 1, 2  # where the frame sets are in the places, the logits and the cache
+
+    def place(i, filled):
+        part = prefill(jax.lax.dynamic_slice_in_dim(index, i * chunk, chunk, axis=1))
+        put = jax.lax.dynamic_update_slice_in_dim
+        return tuple(
+            jax.tree.map(partial(put, start_index=i * chunk, axis=axis), *pair)
+            for pair, axis in zip(zip(filled, part, strict=True), axes, strict=True)
+        )
+
+    def room(x, axis):
+        return jnp.zeros((*x.shape[:axis], G, *x.shape[axis + 1 :]), x.dtype)
+
+    one = jax.eval_shape(prefill, index[:, :chunk])
+    empty = tuple(jax.tree.map(partial(room, axis=axis), x) for x, axis in zip(one, axes, strict=True))
+    return jax.lax.fori_loop(0, G // chunk, place, empty)
+
+
+def _encode_used(encode, units: jax.Array, num_used: jax.Array, chunk: int) -> jax.Array:
+    """`encode` over units [B, U, n], `chunk` of the U at a time, skipping the chunks behind the first `num_used`.
+
+    U is static but how many of its units are unique is not; what is skipped costs no time.
+    """
+    U = units.shape[1]
+    if chunk >= U:
+        return encode(units)
+    num_chunks = -(-U // chunk)
+    units = jnp.pad(units, ((0, 0), (0, num_chunks * chunk - U), (0, 0)))
+
+    def encode_chunk(i, tokens):
+        part = encode(jax.lax.dynamic_slice_in_dim(units, i * chunk, chunk, axis=1))
+        return jax.lax.dynamic_update_slice_in_dim(tokens, part, i * chunk, axis=1)
+
+    one = jax.eval_shape(encode, units[:, :chunk])
+    tokens = jnp.zeros((one.shape[0], num_chunks * chunk, *one.shape[2:]), one.dtype)
+    return jax.lax.fori_loop(0, (num_used + chunk - 1) // chunk, encode_chunk, tokens)
+
+
+def greedy_decode(
+    decode: Callable,
+    logits: jax.Array,
+    cache,
+    places: jax.Array,
+    generation: Generation,
+    max_new_tokens: int,
+    penalized: jax.Array | None = None,
+    options: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Greedy answers of P prompts that have been prefilled; stops when the last one has ended.
+
+    The repetition penalty is Hugging Face's: the score of a token that was generated before, or is `penalized`, is
+    divided by it when positive, multiplied when negative.
+
+    Args:
+      decode: (tokens int [P], places int [P, ...], cache) -> (logits float32 [P, V], cache).
+      logits: float32 [P, V] of the first new token.
+      cache: with room for `max_new_tokens`.
+      places: int [P, ...], where the first new token goes; each further token goes one further.
+      penalized: bool [P, V], tokens that count as generated from the start; None = no token.
+      options: int [P, O], tokens that name the options, -1 for none; None = no option.
+    Returns:
+      tokens int32 [P, max_new_tokens], padded behind the end token; lengths int32 [P]; steps int32 []; and float32
+      [P, O], log-probabilities of the options among each other (before any penalty) at the first token that is one of
+      them, or else at the first token.
+    """
+    P = logits.shape[0]
+    options = jnp.full((P, 0), -1) if options is None else options
+    penalty, rows = generation.repetition_penalty, jnp.arange(P)
+    end_tokens = jnp.array(generation.eos_token_ids)
+
+    def pick(step, logits, tokens, lengths, ended, seen, scores, named):
+        of_options = jnp.take_along_axis(logits, jnp.maximum(options, 0), axis=-1)
+        logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+        token = jnp.where(ended, generation.pad_token_id, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+        names_one = jnp.any(token[:, None] == options, axis=-1) & ~ended
+        scores = jnp.where((step == 0) | (names_one & ~named)[:, None], of_options, scores)
+        tokens, lengths = tokens.at[:, step].set(token), lengths + ~ended
+        ended, seen = ended | jnp.isin(token, end_tokens), seen.at[rows, token].set(True)
+        return tokens, lengths, ended, seen, scores, named | names_one
+
+    def step_is_needed(state):
+        step, _, (_, _, ended, *_) = state
+        return (step < max_new_tokens) & ~ended.all()
+
+    def one_step(state):
+        step, cache, picked = state
+        logits, cache = decode(picked[0][:, step - 1], places + step - 1, cache)
+        return step + 1, cache, pick(step, logits, *picked)
+
+    nothing = (
+        jnp.full((P, max_new_tokens), generation.pad_token_id, jnp.int32),
+        jnp.zeros(P, jnp.int32),
+        jnp.zeros(P, bool),
+        jnp.zeros(logits.shape, bool) if penalized is None else penalized,
+        jnp.zeros(options.shape, jnp.float32),
+        jnp.zeros(P, bool),
+    )
+    state = jnp.int32(1), cache, pick(0, logits, *nothing)
+    steps, _, (tokens, lengths, _, _, scores, _) = jax.lax.while_loop(step_is_needed, one_step, state)
+    return tokens, lengths, steps, jax.nn.log_softmax(jnp.where(options < 0, -jnp.inf, scores))

@@ -1,0 +1,1 @@
+"""safetensors <-> parameters; folders as things to call."""

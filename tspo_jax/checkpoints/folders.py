@@ -1,0 +1,345 @@
+"""Checkpoint folders as things to call: CLIP with its tokenizer and pixels, the temporal agent, an answering MLLM.
+
+`DIR` is a Hugging Face style folder everywhere: config.json, *.safetensors, tokenizer and processor files.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from statistics import mode
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+
+from tspo_jax.checkpoints import weights
+from tspo_jax.devices.sharding import ParamSharding, check_memory
+from tspo_jax.models.clip import Clip, ClipConfig
+from tspo_jax.models.layers import abstract_module, merge_params, split_params
+from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
+from tspo_jax.models.preprocessing import ImageProcessor, QwenProcessor
+from tspo_jax.models.question_aware_agent import QuestionAwareAgent
+from tspo_jax.models.qwen2_5_vl import Qwen25VL, Qwen25VLConfig
+from tspo_jax.models.temporal_agent import TemporalAgent
+from tspo_jax.models.video_prompt import DEFAULT_VIDEO, VideoOptions
+
+Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipEncoder:
+    """CLIP from a folder; `identity` names the checkpoint that features came from."""
+
+    folder: Path
+    config: ClipConfig
+    graphdef: nnx.GraphDef
+    params: dict
+    tokenizer: PreTrainedTokenizerBase
+    processor: ImageProcessor
+    identity: str
+
+    @property
+    def width(self) -> int:
+        return self.config.projection_dim
+
+    def token_ids(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 [B, max_position_embeddings], cut on the right with the end token kept, padded with the end token."""
+        length = self.config.text.max_position_embeddings
+        ids = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"] if len(texts) else []
+        end = self.tokenizer.eos_token_id
+        return np.array([row + [end] * (length - len(row)) for row in ids], np.int32).reshape(-1, length)
+
+    def text_features(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Raw text features float32 [len(texts), D]."""
+        return _in_batches(self._encode_text, self.params, self.token_ids(texts), batch_size, self.width)
+
+    def image_features(self, images: Sequence[np.ndarray] | np.ndarray, batch_size: int = 64) -> np.ndarray:
+        """Raw image features float32 [n, D] of uint8 images [H, W, 3]; computed in fixed batches of one shape."""
+        size = self.processor.size
+        pixels = [self.processor.crop(image) for image in images]
+        pixels = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+        return _in_batches(self._encode_images, self.params, pixels, batch_size, self.width)
+
+    @cached_property
+    def _encode_text(self):
+        return jax.jit(lambda params, ids: merge_params(self.graphdef, params).text_features(ids))
+
+    @cached_property
+    def _encode_images(self):
+        def encode(params, pixels):
+            return merge_params(self.graphdef, params).image_features(self.processor.normalize(pixels))
+
+        return jax.jit(encode)
+
+
+def _in_batches(encode, params, rows: np.ndarray, batch_size: int, width: int) -> np.ndarray:
+    """`encode` over rows [n, ...] in padded batches of one static shape."""
+    out = np.zeros((len(rows), width), np.float32)
+    for i in range(0, len(rows), batch_size):
+        part = rows[i : i + batch_size]
+        padded = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
+        out[i : i + len(part)] = np.asarray(encode(params, padded))[: len(part)]
+    return out
+
+
+def load_clip(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None) -> ClipEncoder:
+    """CLIP of a CLIP or TSPO folder."""
+    folder = Path(folder)
+    config = read_clip_config(folder)
+    graphdef, abstract = abstract_module(lambda rngs: Clip(config, rngs=rngs))
+    params = weights.load_params(folder, abstract, weights.CLIP, dtype=dtype, sharding=sharding)
+    return ClipEncoder(
+        folder,
+        config,
+        graphdef,
+        params,
+        read_tokenizer(CLIPTokenizer, folder, config.text.vocab_size),
+        ImageProcessor.clip(read_preprocessing(folder), config.vision.image_size),
+        weights.checkpoint_identity(folder),
+    )
+
+
+# config.agent.kind -> module.
+AGENT_KINDS = {"paper": TemporalAgent, "question_aware": QuestionAwareAgent}
+
+
+def load_agent(
+    folder: str | Path, *, window: int = 12, num_heads: int = 8, seed: int = 0, kind: str | None = None
+) -> tuple[nnx.GraphDef, dict]:
+    """The temporal agent of a TSPO folder (`selector.*`), an original training checkpoint (`multiModal_align.*`) or an
+    export of a question-aware one (`question_aware_selector.*`).
+
+    A plain CLIP folder has none: then a fresh one of CLIP's width, weights N(0, 0.02^2) and zero biases, as training
+    starts in the original. Parameters are float32 whatever the file holds.
+
+    Args:
+      kind: of AGENT_KINDS; None = what the folder holds. The paper's agent may be asked for as a question-aware one,
+        which scores the same until it is trained.
+    Raises: weights.CheckpointError where the folder holds an agent of another kind, window or number of heads.
+    """
+    prefix = agent_prefix(folder)
+    found = "question_aware" if prefix == weights.QUESTION_AWARE else "paper"
+    kind = kind or found
+
+    def fresh(width: int) -> tuple[nnx.GraphDef, dict]:
+        return split_params(AGENT_KINDS[kind](width, num_heads=num_heads, window=window, rngs=nnx.Rngs(seed)))
+
+    if prefix is None:
+        return fresh(read_clip_config(folder).projection_dim)
+    if kind != found and found != "paper":
+        raise weights.CheckpointError(f"{folder}: its agent is {found}, it cannot be used as {kind} (agent.kind)")
+    files = weights.SafetensorsFolder(folder)
+    bias = f"{prefix}offset_bias"
+    if bias in files.names() and files.shape(bias) != (num_heads, window):
+        there = "{} heads and window {}".format(*files.shape(bias))
+        raise weights.CheckpointError(f"{folder}: its agent has {there}, not {num_heads} heads and window {window}")
+    # Nearly every tensor of the agent ends in its width. The commonest: a missing or misshapen one is named below.
+    (width,) = mode(files.shape(name)[-1:] for name in files.names() if name.startswith(prefix))
+    graphdef, abstract = abstract_module(
+        lambda rngs: AGENT_KINDS[found](width, num_heads=num_heads, window=window, rngs=rngs)
+    )
+    params = weights.load_params(folder, abstract, weights.agent_format(prefix), dtype=jnp.float32)
+    # A folder with the agent alone needs no config.json; where CLIP lies beside it, the two must fit.
+    config = weights.read_config(folder) if (Path(folder) / "config.json").is_file() else {}
+    if config.get("model_type") == "clip" and (expected := ClipConfig.from_hf(config).projection_dim) != width:
+        raise weights.CheckpointError(
+            f"{folder}: its agent is of width {width}, but config.json's projection_dim is {expected}"
+        )
+    if kind != found:
+        graphdef, new_terms = fresh(width)
+        params = new_terms | params
+    return graphdef, params
+
+
+def agent_prefix(folder: str | Path) -> str | None:
+    """What the names of the agent's tensors in a folder begin with; None where it holds no agent."""
+    names = weights.SafetensorsFolder(folder).names()
+    return next((prefix for prefix in weights.AGENTS if any(name.startswith(prefix) for name in names)), None)
+
+
+def agent_kind(params: dict) -> str:
+    """The kind of an agent, by its parameters."""
+    return "question_aware" if "modulation" in params else "paper"
+
+
+def agent_graphdef(params: dict, width: int, *, window: int = 12, num_heads: int = 8) -> nnx.GraphDef:
+    """The structure of an agent of features of `width`, of the kind that its parameters say.
+
+    Raises: weights.CheckpointError where they are not the parameters of such an agent, listing what differs.
+    """
+    kind = agent_kind(params)
+    graphdef, abstract = abstract_module(
+        lambda rngs: AGENT_KINDS[kind](width, num_heads=num_heads, window=window, rngs=rngs)
+    )
+    expected, found = ({path: x.shape for path, x in weights.flatten(tree).items()} for tree in (abstract, params))
+    wrong = [
+        f"{path} is {found.get(path, 'missing')}, expected {expected.get(path, 'no such parameter')}"
+        for path in sorted(expected | found)
+        if found.get(path) != expected.get(path)
+    ]
+    if wrong:
+        raise weights.CheckpointError("\n  ".join([f"not a {kind} agent of width {width}:", *wrong]))
+    return graphdef
+
+
+def read_clip_config(folder: str | Path) -> ClipConfig:
+    config = weights.read_config(folder)
+    if config.get("model_type") != "clip":
+        raise weights.CheckpointError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not clip")
+    return ClipConfig.from_hf(config)
+
+
+def read_preprocessing(folder: Path) -> dict:
+    """How a folder's images are preprocessed; {} where it says nothing about that."""
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            return weights.read_config(folder, name)
+    if (folder / "processor_config.json").is_file():  # all processors of a folder in one file
+        parts = weights.read_config(folder, "processor_config.json")
+        return parts.get("video_processor") or parts.get("image_processor") or {}
+    return {}
+
+
+def read_tokenizer(kind: type, folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder. Raises CheckpointError where there is none (transformers would make an empty one), it
+    is damaged, or it has more tokens than the model's `vocab_size`."""
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise weights.CheckpointError(f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)")
+    try:
+        tokenizer = kind.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise weights.CheckpointError(f"{folder}: its tokenizer cannot be read ({error})") from error
+    if len(tokenizer) > vocab_size:
+        raise weights.CheckpointError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, more than config.json's vocab_size {vocab_size}"
+        )
+    return tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """How a checkpoint wants its answers decoded: greedily, with its own end tokens and repetition penalty.
+
+    The penalty holds for the prompt's tokens too, with `video_token_id` for the video, where that is given. Without it
+    only generated tokens count, as for LLaVA-Video, whose prompts are embeddings to the original.
+    """
+
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    repetition_penalty: float
+    video_token_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answerer:
+    """A frozen Video-MLLM from a folder. `graphdef` merged with `params` has encode_frames, prompt, prefill and decode
+    (see models/llava_video.py); rollout.py composes them. `template` is the conversation that it was trained on."""
+
+    folder: Path
+    config: LlavaVideoConfig | Qwen25VLConfig
+    graphdef: nnx.GraphDef
+    params: dict
+    tokenizer: PreTrainedTokenizerBase
+    processor: ImageProcessor | QwenProcessor
+    generation: Generation
+    template: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A Video-MLLM without weights, as its config.json describes it: `abstract` are the shapes of its parameters."""
+
+    config: LlavaVideoConfig | Qwen25VLConfig
+    graphdef: nnx.GraphDef
+    abstract: dict
+    format: weights.Format
+    tokenizer: type
+    processor: ImageProcessor | QwenProcessor
+    template: str
+
+    @classmethod
+    def of(cls, model: type, config, fmt: weights.Format, processor, template: str) -> "Architecture":
+        graphdef, abstract = abstract_module(lambda rngs: model(config, rngs=rngs))
+        fmt = fmt.without_head() if config.language.tie_word_embeddings else fmt
+        return cls(config, graphdef, abstract, fmt, Qwen2Tokenizer, processor, template)
+
+
+def llava_video(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
+    if video != DEFAULT_VIDEO:
+        raise ValueError(f"LLaVA-Video shows every frame at its tower's size, and no times: it cannot do {video}")
+    config = LlavaVideoConfig.from_hf(description)
+    processor = ImageProcessor.siglip(config.vision.image_size)
+    return Architecture.of(LlavaVideo, config, weights.LLAVA_VIDEO, processor, "qwen_1_5")
+
+
+def qwen2_5_vl(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
+    config = Qwen25VLConfig.from_hf(description, video)
+    processor = QwenProcessor.from_hf(preprocessing, config.vision.unit, video.frame_size)
+    return Architecture.of(Qwen25VL, config, weights.QWEN2_5_VL, processor, "qwen2_5_vl")
+
+
+# model_type of config.json -> (config.json, preprocessor_config.json, options) -> architecture. A further answerer is
+# one model file and one entry here.
+ANSWERERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], VideoOptions], Architecture]] = {
+    "llava_qwen": llava_video,
+    "llava_onevision": llava_video,
+    "qwen2_5_vl": qwen2_5_vl,
+}
+
+
+def answerer_architecture(
+    config: Mapping[str, Any],
+    source: str | Path,
+    preprocessing: Mapping[str, Any] | None = None,
+    video: VideoOptions = DEFAULT_VIDEO,
+) -> Architecture:
+    """The Video-MLLM that a config.json describes, chosen by its model_type. `source` is where it came from."""
+    model_type = config.get("model_type")
+    if model_type not in ANSWERERS:
+        raise weights.CheckpointError(
+            f"{source}: model_type {model_type!r} is not supported; supported: {', '.join(ANSWERERS)}"
+        )
+    return ANSWERERS[model_type](config, preprocessing or {}, video)
+
+
+def load_answerer(
+    folder: str | Path,
+    dtype: jnp.dtype = jnp.float32,
+    sharding: Sharding | None = None,
+    video: VideoOptions = DEFAULT_VIDEO,
+) -> Answerer:
+    """The Video-MLLM of a folder. Raises ShardingError, before reading it, where its weights do not fit the devices."""
+    folder = Path(folder)
+    a = answerer_architecture(weights.read_config(folder), folder / "config.json", read_preprocessing(folder), video)
+    if isinstance(sharding, ParamSharding):
+        check_memory({path: leaf.shape for path, leaf in weights.flatten(a.abstract).items()}, dtype, sharding)
+    return Answerer(
+        folder,
+        a.config,
+        a.graphdef,
+        weights.load_params(folder, a.abstract, a.format, dtype=dtype, sharding=sharding),
+        read_tokenizer(a.tokenizer, folder, a.config.language.vocab_size),
+        a.processor,
+        read_generation(folder),
+        a.template,
+    )
+
+
+def read_generation(folder: Path) -> Generation:
+    """End tokens and repetition penalty from generation_config.json, else the end token of config.json and 1.0."""
+    has_own = (folder / "generation_config.json").is_file()
+    own = weights.read_config(folder, "generation_config.json") if has_own else {}
+    config = weights.read_config(folder)
+    config = (config.get("text_config") or {}) | config | own
+    eos = config.get("eos_token_id")
+    eos = tuple(eos) if isinstance(eos, list) else (eos,)
+    if eos == (None,):
+        raise weights.CheckpointError(f"{folder}/config.json: eos_token_id is missing")
+    pad = config.get("pad_token_id")
+    penalty = float(own.get("repetition_penalty") or 1.0)
+    video = config.get("video_token_id")  # named by the models whose prompts are token ids to Hugging Face's class
+    return Generation(eos, eos[-1] if pad is None else pad, penalty, video)

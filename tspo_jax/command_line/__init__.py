@@ -1,0 +1,1 @@
+"""What entry points share: errors in one line, progress, shares of a job array."""

@@ -1,0 +1,1 @@
+"""Mesh and sharding rules, processes, chips, cost of compiled programs."""

@@ -1,0 +1,164 @@
+"""What a run will need: memory before its first step, time before and after it.
+
+Memory is what the compiler says of the programs of a step at the shapes that they will run with. The time before the
+first step is a roofline, which no run can beat (aot_compile.py), on chips that tpu.py knows; after a few steps it is
+what they took.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.filesize import decimal
+
+from tspo_jax.devices import sharding
+from tspo_jax.tspo.actor import ARRAYS
+from tspo_jax.aot_compile import Call, compile_call
+from tspo_jax.config import Config
+from tspo_jax.data.loader import Batch
+from tspo_jax.tspo.environment import Environment, num_chunks, reward_weights
+from tspo_jax.runs.run_folder import TrainState
+from tspo_jax.devices.chips import Chip, chip_of
+
+MEASURED_STEPS = 5  # of a run, none of which compiled anything, before its time is told
+
+
+class Estimate:
+    """Of a step's programs: bytes of a device, and seconds where the chip is known."""
+
+    def __init__(self, calls: Mapping[str, Call], mesh: jax.sharding.Mesh):
+        device = next(device for device in mesh.devices.flat if device.process_index == jax.process_index())
+        self.chip = chip_of(device)
+        self.programs = {name: _compile(call, mesh, self.chip) for name, call in calls.items()}
+        self.bytes = max(program["bytes"] for program in self.programs.values())
+        stats = device.memory_stats()
+        self.available = stats["bytes_limit"] if stats else None
+        seconds = [calls[name].times * program.get("seconds", 0) for name, program in self.programs.items()]
+        self.seconds = sum(seconds) if self.chip else None
+
+
+class Steps(NamedTuple):
+    """The `share` of a run's steps that have a batch of this shape, and what each of them needs."""
+
+    shape: tuple[str, int]  # kind of sample, T
+    k: int
+    share: float
+    cost: Estimate
+
+    def __str__(self) -> str:
+        return f"{self.shape[0]} samples, {self.shape[1]} candidates, K = {self.k}"
+
+
+def of_run(
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    environment: Environment,
+    examples: Iterable[tuple[float, Batch]],
+    sample: Callable,
+    update: Callable,
+    state: TrainState,
+    initial: dict | None,
+) -> list[Steps]:
+    """Compiles the programs of all steps; calls of the same shapes then find them.
+
+    Args:
+      examples: Loader.examples().
+      sample, update, state, initial: the programs, and what `update` is called with.
+    """
+    G, a = config.policy.group_size, config.answerer
+
+    def calls(rows: Batch, k: int) -> dict[str, Call]:
+        B, step = len(rows["index"]), np.int32(0)
+        batch = sharding.abstract_batch(mesh, {name: rows[name] for name in ARRAYS})
+        draws = sharding.abstract_batch(mesh, np.empty((B, G, k), np.int32))
+        names = ("total", "unparsed", *reward_weights(config)[rows["kind"]])
+        measured = {name: np.empty((B, G), np.float32) for name in names}
+        measured |= {name: np.empty(B, np.float32) for name in ("unique_frames", "cosine_spread")}
+        measured = sharding.abstract_batch(mesh, measured)
+        rollout, shown = environment.abstract_call(rows, k)
+        trips = {"encode": -(-G * k // a.encode_chunk), "decode": a.max_new_tokens - 1}
+        return {
+            "sample": Call(sample, (state.agent, batch, step), {"k": k, "attempt": step}, {}),
+            "answer": Call(rollout, shown, {}, trips, num_chunks(config, mesh)),
+            "update": Call(update, (state, batch, draws, measured, step, initial), {}, {}),
+        }
+
+    steps = []
+    for share, rows in examples:
+        shape, choices = (rows["kind"], rows["mask"].shape[1]), config.policy.random_k or (rows["k"],)
+        steps += [Steps(shape, k, share / len(choices), Estimate(calls(rows, k), mesh)) for k in choices]
+    return steps
+
+
+def said(steps: Sequence[Steps], num_steps: int) -> str:
+    """The memory of the largest steps and, where the chip is known, the least time of all."""
+    largest = max(steps, key=lambda of_shape: of_shape.cost.bytes)
+    cost = largest.cost
+    parts = ", ".join(f"{name} {decimal(program['bytes'])}" for name, program in cost.programs.items())
+    text = f"memory of a device {decimal(cost.bytes)}"
+    if cost.available:
+        text += f" of {decimal(cost.available)}"
+    text += f" ({parts}; {largest})"
+    if cost.seconds:
+        mean = sum(of_shape.share * of_shape.cost.seconds for of_shape in steps)
+        text += f"; at least {mean:.3g} s per step, {clock(mean * num_steps)} for all"
+    return text
+
+
+def _compile(call: Call, mesh: jax.sharding.Mesh, chip: Chip | None) -> dict[str, Any]:
+    if chip:
+        found = compile_call(call, mesh, chip)
+        if not found["fits"]:
+            raise sharding.ShardingError(f"the programs of a step do not fit on a device: {found['reason']}")
+        return {
+            "bytes": sum(found[f"{part}_bytes"] for part in ("argument", "temporary", "output")),
+            "seconds": found["seconds"],
+        }
+    memory = call.program.lower(*call.args, **call.kwargs).compile().memory_analysis()
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return {"bytes": used + memory.output_size_in_bytes - memory.alias_size_in_bytes}
+
+
+class Pace:
+    """Steps per second of a run, against the roofline where there is one."""
+
+    def __init__(self, num_steps: int):
+        self._num_steps = num_steps
+        self._least: dict[tuple[str, int], float] = {}  # shape -> least seconds of a step, where the chip is known
+        self._seconds: list[float] = []
+        self._compilations = None
+        self._said = False
+
+    def expect(self, steps: Iterable[Steps]) -> None:
+        for shape, _, _, cost in steps:
+            if cost.seconds:
+                self._least[shape] = max(cost.seconds, self._least.get(shape, 0.0))
+
+    def row(self, step: int, shape: tuple[str, int] | None, seconds: float, compilations: int) -> dict[str, float]:
+        """Metrics of a step: `steps_per_second`, and `roofline_share` (of the most that the chip could do).
+
+        Steps without rollout have no shape, and say nothing of how long the others will take.
+        """
+        if shape and compilations == self._compilations:
+            self._seconds.append(seconds)
+        self._compilations, self._step = compilations, step
+        row = {"steps_per_second": 1 / max(seconds, 1e-9)}
+        least = self._least.get(shape)
+        return row | ({"roofline_share": least / seconds} if least else {})
+
+    def said(self) -> str:
+        """Once, after the first steps: how long the run will take."""
+        if self._said or len(self._seconds) < MEASURED_STEPS or self._step == self._num_steps:
+            return ""
+        self._said = True
+        mean, left = sum(self._seconds) / len(self._seconds), self._num_steps - self._step
+        return f"{mean:.2f} s per step: about {clock(mean * left)} for the {left} steps that are left"
+
+
+def clock(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

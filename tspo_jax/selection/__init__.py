@@ -1,0 +1,1 @@
+"""Choosing frames: methods, scoring, sources of videos."""

@@ -1,0 +1,143 @@
+"""Video -> candidate frames -> CLIP features -> scores of every candidate for a question.
+
+A video is decoded and encoded once (`encode_video`); each of its questions then costs one text and one agent call.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tspo_jax.checkpoints.folders import ClipEncoder, agent_prefix, load_agent, load_clip
+from tspo_jax.data.decode import Video
+from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.models.clip import cosine_similarity
+from tspo_jax.models.layers import merge_params
+from tspo_jax.selection.methods import select
+
+TEMPERATURE = 0.025  # that scores are given at; the order of the frames does not depend on it
+AGENT_METHODS = ("topk", "bin-max", "aks")  # the others look at no agent's scores
+FRAME_BATCH = 64  # frames decoded and encoded at a time
+LENGTH_MULTIPLE = 256  # videos are padded to multiples of it for scoring, so that few lengths are compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The frames of a video that may be picked.
+
+    Attributes:
+      frame_idx: int [T], frame numbers of the video, ascending.
+      timestamps: float [T], presentation times in seconds.
+      features: raw CLIP image features float32 [T, D].
+      fps, num_video_frames, decoder: of the video they come from.
+    """
+
+    frame_idx: np.ndarray
+    timestamps: np.ndarray
+    features: np.ndarray
+    fps: float
+    num_video_frames: int
+    decoder: str
+
+
+def encode_video(
+    video: Video, clip: ClipEncoder, watch: Callable[[Iterable, int], Iterable] = lambda frames, total: frames
+) -> Candidates:
+    """The candidates of a video at 1 frame per second, with features.
+
+    Args:
+      watch: (frames, their number) -> the same frames; for a progress bar.
+    Raises: decode.VideoError where the video cannot be read.
+    """
+    frame_idx = video.candidates()
+    frames = iter(watch(video.frames(frame_idx), len(frame_idx)))
+    features = [clip.image_features(batch, FRAME_BATCH) for batch in _batches(frames, FRAME_BATCH)]
+    return Candidates(
+        frame_idx,
+        video.timestamps[frame_idx],
+        np.concatenate(features),
+        video.fps,
+        video.num_frames,
+        video.decoder,
+    )
+
+
+def stored_candidates(store: FrameStore, name: str) -> Candidates:
+    """The candidates of a video of a frame store, as they were decoded and encoded for it."""
+    video = store.video(name)
+    return Candidates(
+        video.frame_idx, video.timestamps, store.features(name), video.fps, video.num_video_frames, video.decoder
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """CLIP and, where the folder holds one, the temporal agent."""
+
+    clip: ClipEncoder
+    agent: tuple[nnx.GraphDef, dict] | None
+
+    def __call__(self, features: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Scores of a video's candidates for one question.
+
+        Args:
+          features: raw CLIP features float [T, D] of the candidates.
+          text: raw CLIP feature float [D] of the question.
+        Returns:
+          clip_scores float32 [T], cosines; and the agent's logits float32 [T], None without an agent.
+        """
+        T = len(features)
+        if self.agent is None:
+            return np.asarray(cosine_similarity(text, features)), None
+        padded = np.pad(features, ((0, -T % LENGTH_MULTIPLE), (0, 0)))
+        clip_scores, scores = self._score(self.agent[1], padded, text, T)
+        return np.asarray(clip_scores)[:T], np.asarray(scores)[:T]
+
+    def ask(self, features: np.ndarray, question: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """`__call__` with the question as text."""
+        return self(features, self.clip.text_features([question], batch_size=1)[0])
+
+    @cached_property
+    def _score(self):
+        graphdef = self.agent[0]
+
+        @jax.jit
+        def score(params, features, text, num_frames):
+            mask = jax.numpy.arange(len(features)) < num_frames
+            clip_scores = cosine_similarity(text, features)
+            with jax.default_matmul_precision("highest"):  # as in training, see programs.score
+                logits = merge_params(graphdef, params)(
+                    features[None], text[None], clip_scores[None], mask[None], TEMPERATURE
+                )
+            return clip_scores, logits[0]
+
+        return score
+
+
+def load_scorer(folder: str | Path, window: int = 12) -> Scorer:
+    """The scorer of a TSPO folder, or of a CLIP folder (no agent)."""
+    return Scorer(load_clip(folder), load_agent(folder, window=window) if agent_prefix(folder) else None)
+
+
+def check_method(scorer: Scorer, method: str) -> None:
+    """Raises ValueError where `method` needs an agent that the scorer's folder does not hold."""
+    if method in AGENT_METHODS and scorer.agent is None:
+        raise ValueError(
+            f"{scorer.clip.folder}: holds no temporal agent (selector.* tensors), which method {method} needs; "
+            "give a TSPO folder (python -m tspo_jax.export makes one), or choose uniform or clip-topk"
+        )
+
+
+def pick(method: str, clip_scores: np.ndarray, scores: np.ndarray | None, k: int) -> np.ndarray:
+    """Ascending indices into the candidates, all of them where there are fewer than k; see selection.select."""
+    return select(method, clip_scores if scores is None else scores, clip_scores, k)
+
+
+def _batches(items: Iterator, size: int) -> Iterator[list]:
+    while batch := list(islice(items, size)):
+        yield batch

@@ -1,0 +1,92 @@
+"""Videos of which frames are chosen: files, folders of them, and what is in a frame store."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from tspo_jax.checkpoints.folders import ClipEncoder
+from tspo_jax.data.decode import Video
+from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.selection.scoring import Candidates, encode_video, stored_candidates
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".flv")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A video of which frames are chosen: where its candidates and pictures come from.
+
+    Attributes:
+      name: of the video.
+      frame_idx, timestamps: of its candidates, int [T] and seconds [T].
+      candidates: () -> Candidates; the first call decodes and encodes unless they are in a store.
+      pictures: ascending candidate indices -> frames uint8 [H, W, 3].
+    """
+
+    name: str
+    frame_idx: np.ndarray
+    timestamps: np.ndarray
+    candidates: Callable[[], Candidates]
+    pictures: Callable[[Sequence[int]], list[np.ndarray]]
+
+
+def file_source(path: str | Path, name: str, clip: ClipEncoder | None) -> Source:
+    """A video file; without CLIP it has no candidates to score. Raises VideoError for a file that is no video."""
+    video = Video(path)
+    frame_idx = video.candidates()
+    return Source(
+        name,
+        frame_idx,
+        video.timestamps[frame_idx],
+        functools.cache(lambda: encode_video(video, clip, _progress_bar)),
+        lambda picks: list(video.frames(frame_idx[list(picks)])),
+    )
+
+
+def stored_source(store: FrameStore, name: str) -> Source:
+    """A video of a frame store: nothing is decoded or encoded. Raises StoreError where it is not there."""
+    video = store.video(name)
+    return Source(
+        name,
+        video.frame_idx,
+        video.timestamps,
+        functools.cache(lambda: stored_candidates(store, name)),
+        lambda picks: list(store.frames(name, picks)),
+    )
+
+
+def open_videos(video: str, store: str) -> tuple[list[str], Callable[[str, ClipEncoder | None], Source]]:
+    """The names of the videos that --video and --store mean, and (name, CLIP) -> Source.
+
+    Raises ValueError for flags, files and folders that no video can come from.
+    """
+    if store:
+        in_store = FrameStore(store)
+        if video and video not in in_store:
+            raise ValueError(f"--video: {video} is not in {store}; its videos are named {in_store.names()[:3]} ..")
+        names = [video] if video else in_store.names()
+        return names, lambda name, clip: stored_source(FrameStore(store, clip and clip.identity), name)
+    if not video:
+        raise ValueError("--video is missing: a video file or a folder of videos (or --store)")
+    if Path(video).is_dir():
+        return find_videos(video), lambda name, clip: file_source(Path(video) / name, name, clip)
+    Video(video)  # a wrong file is refused before anything is loaded
+    return [Path(video).name], lambda name, clip: file_source(video, name, clip)
+
+
+def find_videos(folder: str | Path) -> list[str]:
+    """Names of the video files in a folder and below, sorted. Raises ValueError where there is none."""
+    files = [path for path in Path(folder).rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    if not files:
+        raise ValueError(f"{folder} holds no video ({', '.join(VIDEO_SUFFIXES)})")
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def _progress_bar(frames: Iterable, total: int) -> Iterable:
+    console = Console(stderr=True)
+    return track(frames, "decoding and encoding", total, console=console, disable=not console.is_terminal)

@@ -1,0 +1,1 @@
+"""Training the temporal agent: policy, rewards, programs, environment."""

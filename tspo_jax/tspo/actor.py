@@ -1,0 +1,100 @@
+"""The part of a step before the update: a batch is loaded, frames are drawn, and their answers are measured."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tspo_jax.answering.rollout import Answers
+from tspo_jax.config import Config
+from tspo_jax.data.loader import Batch, Loader
+from tspo_jax.devices import sharding
+from tspo_jax.runs.metrics import DeviceClock, Stopwatch
+from tspo_jax.tspo import policy
+from tspo_jax.tspo.environment import Environment, Shown
+
+ARRAYS = ("index", "features", "text", "mask")  # of a batch, that the programs need
+
+
+class Loaded(NamedTuple):
+    """A batch: the loader's state before it, its rows on the host, and what the programs need of it."""
+
+    place: Mapping[str, Any]
+    rows: Batch
+    batch: dict[str, jax.Array]
+
+
+class Drawn(NamedTuple):
+    """A batch with draws int32 [B,G,K] (global), the same ascending on the host, and their frames, fetched or not."""
+
+    loaded: Loaded
+    draws: jax.Array
+    picks: np.ndarray
+    shown: Iterable[Shown]
+
+
+class Actor:
+    """Args: `sample` is programs.make_sample's."""
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: jax.sharding.Mesh,
+        sample: Callable,
+        environment: Environment,
+        loader: Loader,
+        clock: DeviceClock,
+    ):
+        self._config, self._mesh, self._sample = config, mesh, sample
+        self._environment, self._loader, self._clock = environment, loader, clock
+
+    def load(self, watch: Stopwatch) -> Loaded:
+        with watch("data"):
+            place, rows = self._loader.get_state(), next(self._loader)
+            return Loaded(place, rows, sharding.put_batch(self._mesh, {name: rows[name] for name in ARRAYS}))
+
+    def k(self, step: int, rows: Batch) -> int:
+        """Frames of a draw at a step: the kind's, or, where it is random, a function of the seed and the step."""
+        choices = self._config.policy.random_k
+        return int(np.random.default_rng((self._config.seed, step)).choice(choices)) if choices else rows["k"]
+
+    def draw(self, step: int, agent: dict, loaded: Loaded, watch: Stopwatch, attempt: int = 0) -> Drawn:
+        with watch("sample"):
+            k = self.k(step, loaded.rows)
+            draws = self._sample(agent, loaded.batch, np.int32(step), k=k, attempt=np.int32(attempt))
+            self._clock.started(draws)
+            picks = np.sort(sharding.local_rows(draws), axis=-1)
+        return Drawn(loaded, draws, picks, self._environment.show(loaded.rows, picks, watch))
+
+    def measure(
+        self, step: int, drew: dict, drawn: Drawn, answers: list[Answers], watch: Stopwatch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Draws and what was measured of them (environment.measure), as global arrays.
+
+        Where policy.dead_groups is resample, dead groups are drawn again by `drew` and replaced by what that gives.
+        """
+        environment, p = self._environment, self._config.policy
+        draws, rows = drawn.draws, drawn.loaded.rows
+        measured = environment.measure(rows, drawn.picks, answers, watch)
+        for attempt in range(1, 1 + (p.resamples if p.dead_groups == "resample" else 0)):
+            is_dead = policy.dead(measured["total"])
+            if not np.any(multihost_utils.process_allgather(is_dead.any())):
+                break
+            again = self.draw(step, drew, drawn.loaded, watch, attempt)
+            others = environment.measure(rows, again.picks, environment.ask(again.shown, watch), watch)
+            measured = {name: _where(is_dead, others[name], values) for name, values in measured.items()}
+            draws = _where_on_device(sharding.put_batch(self._mesh, is_dead), again.draws, draws)
+        return draws, sharding.put_batch(self._mesh, measured)
+
+
+def _where(rows: np.ndarray, there: np.ndarray, elsewhere: np.ndarray) -> np.ndarray:
+    """bool [B], [B,...], [B,...] -> [B,...]."""
+    return np.where(rows.reshape(-1, *[1] * (there.ndim - 1)), there, elsewhere)
+
+
+@jax.jit
+def _where_on_device(rows: jax.Array, there: jax.Array, elsewhere: jax.Array) -> jax.Array:
+    return jnp.where(rows[:, None, None], there, elsewhere)

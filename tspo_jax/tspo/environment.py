@@ -1,0 +1,221 @@
+"""What answers picks with rewards: their frames are fetched, the frozen Video-MLLM answers, the answers are scored.
+
+A batch is answered `answerer.question_chunk` questions at a time, so that the frames of the next ones are fetched and
+decoded while the device works.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tspo_jax.answering import prompts
+from tspo_jax.answering.rollout import Answers, Rollout, unique_frames
+from tspo_jax.checkpoints.folders import Answerer
+from tspo_jax.config import Config
+from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.loader import Batch, fetch_frames
+from tspo_jax.data.questions import Question
+from tspo_jax.devices import sharding
+from tspo_jax.runs.metrics import DeviceClock, Stopwatch
+from tspo_jax.tspo.rewards import OPTION_REWARDS, group_rewards, option_letter
+
+PROMPT_MULTIPLE = 32  # prompts are padded to the longest one, rounded up to this
+
+
+class Shown(NamedTuple):
+    """What the MLLM is shown of some rows [start:stop] of a batch: its arguments behind the parameters."""
+
+    frames: np.ndarray  # uint8 [b,U,S,S,3]
+    index: np.ndarray  # int [b,G,K] into them
+    prompt_ids: np.ndarray
+    prompt_lengths: np.ndarray
+    options: np.ndarray | None
+
+
+class Environment:
+    """Picks -> rewards.
+
+    Args:
+      questions, store, names: of the loader that gives the batches.
+      answerer: on `mesh`.
+      pool: threads that read and decode pictures.
+      clock: told of what the device is given to do.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: jax.sharding.Mesh,
+        questions: Sequence[Question],
+        store: FrameStore,
+        names: Sequence[str],
+        answerer: Answerer,
+        pool: Executor,
+        clock: DeviceClock,
+    ):
+        self._config, self._mesh, self._questions, self._store = config, mesh, questions, store
+        self._names, self._answerer, self._pool, self._clock = names, answerer, pool, clock
+        self._num_chunks = num_chunks(config, mesh)
+        a = config.answerer
+        self.rollout = Rollout.of(
+            answerer,
+            max_new_tokens=a.max_new_tokens,
+            encode_chunk=a.encode_chunk,
+            prefill_chunk=a.prefill_chunk,
+            mesh=mesh,
+        )
+
+    def show(self, rows: Batch, picks: np.ndarray, watch: Stopwatch) -> Iterator[Shown]:
+        """Fetches the frames of picks int [B,G,K], ascending, chunk by chunk as they are asked for."""
+        for start, stop in self._chunks(len(picks)):
+            with watch("fetch"):
+                part = slice(start, stop)
+                candidates, index = unique_frames(picks[part])
+                video, frame = (np.take_along_axis(rows[name][part], candidates, axis=1) for name in ("video", "frame"))
+                frames = fetch_frames(self._store, self._names, video, frame, self._answerer.processor.crop, self._pool)
+                of_question = (rows[name][part] for name in ("prompt_ids", "prompt_lengths"))
+                shown = Shown(frames, index, *of_question, rows["options"][part] if "options" in rows else None)
+            yield shown
+
+    def ask(self, shown: Iterable[Shown], watch: Stopwatch) -> list[Answers]:
+        """Starts the answers to all chunks; returns before they are there."""
+        answers = []
+        for chunk in shown:
+            with watch("answer"):
+                started = self.rollout(self._answerer.params, *sharding.put_batch(self._mesh, chunk))
+                self._clock.started(started.tokens)
+                answers.append(started)
+        return answers
+
+    def measure(self, rows: Batch, picks: np.ndarray, answers: Sequence[Answers], watch: Stopwatch) -> dict:
+        """What the host learns from the answers, when they are there (see `measure`)."""
+        completions, options = [], []
+        for chunk in answers:
+            with watch("answer"):
+                of_questions = sharding.over_questions(self._mesh)
+                wanted = jax.device_put((chunk.tokens, chunk.lengths, chunk.option_log_probs), of_questions)
+                tokens, lengths, log_probs = jax.tree.map(sharding.local_rows, wanted)
+            with watch("reward"):
+                completions += prompts.decode(tokens, lengths, self._answerer.tokenizer)
+                options.append(log_probs)
+        with watch("reward"):
+            solutions = [self._questions[i].answer for i in rows["index"]]
+            options = None if options[0] is None else np.concatenate(options)
+            return measure(self._config, rows, picks, completions, solutions, options)
+
+    def labels(self, rows: Batch) -> np.ndarray:
+        """The frames to learn from in a warm start: those of the evidence, else of a needle sample's target video.
+
+        Returns: bool [B,T]; a row without any is a question that has neither.
+        """
+        labels = rows["needle_mask"].copy()
+        for row, i in enumerate(rows["index"]):
+            question = self._questions[i]
+            if not question.evidence:
+                continue
+            is_target = rows["mask"][row] & (rows["video"][row] == self._names.index(question.video))
+            times = self._store.video(question.video).timestamps[np.where(is_target, rows["frame"][row], 0)]
+            shown = np.any([(times >= start) & (times < end) for start, end in question.evidence], axis=0)
+            labels[row] = is_target & shown
+        return labels
+
+    def abstract_call(self, rows: Batch, k: int) -> tuple[Any, tuple]:
+        """The rollout's program and its arguments as shapes, for a chunk of a batch like `rows` with K = k."""
+        b, G = len(rows["index"]) // self._num_chunks, self._config.policy.group_size
+        video = self._store.video(self._names[rows["video"][0, 0]])
+        picture = self._answerer.processor.crop(np.zeros((video.height, video.width, 3), np.uint8))
+        frames, index = np.empty((b, G * k, *picture.shape), np.uint8), np.empty((b, G, k), np.int32)
+        options = rows["options"][:b] if "options" in rows else None
+        chunk = Shown(frames, index, rows["prompt_ids"][:b], rows["prompt_lengths"][:b], options)
+        return self.rollout.program, (self._answerer.params, *sharding.abstract_batch(self._mesh, chunk))
+
+    def _chunks(self, num_rows: int) -> list[tuple[int, int]]:
+        size = num_rows // self._num_chunks
+        return [(start, start + size) for start in range(0, num_rows, size)]
+
+
+def num_chunks(config: Config, mesh: jax.sharding.Mesh) -> int:
+    """Even parts that a batch is answered in: of answerer.question_chunk questions, or more where the mesh needs it."""
+    size, data = config.batch_size, mesh.shape["data"]
+    wanted = min(config.answerer.question_chunk or size, size)
+    return next(size // part for part in range(data, size + 1, data) if part >= wanted and size % part == 0)
+
+
+def arrays_per_question(config: Config, questions: Sequence[Question], answerer: Answerer) -> dict[str, np.ndarray]:
+    """What the loader puts beside each question: `prompt_ids`, `prompt_lengths`, and `options` where they count."""
+    template = config.answerer.template or answerer.template
+    texts = [prompts.render(question.question, template) for question in questions]
+    ids = [prompts.tokenize(text, answerer.tokenizer) for text in texts]
+    prompt_ids, prompt_lengths = prompts.pad(ids, answerer.generation.pad_token_id, PROMPT_MULTIPLE)
+    arrays = {"prompt_ids": prompt_ids, "prompt_lengths": prompt_lengths}
+    if any(name in weights for weights in reward_weights(config).values() for name in OPTION_REWARDS):
+        arrays["options"] = prompts.option_tokens(questions, config.answerer.option_text, answerer.tokenizer)
+    return arrays
+
+
+def measure(
+    config: Config,
+    rows: Batch,
+    picks: np.ndarray,
+    completions: Sequence[Sequence[str]],
+    solutions: Sequence[str],
+    option_log_probs: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Rewards (by name, and `total`) and `unparsed` [B,G], `unique_frames` and `cosine_spread` [B].
+
+    picks are int [B,G,K], completions [B][G], solutions [B], option_log_probs float [B,G,O] where a reward needs them.
+    """
+    rewards = group_rewards(
+        rows["kind"],
+        completions,
+        solutions,
+        picks,
+        rows["needle_mask"],
+        reward_weights(config),
+        rows["mask"].sum(axis=1),
+        option_log_probs,
+    )
+    unparsed = [[option_letter(completion) is None for completion in group] for group in completions]
+    return {
+        **rewards,
+        "unparsed": np.array(unparsed, np.float32),
+        "unique_frames": np.array([len(np.unique(group)) for group in picks], np.float32),
+        "cosine_spread": cosine_spread(rows),
+    }
+
+
+def reward_weights(config: Config) -> dict[str, dict[str, float]]:
+    """Of `group_rewards`: the paper's rewards always, further ones where they count."""
+    paper = {"general": ("accuracy",), "specific": ("accuracy", "location")}
+    weights_of_kind = {}
+    for kind, always in paper.items():
+        fields = dataclasses.asdict(getattr(config.data, kind))
+        further = [name for name in ("coverage", *OPTION_REWARDS) if fields[name]]
+        weights_of_kind[kind] = {name: fields[name] for name in (*always, *further)}
+    return weights_of_kind
+
+
+def cosine_spread(rows: Batch) -> np.ndarray:
+    """Standard deviation of the CLIP similarities within each video: float32 [B]."""
+    features, text = rows["features"], rows["text"]
+    norms = np.linalg.norm(features, axis=-1) * np.linalg.norm(text, axis=-1, keepdims=True)
+    cosines = np.einsum("btd,bd->bt", features, text) / np.maximum(norms, 1e-8)
+    return np.std(cosines, axis=1, where=rows["mask"])
+
+
+def check_frame_sizes(store: FrameStore, answerer: Answerer) -> None:
+    """Raises ValueError where videos would be shown in different sizes: a batch, and a needle sample, has one."""
+    if answerer.processor.frame_size:
+        return
+    videos = map(store.video, store.names())
+    sizes = {answerer.processor.size_of(video.height, video.width) for video in videos}
+    if len(sizes) > 1:
+        found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
+        raise ValueError(
+            f"the videos of {store.folder} would be shown in several sizes ({found}); give all frames one, "
+            "e.g. --config.answerer.video.frame_size='(392, 728)'"
+        )
