@@ -86,7 +86,7 @@ def measure(folder: Path, num_questions: int = 5) -> dict[str, float]:
     """Of the agent and the store of a folder, in this process."""
     import jax
 
-    from tspo_jax.select_frames import picks_of, select_frames
+    from tspo_jax.selection.choosing import picks_of, select_frames
     from tspo_jax.selection.scoring import load_scorer
     from tspo_jax.selection.video_source import open_videos
 

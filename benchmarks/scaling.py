@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling [--output=docs/scaling.md]
 
-Takes some minutes per slice on two cores and needs libtpu (see tspo_jax/aot_compile.py), but no TPU and no weights.
+Takes some minutes per slice on two cores and needs libtpu (see tspo_jax/ahead_of_time.py), but no TPU and no weights.
 A slice's result is kept in runs/scaling/ and used again; remove the folder to compile anew.
 """
 
@@ -68,7 +68,7 @@ def of_activations(where: str) -> bool:
 def section(name: str, tokens: int, results: list[dict], smallest_matrix: int) -> str:
     """A config's tables. `tokens` are the visual tokens of a prompt, `smallest_matrix` the bytes of the smallest weight
     matrix of a layer of the language model."""
-    from tspo_jax.aot_compile import HEADINGS, table_rows
+    from tspo_jax.devices.compiling import HEADINGS, table_rows
 
     slices = []
     for r in results:
@@ -107,10 +107,10 @@ def main() -> None:
     parser.add_argument("--output", default="docs/scaling.md", type=Path)
     output = parser.parse_args().output
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from tspo_jax import aot_compile
     from tspo_jax import config as cfg
     from tspo_jax.checkpoints import weights
     from tspo_jax.checkpoints.folders import answerer_architecture
+    from tspo_jax.tspo import ahead_of_time
 
     sections, descriptions = [], Path("configs/architectures")
     for name, topologies in CASES.items():
@@ -120,11 +120,11 @@ def main() -> None:
             kept = KEPT / f"{name}_{topology}.json"
             if not kept.is_file():
                 print(f"{name}: {topology} ...", file=sys.stderr)
-                (result,) = aot_compile.compile_config(config, descriptions, [topology])
+                (result,) = ahead_of_time.compile_config(config, descriptions, [topology])
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_text(json.dumps(result))
             results.append(json.loads(kept.read_text()))
-        description = aot_compile.read_architecture(config.answerer.folder, descriptions)
+        description = ahead_of_time.read_architecture(config.answerer.folder, descriptions)
         answerer = answerer_architecture(*description, video=config.answerer.video)
         layers = weights.flatten(answerer.abstract["language_model"]["layers"]).items()
         smallest = min(2 * math.prod(x.shape[1:]) for path, x in layers if path.endswith("kernel"))

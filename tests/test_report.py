@@ -16,8 +16,9 @@ import tiny_store
 from PIL import Image
 
 from tspo_jax import config as cfg
-from tspo_jax import evaluate, report
+from tspo_jax import report
 from tspo_jax.evaluation import results
+from tspo_jax.evaluation import run as evaluate
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.pages import report_page
 

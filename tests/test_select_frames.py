@@ -13,7 +13,8 @@ import tiny_store
 from PIL import Image
 
 from tspo_jax.data.decode import DECODERS, Video
-from tspo_jax.select_frames import questions_by_video, select_frames
+from tspo_jax.select_frames import questions_by_video
+from tspo_jax.selection.choosing import select_frames
 from tspo_jax.selection.scoring import encode_video, load_scorer
 
 

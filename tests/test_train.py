@@ -17,11 +17,11 @@ from flax import nnx
 from tiny_store import LONG, SHORT, make_store
 
 from tspo_jax import config as cfg
-from tspo_jax import evaluate
 from tspo_jax import train as training
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_agent
 from tspo_jax.data.questions import read_questions
+from tspo_jax.evaluation import run as evaluate
 from tspo_jax.models.layers import split_params
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.runs.metrics import read_rows

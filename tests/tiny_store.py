@@ -8,10 +8,10 @@ import numpy as np
 from video_files import write_video
 
 from tspo_jax import config as cfg
-from tspo_jax import evaluate
 from tspo_jax.checkpoints.folders import load_clip
 from tspo_jax.data import frame_store
 from tspo_jax.data.decode import Video
+from tspo_jax.evaluation import run as evaluate
 
 LONG, SHORT = "tspo_agent.mp4", "short.mp4"  # 40 and 5 seconds
 

@@ -29,7 +29,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 
 from tspo_jax.data.decode import Video
 from tspo_jax.evaluation import benchmarks, frame_indices
-from tspo_jax.select_frames import query, select_frames
+from tspo_jax.selection.choosing import query, select_frames
 from tspo_jax.selection.video_source import VIDEO_SUFFIXES
 
 

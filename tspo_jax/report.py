@@ -16,11 +16,11 @@ import numpy as np
 from absl import logging
 
 from tspo_jax import config as config_module
-from tspo_jax import evaluate
 from tspo_jax.checkpoints.folders import load_agent, load_clip
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.evaluation import results
+from tspo_jax.evaluation import run as evaluate
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.evaluation.results import ALL, INDEX_FILE
 from tspo_jax.pages import report_page

@@ -28,14 +28,14 @@ from pathlib import Path
 
 from absl import flags
 
-from tspo_jax import predecode
 from tspo_jax.answering import prompts
 from tspo_jax.command_line import entry_point
-from tspo_jax.data import decode_workers, frame_store
+from tspo_jax.data import decode_workers, frame_store, predecoding
 from tspo_jax.data.decode import Video, VideoError
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.shard import Shard
 from tspo_jax.pages import report_page, video_page
-from tspo_jax.select_frames import picks_of, select_frames
+from tspo_jax.selection.choosing import picks_of, select_frames
 from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, load_scorer
 from tspo_jax.selection.video_source import VIDEO_SUFFIXES, Source, stored_source
 
@@ -120,11 +120,11 @@ class Library:
         decoded = name in store and size in (None, store.video(name).source_size)
         encoded = decoded and frame_store.features_path(self.store, clip.identity, name).is_file()
         if not encoded or not FrameStore(self.store, clip.identity).has_features(name):
-            with predecode.writing(self.store, predecode.Shard()):
+            with predecoding.writing(self.store, Shard()):
                 if not decoded:
                     video = decode_workers.Job(str(path), name, size, str(self.store), store.settings, ("auto",))
                     decode_workers.decode_video(video, functools.partial(job.report, "decoding"))
-                predecode.encode_features(self.store, [name], clip, functools.partial(job.report, "encoding"))
+                predecoding.encode_features(self.store, [name], clip, report=functools.partial(job.report, "encoding"))
         return stored_source(FrameStore(self.store, clip.identity), name)
 
     def save(self, name: str, body: Iterable[bytes]) -> None:
@@ -365,7 +365,7 @@ def load_answer(folder: str, max_new_tokens: int) -> Callable[[list, str], str]:
     import jax
     import jax.numpy as jnp
 
-    from tspo_jax.answer import answer
+    from tspo_jax.answering.given_frames import answer
     from tspo_jax.answering.rollout import Rollout
     from tspo_jax.checkpoints.folders import load_answerer
 

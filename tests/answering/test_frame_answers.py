@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny_store import LONG, SHORT, make_store
 
-from tspo_jax.answer import answer
 from tspo_jax.answering import prompts
 from tspo_jax.answering.frame_answers import Request, answer_requests
+from tspo_jax.answering.given_frames import answer
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_answerer

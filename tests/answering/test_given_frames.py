@@ -10,10 +10,11 @@ import pytest
 import tiny_store
 from PIL import Image
 
-from tspo_jax.answer import answer, choose, read_frames
 from tspo_jax.answering import prompts
+from tspo_jax.answering.given_frames import answer, read_frames
 from tspo_jax.answering.rollout import Answers
 from tspo_jax.checkpoints.folders import Generation, load_answerer
+from tspo_jax.selection.choosing import choose
 from tspo_jax.selection.scoring import load_scorer
 from tspo_jax.selection.video_source import file_source
 

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from video_files import write_video
 
-from tspo_jax.command_line.job_array import Shard
 from tspo_jax.data.decode import DECODERS
 from tspo_jax.data.decode_workers import Job, Limits, run_jobs
 from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, frames_path, open_settings, write_features
-from tspo_jax.predecode import Quarantine, decode_videos, encode_features, find_videos, verify, writing
+from tspo_jax.data.predecoding import Quarantine, decode_videos, encode_features, find_videos, verify, writing
+from tspo_jax.data.shard import Shard
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def command(*args):
@@ -145,7 +145,7 @@ def test_full_disk_for_features(store, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written.append(write_features(store, entry, *rest))
 
-    monkeypatch.setattr("tspo_jax.predecode.write_features", write)
+    monkeypatch.setattr("tspo_jax.data.predecoding.write_features", write)
     monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=0))
     with pytest.raises(StoreError, match="features of 1 of 6 videos are stored and readable, about 1 MB more"):
         encode_features(folder, FrameStore(folder).names(), FakeClip())

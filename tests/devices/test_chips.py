@@ -1,4 +1,4 @@
-"""Names of TPU slices; the compiler itself is tried in test_aot_compile.py, since one process at a time may use it."""
+"""Names of TPU slices; the compiler itself is tried in tspo/test_ahead_of_time.py: one process at a time may use it."""
 
 import math
 

@@ -15,12 +15,12 @@ import tiny_store
 from tiny_store import LONG, SHORT
 
 from tspo_jax import config as cfg
-from tspo_jax import evaluate
 from tspo_jax.answering import prompts
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import load_answerer, load_clip
 from tspo_jax.config import ConfigError
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.evaluation import run as evaluate
 from tspo_jax.runs.run_folder import RunFolderError, in_use
 from tspo_jax.selection import methods as selection
 from tspo_jax.selection.scoring import load_scorer

@@ -13,14 +13,14 @@ from safetensors.numpy import load_file, save_file
 from tiny_store import make_config, make_store, write_questions
 
 from tspo_jax import config as cfg
-from tspo_jax.answer import answer
 from tspo_jax.answering import prompts
+from tspo_jax.answering.given_frames import answer
 from tspo_jax.answering.rollout import Rollout, encode_units
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_answerer, load_clip
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
-from tspo_jax.evaluate import evaluate
+from tspo_jax.evaluation.run import evaluate
 from tspo_jax.models import qwen2_5_vl
 from tspo_jax.models.layers import merge_params
 from tspo_jax.models.preprocessing import QwenProcessor, patchify, smart_resize

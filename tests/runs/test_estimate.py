@@ -11,7 +11,7 @@ import pytest
 from tspo_jax.runs import estimate
 from tspo_jax.devices import sharding
 from tspo_jax.devices import chips as tpu
-from tspo_jax.aot_compile import Call
+from tspo_jax.devices.compiling import Call
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from tiny_store import store_videos
 
 from configs import toy
 from tspo_jax import config as cfg
-from tspo_jax import evaluate, train
+from tspo_jax import train
 from tspo_jax.checkpoints.folders import load_answerer, load_clip
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.evaluation import run as evaluate
 from tspo_jax.runs.metrics import read_rows
 from tspo_jax.selection.scoring import Scorer
 from tspo_jax.toy.model_quality import measure

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
-from tspo_jax import aot_compile
 from tspo_jax import config as cfg
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import answerer_architecture
 from tspo_jax.devices import chips as tpu
-from tspo_jax.devices import program_cost, sharding
+from tspo_jax.devices import compiling, program_cost, sharding
+from tspo_jax.tspo import ahead_of_time
 
 LAYERS = 2
 K = 4  # frames of a set
@@ -50,7 +50,7 @@ def slice_of_8():
 def compiled(config, slice_of_8):
     """With the least effort for fast programs: a third of the compiler's time, the same collectives."""
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
-    (result,) = aot_compile.compile_config(config, DESCRIPTIONS, ["v5e-8"], LAYERS)
+    (result,) = ahead_of_time.compile_config(config, DESCRIPTIONS, ["v5e-8"], LAYERS)
     jax.config.update("jax_exec_time_optimization_effort", 0.0)
     return result
 
@@ -74,13 +74,13 @@ def test_all_programs_fit(compiled):
         assert program["argument_bytes"] + program["temporary_bytes"] + program["output_bytes"] < compiled["hbm_bytes"]
         assert program["seconds"] == max(program["roofline_seconds"].values()) > 0
     assert compiled["seconds"] == sum(program["seconds"] for program in compiled["programs"].values())
-    assert len(aot_compile.table_rows([compiled])) == 3
+    assert len(compiling.table_rows([compiled])) == 3
     json.dumps(compiled)
 
 
 def test_arguments_are_the_split_weights_and_the_frames(compiled, config):
-    description, path = aot_compile.read_architecture(config.answerer.folder, DESCRIPTIONS)
-    leaves = weights.flatten(answerer_architecture(aot_compile.shallow(description, LAYERS), path).abstract)
+    description, path = ahead_of_time.read_architecture(config.answerer.folder, DESCRIPTIONS)
+    leaves = weights.flatten(answerer_architecture(ahead_of_time.shallow(description, LAYERS), path).abstract)
     split = sum(2 * x.size for name, x in leaves.items() if name.startswith("language_model"))
     whole = sum(2 * x.size for name, x in leaves.items() if not name.startswith("language_model"))
     frames = 8 * 8 * K * 384 * 384 * 3
@@ -131,22 +131,22 @@ def test_what_does_not_fit_is_said(config, slice_of_8):
     chip, devices = slice_of_8
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     large = jax.ShapeDtypeStruct((2**33,), jnp.float32, sharding=sharding.replicated(mesh))
-    result = aot_compile.compile_call(aot_compile.Call(jax.jit(jnp.sin), (large,), {}, {}), mesh, chip)
+    result = compiling.compile_call(compiling.Call(jax.jit(jnp.sin), (large,), {}, {}), mesh, chip)
     # The compiler has several sentences for it; all of them say what there is (15.75 of 16 GiB are for programs).
     assert not result["fits"] and "15.75G" in result["reason"] and "\n" not in result["reason"]
 
 
 def test_advice_names_what_is_left_to_change(config):
-    description, path = aot_compile.read_architecture(config.answerer.folder, DESCRIPTIONS)
+    description, path = ahead_of_time.read_architecture(config.answerer.folder, DESCRIPTIONS)
     answerer = answerer_architecture(description, path)
     mesh = sharding.make_mesh([("data", 4), ("model", 2)], jax.devices())
-    text = "; ".join(aot_compile.advice(config, answerer, mesh))
+    text = "; ".join(ahead_of_time.advice(config, answerer, mesh))
     assert "model axis of 4" in text and "batch_size=4" in text and "split_over_data" in text
     assert "prefill_chunk" not in text, "it is 1 already"
     assert "question_chunk=1" in text
     mesh = sharding.make_mesh([("data", 1), ("model", 8)], jax.devices())
     least = dataclasses.replace(config, batch_size=1, answerer=dataclasses.replace(config.answerer, encode_chunk=1))
-    assert aot_compile.advice(least, answerer, mesh) == ["a slice with more or larger chips"]
+    assert ahead_of_time.advice(least, answerer, mesh) == ["a slice with more or larger chips"]
 
 
 LLAVA, LLAVA_LARGE, QWEN = "LLaVA-Video-7B-Qwen2", "LLaVA-Video-72B-Qwen2", "Qwen2.5-VL-7B-Instruct"
@@ -175,7 +175,7 @@ QWEN_72B = dict(
 )
 def test_published_sizes_and_where_they_lie(name, language, vision, parameters):
     """As many parameters as in the published files, each with a place on the largest mesh of the model."""
-    description, path = aot_compile.read_architecture(f"checkpoints/{name}", DESCRIPTIONS)
+    description, path = ahead_of_time.read_architecture(f"checkpoints/{name}", DESCRIPTIONS)
     vision = {"vision_config": {**description["vision_config"], **vision}} if vision else {}
     description = {**description, **language, **vision}
     leaves = weights.flatten(answerer_architecture(description, path).abstract)
@@ -196,10 +196,10 @@ def test_programs_of_a_step_at_full_size(name, monkeypatch):
     """Traced without a compiler, on CPU devices."""
     monkeypatch.syspath_prepend(ROOT)
     config = cfg.read(importlib.import_module(f"configs.{name}").get_config())
-    description, path = aot_compile.read_architecture(config.answerer.folder, DESCRIPTIONS)
+    description, path = ahead_of_time.read_architecture(config.answerer.folder, DESCRIPTIONS)
     answerer = answerer_architecture(description, path, video=config.answerer.video)
     mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
-    calls = aot_compile.training_step(config, answerer, 768, mesh)
+    calls = ahead_of_time.training_step(config, answerer, 768, mesh)
     traced = {name: call.program.trace(*call.args, **call.kwargs) for name, call in calls.items()}
     draws, answers = traced["sample"].out_info, traced["answer"].out_info
     assert (draws.shape, answers.tokens.shape) == ((16, 8, 16), (16, 8, 16))
@@ -208,7 +208,7 @@ def test_programs_of_a_step_at_full_size(name, monkeypatch):
     tokens = 16 * 8 * answerer.config.num_visual_tokens(16, *config.answerer.video.frame_size)
     assert 2 * tokens * layers < flops < 2 * 2 * tokens * layers
     config = dataclasses.replace(config, answerer=dataclasses.replace(config.answerer, question_chunk=8))
-    in_parts = aot_compile.training_step(config, answerer, 768, mesh)
+    in_parts = ahead_of_time.training_step(config, answerer, 768, mesh)
     assert in_parts["answer"].times == 2 and in_parts["answer"].args[1].shape[0] == 8
     assert in_parts["update"].args[2].shape == calls["update"].args[2].shape
 
@@ -216,10 +216,10 @@ def test_programs_of_a_step_at_full_size(name, monkeypatch):
 def test_an_update_that_needs_other_agents_too(config):
     """The initial one for a KL, the one that drew for stale steps."""
     config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, kl_limit=0.1, stale_steps=1))
-    description, path = aot_compile.read_architecture(config.answerer.folder, DESCRIPTIONS)
-    answerer = answerer_architecture(aot_compile.shallow(description, LAYERS), path)
+    description, path = ahead_of_time.read_architecture(config.answerer.folder, DESCRIPTIONS)
+    answerer = answerer_architecture(ahead_of_time.shallow(description, LAYERS), path)
     mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
-    call = aot_compile.training_step(config, answerer, 768, mesh)["update"]
+    call = ahead_of_time.training_step(config, answerer, 768, mesh)["update"]
     state, metrics = call.program.trace(*call.args).out_info
     assert jax.tree.map(jnp.shape, state.drew) == jax.tree.map(jnp.shape, state.agent) and "kl_after" in metrics
 

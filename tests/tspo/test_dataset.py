@@ -5,14 +5,17 @@ import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_store import LONG, SHORT, make_store
 
-from tspo_jax.build_dataset import (
+from tspo_jax.command_line.job_array import Shard
+from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, VideoEntry, open_settings, write_frames
+from tspo_jax.data.questions import QuestionError, question_of_row, read_questions
+from tspo_jax.runs.run_folder import RunFolderError, in_use, write_run_config
+from tspo_jax.tspo.dataset import (
     Settings,
     _number,
     build,
@@ -20,15 +23,10 @@ from tspo_jax.build_dataset import (
     find_annotations,
     join_shards,
     random_picks,
-    read_settings,
     split_by_video,
 )
-from tspo_jax.command_line.job_array import Shard
-from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, VideoEntry, open_settings, write_frames
-from tspo_jax.data.questions import QuestionError, question_of_row, read_questions
-from tspo_jax.runs.run_folder import RunFolderError, in_use, write_run_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LENGTHS = {f"b/{i}.mp4": 80 + i for i in range(12)} | {"b/short.mp4": 30}
 
 
@@ -219,7 +217,7 @@ def test_split_does_not_depend_on_other_videos():
 )
 def test_settings_that_make_no_sense(change, message):
     with pytest.raises(ValueError, match=message):
-        read_settings(types.SimpleNamespace(**(vars(Settings()) | change)))
+        Settings(**(vars(Settings()) | change))
 
 
 def command(*args):

@@ -44,6 +44,12 @@ def write_result(result: dict, output: str) -> None:
         sys.stdout.write(text)
 
 
+def numbered(path: str, number: int, single: bool) -> Path:
+    """The file itself, or one per question: picks.jpg -> picks_0.jpg .."""
+    path = Path(path)
+    return path if single else path.with_stem(f"{path.stem}_{number}")
+
+
 def _explained(call):
     try:
         return call()

@@ -3,7 +3,7 @@
 import time
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
 class ProgressBar(Progress):
@@ -30,3 +30,8 @@ class ProgressBar(Progress):
         if not self.console.is_terminal and time.monotonic() > self._next_line:
             self._next_line = time.monotonic() + self._seconds
             self.console.print(self.make_tasks_table([task for task in self.tasks if task.remaining]))
+
+
+def described() -> ProgressBar:
+    """A bar whose tasks say in their description what has been done."""
+    return ProgressBar(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())

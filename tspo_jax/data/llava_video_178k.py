@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from tspo_jax.data.letters import LETTERS
 from tspo_jax.data.questions import (
-    LETTERS,
     QuestionError,
     raise_if_bad,
     solution_of_option,

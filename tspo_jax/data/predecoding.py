@@ -1,23 +1,8 @@
-"""Decodes videos into a frame store, once: JPEG frames at 1 fps with their times, and CLIP features.
+"""Decoding of many videos into a frame store, and CLIP features of what is stored; resumed, locked, verified.
 
-    python -m tspo_jax.predecode --videos=FOLDER --store=DIR [--clip=DIR] [--workers=N]
-    python -m tspo_jax.predecode --store=DIR --clip=DIR              # features of all stored videos
-    python -m tspo_jax.predecode --store=DIR --verify [--videos=FOLDER]
-
---videos is a folder (all videos below it; a video's name in the store is its path below the folder) or a text file
-with one path per line, relative to --video_folder (default: the list's folder) or in full and below it.
-
-A video that cannot be decoded, hangs or crashes its decoder is listed with its reason in STORE/quarantine*.jsonl and
-costs no other video (delete its line to try it again). Running the same command again goes on where it stopped; only
-new and changed videos are decoded. CLIP features are computed from the stored frames, so that another checkpoint needs
-no decoding.
-
-Many machines: --num_shards=N --shard_index=I, each takes every N-th video of one shared store. In SLURM arrays both
-come from the environment, in Kubernetes indexed jobs the index does. With --num_shards, a SLURM array may be a few of
-the tasks, to do those again.
-
-Result (stdout or --output): a JSON object. Exit status: 0; 2 where videos are in quarantine or --verify finds damage;
-1 for mistakes in the command, a full disk, or a store that another run is writing.
+A video that cannot be decoded, hangs or crashes its decoder is listed with its reason in the store's quarantine file
+and costs no other video. Features are computed from the stored frames, so that another checkpoint needs no decoding.
+Long work is shown on the `progress` that it is given, one task each.
 """
 
 import contextlib
@@ -34,12 +19,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from absl import flags
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-from tspo_jax.command_line import entry_point, job_array
-from tspo_jax.command_line.job_array import Shard
-from tspo_jax.command_line.progress_bar import ProgressBar
 from tspo_jax.data.decode import DECODERS
 from tspo_jax.data.decode_workers import Job, Limits, run_jobs
 from tspo_jax.data.frame_store import (
@@ -52,12 +33,12 @@ from tspo_jax.data.frame_store import (
     frames_path,
     open_settings,
     publish,
-    read_settings,
     write_features,
 )
 from tspo_jax.data.questions import video_path
+from tspo_jax.data.shard import Shard
 
-# Modules that use jax are imported where they are needed: decode workers import this file.
+# Nothing here imports jax: decode workers import this file.
 
 _CHECKED_AT_ONCE = 32  # files: on a disk behind a network each takes its time
 _FILE_OVERHEAD = 128 << 10  # bytes that an ArrayRecord file takes over its records
@@ -173,6 +154,7 @@ def decode_videos(
     quarantine: Quarantine,
     num_workers: int,
     limits: Limits,
+    progress: Progress | None = None,
 ) -> dict:
     """Decodes the videos that are not in the store yet or changed since; returns counts for the result.
 
@@ -183,32 +165,32 @@ def decode_videos(
     todo = _not_in_quarantine(quarantine, sizes, done)
     jobs = [Job(str(videos[name]), name, sizes[name], str(folder), settings, DECODERS) for name in todo]
     start, frames = time.monotonic(), 0
-    with _progress("{task.fields[text]}") as progress:
-        todo_bytes, text = sum(job.size for job in jobs), "decoding" if jobs else "nothing to decode"
-        bar = progress.add_task("", text=text, total=todo_bytes or 1, completed=0 if jobs else 1)
-        shares: dict[str, float] = {}
+    progress = progress or _unseen()
+    todo_bytes, text = sum(job.size for job in jobs), "decoding" if jobs else "nothing to decode"
+    bar = progress.add_task(text, total=todo_bytes or 1, completed=0 if jobs else 1)
+    shares: dict[str, float] = {}
 
-        def show(job: Job, share: float) -> None:
-            before, shares[job.name] = shares.get(job.name, 0.0), share * job.size
-            rate = frames / max(time.monotonic() - start, 1e-6)
-            count = f"{len(shares)}/{len(jobs)} videos, {len(quarantine.rows)} in quarantine, {rate:.0f} frames/s"
-            progress.update(bar, advance=shares[job.name] - before, text=count)
+    def show(job: Job, share: float) -> None:
+        before, shares[job.name] = shares.get(job.name, 0.0), share * job.size
+        rate = frames / max(time.monotonic() - start, 1e-6)
+        count = f"{len(shares)}/{len(jobs)} videos, {len(quarantine.rows)} in quarantine, {rate:.0f} frames/s"
+        progress.update(bar, advance=shares[job.name] - before, description=count)
 
-        try:
-            for outcome in run_jobs(jobs, num_workers, limits, show):
-                frames += outcome.num_frames
-                if outcome.reason:
-                    quarantine.add({outcome.job.name: outcome.job.size}, outcome.reason)
-                show(outcome.job, 1.0)
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            sizes, done = _stored(store, videos)
-            used = sum(frames_path(folder, name).stat().st_size for name in done)
-            sources = sum(sizes[name] or 0 for name in done)
-            rest = sum(size or 0 for size in sizes.values()) - sources
-            needed = rest * (used / sources if sources else 1.0)
-            raise _disk_full(error, folder, f"{len(done)} of {len(videos)} videos are stored", needed) from error
+    try:
+        for outcome in run_jobs(jobs, num_workers, limits, show):
+            frames += outcome.num_frames
+            if outcome.reason:
+                quarantine.add({outcome.job.name: outcome.job.size}, outcome.reason)
+            show(outcome.job, 1.0)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        sizes, done = _stored(store, videos)
+        used = sum(frames_path(folder, name).stat().st_size for name in done)
+        sources = sum(sizes[name] or 0 for name in done)
+        rest = sum(size or 0 for size in sizes.values()) - sources
+        needed = rest * (used / sources if sources else 1.0)
+        raise _disk_full(error, folder, f"{len(done)} of {len(videos)} videos are stored", needed) from error
     stored = len(videos) - len(quarantine.rows)
     return {
         "videos": len(videos),
@@ -260,28 +242,36 @@ def _disk_full(error: OSError, folder: Path, done: str, needed: float) -> StoreE
 
 
 def encode_features(
-    folder: Path, names: Iterable[str], encoder: Encoder, report: Callable[[float], None] = lambda share: None
+    folder: Path,
+    names: Iterable[str],
+    encoder: Encoder,
+    progress: Progress | None = None,
+    report: Callable[[float], None] = lambda share: None,
 ) -> int:
     """Writes the CLIP features of stored videos that lack them; returns the number of frames encoded.
 
     `report` is called with the share of them that is done. Raises StoreError where the disk is full, saying how much is
     missing.
     """
+    progress = progress or _unseen()
     (folder / "features" / encoder.identity).mkdir(parents=True, exist_ok=True)
     store = FrameStore(folder, encoder.identity)
     names = list(names)
     with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:
         missing = pool.map(lambda name: 0 if store.has_features(name) else store.video(name).num_frames, names)
         todo = {name: num_frames for name, num_frames in zip(names, missing, strict=True) if num_frames}
-    with _progress("encoding {task.completed}/{task.total} frames") as progress, ThreadPoolExecutor() as pool:
-        bar = progress.add_task("", total=sum(todo.values()))
+    total = sum(todo.values())
+    bar = progress.add_task(f"encoding {total} frames", total=total)
+    with ThreadPoolExecutor() as pool:
 
         def blocks(entry: VideoEntry) -> Iterator[np.ndarray]:
             for start in range(0, entry.num_frames, FEATURE_ROWS):
                 idx = range(start, min(start + FEATURE_ROWS, entry.num_frames))
                 yield encoder.image_features(store.frames(entry.name, idx, pool))
                 progress.advance(bar, len(idx))
-                report(progress.tasks[bar].percentage / 100)
+                done = progress.tasks[bar].completed
+                progress.update(bar, description=f"encoding {done:.0f}/{total} frames")
+                report(done / total)
 
         try:
             for name in todo:
@@ -294,10 +284,12 @@ def encode_features(
             needed = sum(4 * encoder.width * num_frames + _FILE_OVERHEAD for num_frames in rest)
             done = f"features of {len(names) - len(rest)} of {len(names)} videos are stored"
             raise _disk_full(error, folder, done, needed) from error
-    return sum(todo.values())
+    return total
 
 
-def add_videos(folder: Path, videos: Path, names: Iterable[str], encoder: Encoder) -> None:
+def add_videos(
+    folder: Path, videos: Path, names: Iterable[str], encoder: Encoder, progress: Progress | None = None
+) -> None:
     """Decodes and encodes the named files of a folder into a store, made if it is not there; others are passed over.
 
     Videos that cannot be decoded go to the store's quarantine.
@@ -308,11 +300,11 @@ def add_videos(folder: Path, videos: Path, names: Iterable[str], encoder: Encode
         if not (folder / "store.json").is_file():
             open_settings(folder, StoreSettings())
         settings, quarantine = FrameStore(folder).settings, Quarantine(folder / "quarantine.jsonl")
-        decode_videos(there, folder, settings, quarantine, len(os.sched_getaffinity(0)), Limits())
-        encode_features(folder, there.keys() - quarantine.rows.keys(), encoder)
+        decode_videos(there, folder, settings, quarantine, len(os.sched_getaffinity(0)), Limits(), progress)
+        encode_features(folder, there.keys() - quarantine.rows.keys(), encoder, progress)
 
 
-def verify(folder: Path, videos: dict[str, Path]) -> dict:
+def verify(folder: Path, videos: dict[str, Path], progress: Progress | None = None) -> dict:
     """Reads the whole store; `problems` lists damaged files, and files of `videos` that are not what was decoded,
     `not_stored` those of `videos` that the store does not have."""
     store = FrameStore(folder)
@@ -323,12 +315,11 @@ def verify(folder: Path, videos: dict[str, Path]) -> dict:
         checks += [(features.check_features, name) for name in features.names_with_features()]
     checks += [(lambda name: _check_source(store, name, videos[name]), name) for name in videos if name in store]
     problems = []
-    with _progress("verifying {task.completed}/{task.total}") as progress:
-        for check, name in progress.track(checks, total=len(checks)):
-            try:
-                check(name)
-            except StoreError as error:
-                problems.append(str(error))
+    for check, name in (progress or _unseen()).track(checks, total=len(checks), description="verifying"):
+        try:
+            check(name)
+        except StoreError as error:
+            problems.append(str(error))
     absent = sorted(name for name in videos if name not in store)
     return {"videos": len(store.names()), "clip_checkpoints": clips, "problems": problems, "not_stored": absent}
 
@@ -342,79 +333,5 @@ def _check_source(store: FrameStore, name: str, path: Path) -> None:
                 raise StoreError(f"{path}: was replaced after it was decoded; delete {frames_path(store.folder, name)}")
 
 
-def _progress(text: str) -> ProgressBar:
-    return ProgressBar(TextColumn(text), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-
-
-# ---- command line ------------------------------------------------------------------------------------------
-
-FLAGS = flags.FLAGS
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("videos", "", "Folder of videos, or text file with one path per line")
-    flags.DEFINE_string("video_folder", "", "Folder of the videos of a list; default: the list's folder")
-    flags.DEFINE_string("store", None, "Folder of the frame store", required=True)
-    flags.DEFINE_string("clip", "", "CLIP or TSPO checkpoint folder; without it no features are made")
-    flags.DEFINE_integer("workers", len(os.sched_getaffinity(0)), "Decoding processes", lower_bound=1)
-    flags.DEFINE_float("fps", 1.0, "Frames per second to keep", lower_bound=1e-3)
-    flags.DEFINE_integer("short_side", 384, "Reduce the shorter side to this many pixels; 0 = keep", lower_bound=0)
-    flags.DEFINE_integer("jpeg_quality", 95, "Of the stored frames", lower_bound=1, upper_bound=100)
-    limits = Limits()
-    flags.DEFINE_float("time_limit", limits.seconds, "Seconds per video and decoder, then a kill", lower_bound=0.1)
-    flags.DEFINE_float("stall_limit", limits.stall_seconds, "Seconds without a new frame, then a kill", lower_bound=0.1)
-    flags.DEFINE_integer("memory_limit", limits.megabytes, "MB that decoding a video may take", lower_bound=1)
-    job_array.define_flags()
-    flags.adopt_module_key_flags(job_array)  # --help shows them
-    flags.DEFINE_bool("verify", False, "Decode nothing; read the whole store and report damage")
-    flags.DEFINE_string("output", "", "File for the result; default: stdout")
-
-
-def main() -> int:
-    folder = Path(FLAGS.store)
-    if not (FLAGS.videos or FLAGS.clip or FLAGS.verify):
-        raise ValueError("--videos is missing")
-    root = Path(FLAGS.video_folder) if FLAGS.video_folder else None
-    videos = find_videos(Path(FLAGS.videos), root) if FLAGS.videos else {}
-    if FLAGS.verify:
-        result = verify(folder, videos)
-    else:
-        shard = job_array.shard_from(FLAGS.num_shards, FLAGS.shard_index)
-        if videos:
-            folder.mkdir(parents=True, exist_ok=True)
-        else:
-            read_settings(folder)  # no store, no features
-        with writing(folder, shard):
-            result = predecode(folder, shard, videos)
-    entry_point.write_result(result, FLAGS.output)
-    return 2 if result.get("problems") or result.get("quarantined") else 0
-
-
-def predecode(folder: Path, shard: Shard, videos: dict[str, Path]) -> dict:
-    """Decoding, then features, as the flags say; returns the result."""
-    result = {}
-    encoder = _load_clip(FLAGS.clip) if FLAGS.clip else None  # a wrong folder shows before hours of decoding
-    if videos:
-        open_settings(folder, StoreSettings(FLAGS.fps, FLAGS.short_side, FLAGS.jpeg_quality))
-        videos = {name: videos[name] for name in shard.of(sorted(videos))}
-        quarantine = Quarantine(shard.path(folder, "quarantine", ".jsonl"))
-        limits = Limits(FLAGS.time_limit, FLAGS.stall_limit, FLAGS.memory_limit)
-        result = decode_videos(videos, folder, FrameStore(folder).settings, quarantine, FLAGS.workers, limits)
-        names = [name for name in videos if name not in quarantine.rows]
-    else:
-        names = shard.of(FrameStore(folder).names())
-    if encoder:
-        result["frames_encoded_now"] = encode_features(folder, names, encoder)
-        result["clip"] = encoder.identity
-    return result
-
-
-def _load_clip(folder: str) -> Encoder:
-    from tspo_jax.checkpoints.folders import load_clip
-
-    return load_clip(folder)
-
-
-if __name__ == "__main__":
-    define_flags()
-    entry_point.run(main)
+def _unseen() -> Progress:
+    return Progress(disable=True)

@@ -13,11 +13,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from tspo_jax.tspo.rewards import solution_letter
+from tspo_jax.data.letters import LETTERS, solution_letter
 
 KINDS = ("general", "specific")
 IMAGE_TAG = "<image>"
-LETTERS = "ABCDE"  # of the options that an answer can name: see rewards.option_letter
 # The closing sentences of LLaVA-Video-178K, which the original removes from the text of the agent and of the MLLM.
 TAILS = (
     "Please provide your answer by stating the letter followed by the full option.",

@@ -1,19 +1,9 @@
-"""Answers held-out questions from the frames of several selection methods, side by side.
+"""The run of an evaluation: held-out questions answered from the frames of several selection methods, side by side.
 
-    python -m tspo_jax.evaluate --config=configs/toy.py --run_dir=runs/toy [--agent=DIR] [--output=F]
-
-    select   scoring.py        CLIP features of a video, read once for all its questions -> scores -> picks
-    answer   frame_answers.py  the frozen MLLM answers; frame sets that methods or budgets share are answered once
-    score    benchmarks.py     answer -> letter -> right or wrong, one line each in RUN_DIR/evaluation/rows.jsonl
-    sum up   results.py        accuracies and differences with intervals, in RUN_DIR/evaluation/summary.json
-
-The agent is the newest checkpoint of RUN_DIR, or that of --agent: a run folder, a checkpoint, a TSPO folder, or a plain
-CLIP folder (then it is untrained). Running the same command again goes on where it was stopped; no question is answered
-twice from the same frames.
-
-    python -m tspo_jax.evaluate --keyframes --benchmark=longvideobench --annotations=FILE --frame_idx=FILE --output=FILE
-
-compares chosen frames with annotated moments instead (evaluation/keyframe_metrics.py): no video, no model.
+select   selection/        CLIP features of a video, read once for all its questions -> scores -> picks
+answer   frame_answers.py  the frozen MLLM answers; frame sets that methods or budgets share are answered once
+score    benchmarks.py     answer -> letter -> right or wrong, one line each in RUN_DIR/evaluation/rows.jsonl
+sum up   results.py        accuracies and differences with intervals, in RUN_DIR/evaluation/summary.json
 """
 
 import dataclasses
@@ -25,12 +15,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tspo_jax import config as config_module
-from tspo_jax import predecode
 from tspo_jax.answering import prompts
 from tspo_jax.answering.frame_answers import PROMPT_MULTIPLE, Request, answer_requests
 from tspo_jax.answering.rollout import Rollout
@@ -44,18 +32,19 @@ from tspo_jax.checkpoints.folders import (
     load_clip,
     read_clip_config,
 )
-from tspo_jax.command_line import entry_point
+from tspo_jax.command_line.progress_bar import described
 from tspo_jax.config import Config
+from tspo_jax.data import predecoding
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.letters import option_letter
 from tspo_jax.data.questions import read_questions
 from tspo_jax.devices import sharding
-from tspo_jax.evaluation import benchmarks, frame_indices, keyframe_metrics, results
+from tspo_jax.evaluation import benchmarks, frame_indices, results
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.evaluation.results import ResultFile
 from tspo_jax.runs import run_folder
-from tspo_jax.selection import methods as selection
+from tspo_jax.selection import methods
 from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, pick
-from tspo_jax.tspo import rewards
 
 FOLDER = "evaluation"  # in the run folder
 
@@ -100,7 +89,9 @@ def evaluate(
     if asked.videos:
         asked = dataclasses.replace(asked, store=asked.store or str(Path(run_dir) / "frames"))
         config = dataclasses.replace(config, evaluation=asked)
-        predecode.add_videos(Path(asked.store), Path(asked.videos), {item.video for item in items}, clip)
+        with described() as progress:
+            names = {item.video for item in items}
+            predecoding.add_videos(Path(asked.store), Path(asked.videos), names, clip, progress)
     store = FrameStore(asked.store or config.data.store, clip.identity)
     videos = {item.video for item in items}
     if absent := sorted(video for video in videos if not store.has_features(video)):
@@ -157,8 +148,8 @@ def check(asked: config_module.Evaluation) -> None:
     """Raises ValueError for fields of config.evaluation that make no sense."""
     if not asked.questions:
         raise ValueError("config.evaluation.questions is empty: name a jsonl file of questions or annotation file")
-    if unknown := set(asked.methods) - set(selection.METHODS):
-        known = ", ".join(selection.METHODS)
+    if unknown := set(asked.methods) - set(methods.METHODS):
+        known = ", ".join(methods.METHODS)
         raise ValueError(f"config.evaluation.methods has {sorted(unknown)[0]!r}, which is not one of {known}")
     if unknown := set(asked.controls) - set(results.CONTROLS):
         known = ", ".join(results.CONTROLS)
@@ -351,7 +342,7 @@ def to_rows(frame_set: FrameSet, text: str, store: FrameStore, config: Config) -
     if asked.benchmark:
         letter = benchmarks.answer_letter(asked.benchmark, item, text, asked.protocol, config.seed)
     else:
-        letter = rewards.option_letter(text)
+        letter = option_letter(text)
     original = dict(zip(benchmarks.LETTERS, (benchmarks.LETTERS[i] for i in frame_set.order), strict=False))
     video = store.video(item.video)
     picks = list(frame_set.picks)
@@ -384,65 +375,3 @@ def _load_answerer(config: Config, mesh: jax.sharding.Mesh) -> Answerer:
 def _progress(console: Console) -> Progress:
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
     return Progress(TextColumn("{task.description}"), *columns, console=console)
-
-
-# ---- command line ----------------------------------------------------------------------------------------
-
-
-def keyframes(args: flags.FlagValues) -> Mapping:
-    """--keyframes: the report of keyframe_metrics.evaluate."""
-    if not args.benchmark or not args.annotations:
-        raise ValueError("--keyframes needs --benchmark and --annotations (and --frame_idx, else only uniform frames)")
-    return keyframe_metrics.evaluate(
-        args.benchmark,
-        args.annotations,
-        args.frame_idx,
-        _numbers("num_frames", args.num_frames, int),
-        _numbers("tolerances", args.tolerances, float),
-        args.time_base,
-        args.allow_missing,
-    )
-
-
-def _numbers(flag: str, texts: Sequence[str], kind: type) -> tuple:
-    try:
-        return tuple(kind(text) for text in texts)
-    except ValueError:
-        raise ValueError(f"--{flag}={','.join(texts)} is no list of numbers") from None
-
-
-def define_flags() -> None:
-    config_module.define_flag()
-    flags.DEFINE_string("run_dir", None, "Run folder: its agent is evaluated, and the results go there.")
-    flags.DEFINE_string("agent", None, "Folder of another agent: run folder, checkpoint, TSPO or CLIP folder.")
-    flags.DEFINE_bool("keyframes", False, "Compare chosen frames with annotated moments; no video, no model.")
-    flags.DEFINE_enum(
-        "benchmark", None, list(benchmarks.BENCHMARKS), "With --keyframes: the benchmark.", case_sensitive=False
-    )
-    flags.DEFINE_string("annotations", None, "With --keyframes: its annotation file.")
-    flags.DEFINE_string("frame_idx", None, "With --keyframes: its rows, each with `frame_idx`.")
-    flags.DEFINE_list("num_frames", [], "With --keyframes: numbers of evenly spaced frames to compare with.")
-    flags.DEFINE_list("tolerances", [], "With --keyframes: seconds around a moment; by default the benchmark's.")
-    flags.DEFINE_enum(
-        "time_base", "capped", keyframe_metrics.TIME_BASES, "With --keyframes: how frame rates are recovered."
-    )
-    flags.DEFINE_bool(
-        "allow_missing", False, "Leave out questions whose video, or whose row of frame_idx, is not there."
-    )
-    flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
-
-
-def main() -> None:
-    args = flags.FLAGS
-    if args.keyframes:
-        result = keyframes(args)
-    elif args.run_dir:
-        result = evaluate(config_module.from_flags(), args.run_dir, args.agent, args.allow_missing)
-    else:
-        raise ValueError("--run_dir is needed: the run folder whose agent is evaluated")
-    entry_point.write_result(result, args.output)
-
-
-if __name__ == "__main__":
-    define_flags()
-    entry_point.run(main, check=config_module.check_overrides)

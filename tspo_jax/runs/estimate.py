@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from tspo_jax.devices import sharding
 from tspo_jax.tspo.actor import ARRAYS
-from tspo_jax.aot_compile import Call, compile_call
+from tspo_jax.devices.compiling import Call, compile_call
 from tspo_jax.config import Config
 from tspo_jax.data.loader import Batch
 from tspo_jax.tspo.environment import Environment, num_chunks, reward_weights

@@ -1,40 +1,15 @@
-"""Chooses the frames of a video that a question needs.
-
-    python -m tspo_jax.select_frames --agent=DIR --video=FILE --question="Who opens the door?" --num_frames=16
-    python -m tspo_jax.select_frames --agent=DIR --video=FOLDER --question="Who?" --question="Why?" --output=F.jsonl
-    python -m tspo_jax.select_frames --agent=DIR --store=DIR --benchmark=mlvu --annotations=mlvu.json --output=F.jsonl
-
-`DIR` is a folder in the layout of TSPO-0.4B; a plain CLIP folder will do for the methods uniform and clip-topk. The
-options of a multiple-choice question are left out of what the agent reads, as in its training.
-
-Each video is decoded and encoded once for all its questions, and not at all where it is in a frame store that predecode
-made with the same CLIP. One question about one video gives one JSON object; several give one line of --output each (on
-stdout {"selections": [..]}), in the neutral form of evaluation/frame_indices.py, which convert_indices turns into the
-form of other programs. Of several videos, one that cannot be read is named and left out, and the exit status is 2.
-"""
-
-import dataclasses
-import itertools
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+"""The frames of a video that a question needs, as the entry points report them."""
 
 import numpy as np
-from absl import flags
 
-from tspo_jax.command_line import entry_point
-from tspo_jax.data.decode import VideoError
 from tspo_jax.data.questions import split_options
-from tspo_jax.evaluation import benchmarks, frame_indices
-from tspo_jax.pages import video_page
-from tspo_jax.pages.contact_sheet import contact_sheet
-from tspo_jax.selection import methods as selection
-from tspo_jax.selection.scoring import Candidates, Scorer, check_method, load_scorer, pick
-from tspo_jax.selection.video_source import Source, open_videos
+from tspo_jax.selection import methods
+from tspo_jax.selection.scoring import Candidates, Scorer, check_method, pick
+from tspo_jax.selection.video_source import Source
 
 
 def select_frames(scorer: Scorer, candidates: Candidates, question: str, num_frames: int, method: str) -> dict:
-    """The frames for `question`, as the entry point reports them (`scores` is None without an agent)."""
+    """The frames for `question`, as entry points report them (`scores` is None without an agent)."""
     check_method(scorer, method)
     if not question.strip():
         raise ValueError("the question is empty")
@@ -63,103 +38,8 @@ def query(question: str) -> str:
     return split_options(question)[0] or question
 
 
-# ---- command line ----------------------------------------------------------------------------------------
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("agent", None, "Folder of CLIP and the temporal agent.", required=True)
-    flags.DEFINE_string("video", "", "Video file, or folder of videos; with --store, the name of a video of it.")
-    flags.DEFINE_string("store", "", "Frame store with features of this CLIP, instead of video files.")
-    flags.DEFINE_multi_string("question", [], "What the frames are for; may be given several times.")
-    flags.DEFINE_enum("benchmark", None, list(benchmarks.BENCHMARKS), "Ask the questions of this benchmark instead.")
-    flags.DEFINE_string("annotations", "", "With --benchmark: its annotation file.")
-    flags.DEFINE_bool("allow_missing", False, "With --benchmark: leave out questions whose video is not there.")
-    flags.DEFINE_integer("num_frames", 16, "How many frames.", lower_bound=1)
-    flags.DEFINE_enum("method", "topk", list(selection.METHODS), "How frames are chosen from their scores.")
-    flags.DEFINE_integer("window", 12, "Frames that a frame attends to: the agent's, as it was trained.", lower_bound=1)
-    flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
-    flags.DEFINE_string("page", "", "HTML page to write: scores over time and the frames of every method.")
-    flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
-
-
-def questions_by_video(args: flags.FlagValues, names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Video name -> (question id, question)s; ids are numbers where the questions are of no benchmark."""
-    if not args.benchmark:
-        return {name: [(f"{name}#{i}", question) for i, question in enumerate(args.question)] for name in names}
-    if not args.annotations:
-        raise ValueError("--benchmark needs --annotations: its annotation file")
-    asked: dict[str, list[tuple[str, str]]] = {}
-    for item in benchmarks.read_items(args.benchmark, args.annotations):
-        asked.setdefault(item.video, []).append((item.id, item.query))
-    if absent := sorted(asked.keys() - set(names)):
-        listed = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
-        if not args.allow_missing or len(absent) == len(asked):
-            raise ValueError(f"{len(absent)} videos of {args.annotations} are missing: {listed}; or --allow_missing")
-        print(f"{len(absent)} videos are missing, their questions are left out: {listed}", file=sys.stderr)
-    return {video: questions for video, questions in asked.items() if video in names}
-
-
-def main() -> int:
-    args = flags.FLAGS
-    if bool(args.question) == bool(args.benchmark):
-        raise ValueError("give either --question or --benchmark (with --annotations)")
-    names, open_video = open_videos(args.video, args.store)
-    scorer = load_scorer(args.agent, args.window)
-    check_method(scorer, args.method)
-    asked = questions_by_video(args, names)
-    single = not args.benchmark and len(names) == len(args.question) == 1
-    lines, numbers, all_read = [], itertools.count(), True
-    for name, questions in asked.items():
-        try:
-            source = open_video(name, scorer.clip)
-            candidates = source.candidates()
-        except VideoError as error:
-            if len(asked) == 1:
-                raise
-            print(f"left out: {error}", file=sys.stderr)
-            all_read = False
-            continue
-        for (question_id, question), number in zip(questions, numbers, strict=False):
-            result = select_frames(scorer, candidates, question, args.num_frames, args.method)
-            if args.contact_sheet:
-                sheet = contact_sheet(source.pictures(picks_of(result, source)), result["timestamps"])
-                sheet.save(numbered(args.contact_sheet, number, single))
-            if args.page:
-                html = video_page.page(scorer, source, question, args.num_frames)
-                numbered(args.page, number, single).write_text(html, encoding="utf-8")
-            if single:
-                entry_point.write_result(result, args.output)
-                return 0
-            lines.append(_neutral(result, source, question_id))
-    if not lines:
-        raise ValueError(f"--video: none of the {len(asked)} videos of {args.video} can be read")
-    if args.output:
-        frame_indices.write_neutral(args.output, lines)
-    else:
-        entry_point.write_result({"selections": [dataclasses.asdict(line) for line in lines]}, "")
-    return 0 if all_read else 2
-
-
-def _neutral(result: dict, source: Source, question_id: str) -> frame_indices.Selection:
-    scores = result["clip_scores" if result["scores"] is None else "scores"]
-    return frame_indices.Selection(
-        question_id,
-        source.name,
-        tuple(result["frame_idx"]),
-        tuple(result["timestamps"]),
-        result["fps"],
-        tuple(scores[i] for i in picks_of(result, source)),
-        result["method"],
-        frame_indices.our_versions() | {"decoder": result["decoder"]},
-    )
-
-
-def numbered(path: str, number: int, single: bool) -> Path:
-    """The file itself, or one per question: picks.jpg -> picks_0.jpg .."""
-    path = Path(path)
-    return path if single else path.with_stem(f"{path.stem}_{number}")
-
-
-if __name__ == "__main__":
-    define_flags()
-    entry_point.run(main)
+def choose(source: Source, scorer: Scorer | None, question: str, num_frames: int, method: str) -> list[int]:
+    """Candidate indices: by the agent, or evenly spaced where there is none."""
+    if scorer is None:
+        return methods.uniform(source.frame_idx, num_frames).tolist()
+    return picks_of(select_frames(scorer, source.candidates(), question, num_frames, method), source)

@@ -1,42 +1,21 @@
-"""Compiles the programs of a training step for TPU slices that are not there, at full size and without weights.
-
-    python -m tspo_jax.aot_compile --config=configs/llava_video_7b.py --topology=v5e-8,v5p-8 [--output=FILE.json]
-
-For each program (sample, answer, update; see train.py) the real TPU compiler says what a device holds and what runs on
-it; loops are counted by program_cost.py, and the time is a roofline: the longest of arithmetic, memory traffic and
-communication at the chip's published peaks (tpu.py), which no run can beat. Every frame set is taken to have frames of
-its own and every answer to be of full length, so a real step does less.
-
-Needs libtpu (an x86-64 Linux machine, no TPU) and the answerer's config.json: in its folder, or else in
-configs/architectures/ under the folder's name. Exit status 1 where a program does not fit, with what to change.
-"""
+"""The programs of a training step at full size, compiled for TPU slices that are not there, without weights."""
 
 import dataclasses
 import math
-import re
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
-from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table
 
-from tspo_jax import config as config_module
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import AGENT_KINDS, Architecture, Generation, answerer_architecture
-from tspo_jax.command_line import entry_point
 from tspo_jax.config import Config
-from tspo_jax.devices import chips as tpu
-from tspo_jax.devices import sharding
-from tspo_jax.devices.program_cost import Program, arithmetic
+from tspo_jax.devices import chips, sharding
+from tspo_jax.devices.compiling import Call, compile_call
 from tspo_jax.models.clip import ClipConfig
 from tspo_jax.models.layers import abstract_module
 from tspo_jax.runs.run_folder import TrainState
@@ -45,16 +24,6 @@ from tspo_jax.tspo.environment import num_chunks
 
 PROMPT_TOKENS = 256  # of a question with its options, padded
 FRAME = np.zeros((720, 1280, 3), np.uint8)  # a frame as it comes from a video
-
-
-class Call(NamedTuple):
-    """A jitted program with abstract arguments, which a step calls `times`; `while_trips`: program_cost.arithmetic."""
-
-    program: Any
-    args: tuple
-    kwargs: dict
-    while_trips: dict[str, int]
-    times: int = 1
 
 
 def training_step(config: Config, answerer: Architecture, clip_width: int, mesh: jax.sharding.Mesh) -> dict[str, Call]:
@@ -123,56 +92,12 @@ def answerer_where(config: Config, answerer: Architecture, mesh: jax.sharding.Me
     return sharding.answerer_sharding(mesh, heads, split_over_data=config.mesh.split_over_data)
 
 
-def compile_call(call: Call, mesh: jax.sharding.Mesh, chip: tpu.Chip) -> dict[str, Any]:
-    """What the compiler says about one call, as plain values: bytes and seconds, per device where not said."""
-    traced = call.program.trace(*call.args, **call.kwargs)
-    cost = arithmetic(traced.jaxpr, call.while_trips)
-    started = time.perf_counter(), time.process_time()
-    try:
-        compiled = traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return {"fits": False, "reason": _memory_sentence(str(error))}
-    seconds = time.perf_counter() - started[0], time.process_time() - started[1]
-    memory = compiled.memory_analysis()
-    program = Program(compiled.as_text(), cost.trips, mesh.size)
-    roofline = {
-        "arithmetic": cost.flops / mesh.size / chip.flops,
-        "memory": program.hbm_bytes / chip.hbm_bandwidth,
-        "communication": sum(c.wire_bytes for c in program.collectives) / chip.ici_bandwidth,
-    }
-    return {
-        "fits": True,
-        "compile_seconds": seconds[0],
-        "compile_processor_seconds": seconds[1],
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "flops_all_devices": cost.flops,
-        "traffic_bytes": program.hbm_bytes,
-        "collectives": [
-            {"kind": c.kind, "bytes": c.size, "devices": c.group, "count": c.count, "where": c.where}
-            for c in program.collectives
-        ],
-        "roofline_seconds": roofline,
-        "seconds": max(roofline.values()),
-        "bound": max(roofline, key=roofline.get),
-    }
-
-
-def _memory_sentence(error: str) -> str:
-    """The compiler's sentence about what was used of what."""
-    found = re.search(r"Used [\d.]+\w? of [\d.]+\w? \w+\. Exceeded \w+ capacity by [\d.]+\w?", error)
-    return found[0] if found else error.splitlines()[0]
-
-
 def compile_step(config: Config, answerer: Architecture, clip_width: int, topology: str) -> dict[str, Any]:
     """Compiles all programs for one topology.
 
     A batch that cannot be dealt out evenly to the `data` axis is rounded up: such a slice trains on larger batches.
     """
-    chip, devices = tpu.slice_devices(topology)
+    chip, devices = chips.slice_devices(topology)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     data = mesh.shape["data"]
     config = dataclasses.replace(config, batch_size=math.ceil(config.batch_size / data) * data)
@@ -239,78 +164,3 @@ def compile_config(
         note(topology)
         results.append(compile_step(config, answerer, ClipConfig.from_hf(clip).projection_dim, topology))
     return results
-
-
-HEADINGS = (
-    "slice",
-    "program",
-    "arguments",
-    "temporaries",
-    "output",
-    "TFLOP",
-    "memory traffic",
-    "collectives",
-    "compile, processor s",
-    "bound by",
-    "at least s",
-)
-
-
-def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """One row of text per program, under HEADINGS: per device, but TFLOP of all of them."""
-    rows = []
-    for r in results:
-        place = f"{r['topology']}, {r['mesh']['data']} x {r['mesh']['model']}, B {r['batch_size']}"
-        for name, p in r["programs"].items():
-            if not p["fits"]:
-                rows.append((place, name, "does not fit", p["reason"], *[""] * (len(HEADINGS) - 4)))
-                continue
-            sizes = (decimal(p[f"{part}_bytes"]) for part in ("argument", "temporary", "output"))
-            costs = f"{p['flops_all_devices'] / 1e12:.4g}", decimal(p["traffic_bytes"])
-            compiling = f"{p['compile_processor_seconds']:.0f}"
-            least = p["bound"], f"{p['seconds']:.3g}"
-            rows.append((place, name, *sizes, *costs, moved(p["collectives"]), compiling, *least))
-    return rows
-
-
-def moved(collectives: Sequence[Mapping[str, Any]]) -> str:
-    """Number and bytes of the results of collectives, by kind."""
-    kinds = {c["kind"]: [0, 0] for c in collectives}
-    for c in collectives:
-        kinds[c["kind"]][0] += c["count"]
-        kinds[c["kind"]][1] += c["count"] * c["bytes"]
-    return ", ".join(f"{count} {kind} {decimal(size)}" for kind, (count, size) in kinds.items()) or "none"
-
-
-def main() -> int:
-    config = config_module.from_flags()
-    results = compile_config(
-        config,
-        Path(config_flags.get_config_filename(flags.FLAGS["config"])).parent / "architectures",
-        flags.FLAGS.topology,
-        flags.FLAGS.num_layers,
-        note=lambda topology: Console(stderr=True).print(f"{topology} ..."),
-    )
-    table = Table(*HEADINGS, box=None)
-    for row in table_rows(results):
-        table.add_row(*row)
-    console = Console(stderr=True)
-    console.width = max(console.width, 200)  # a narrow terminal breaks lines better than the table would cut its cells
-    console.print(table)
-    for result in results:
-        if not result["fits"]:
-            console.print(f"{result['topology']}: does not fit. Less memory is taken by: {'; '.join(result['advice'])}")
-    entry_point.write_result({"results": results}, flags.FLAGS.output)
-    return 0 if all(result["fits"] for result in results) else 1
-
-
-def define_flags() -> None:
-    config_module.define_flag()
-    flags.DEFINE_list("topology", ["v5e-8"], "Slices to compile for, e.g. v5e-8,v5e-256,v6e-8,v5p-128.")
-    flags.DEFINE_integer("num_layers", 0, "Cut the answerer to this many layers (a quick check); 0 = all.", 0)
-    flags.DEFINE_string("output", "", "File for the JSON; default: stdout.")
-
-
-if __name__ == "__main__":
-    define_flags()
-    entry_point.run(main, check=config_module.check_overrides)

@@ -1,9 +1,4 @@
-"""Builds the dual-style training set of the paper from LLaVA-Video-178K and a frame store, by stages.
-
-    python -m tspo_jax.build_dataset --annotations=FOLDER|FILES --store=DIR --answerer=DIR --output=DIR
-
---annotations are LLaVA-Video-178K's own files (a folder: all *_mc_*.json below it) or question files in the TSPO-10K
-format (.jsonl), whose `general` questions go through the same filters. The videos must be in the store (predecode).
+"""The dual-style training set of the paper, made of LLaVA-Video-178K and a frame store by stages.
 
     1_flat.jsonl      multiple-choice questions of stored videos over --min_seconds
     2_few.jsonl       answers from --few_frames uniform frames: right ones are too easy and dropped
@@ -14,12 +9,8 @@ format (.jsonl), whose `general` questions go through the same filters. The vide
     6_needle.jsonl    four-option questions made of them, for needle samples (data/event_questions.py)
     train.jsonl, heldout.jsonl    both styles mixed, no video in both; README.md is the card, with counts and hashes
 
-The MLLMs use all devices of a host: --model_axis=N splits their weights over N, the others share the batch. Several
-hosts: --num_shards=N --shard_index=I (in job arrays from the environment, as in predecode) answers every N-th question
-and describes every N-th target into OUTPUT/shard-I-of-N. Then the same command without them joins what was answered.
-
-Every stage appends to its file and is finished row by row: run again after a kill, it goes on where it stopped. Result
-(stdout or --output_json): the counts and hashes as a JSON object.
+Every stage appends to its file and is finished row by row. Several shards answer and describe their part each; a run
+without shards joins what they have answered.
 """
 
 import dataclasses
@@ -32,22 +23,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from tspo_jax.answering import prompts
 from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
-from tspo_jax.command_line import entry_point, job_array
-from tspo_jax.command_line.job_array import Shard
-from tspo_jax.command_line.progress_bar import ProgressBar
 from tspo_jax.data.event_questions import event_questions
 from tspo_jax.data.frame_store import FrameStore, StoreError, publish
 from tspo_jax.data.llava_video_178k import MULTIPLE_CHOICE, read_conversations
 from tspo_jax.data.questions import Question, QuestionError, question_of_row, read_questions, row
 from tspo_jax.data.row_file import RowFile
+from tspo_jax.data.shard import Shard
 from tspo_jax.devices import sharding
 from tspo_jax.runs import run_folder
 from tspo_jax.selection.methods import uniform
@@ -80,6 +67,20 @@ class Settings:
     num_specific: int = _setting(0, "Needle questions to keep, drawn at random; 0: all.")
     heldout: float = _setting(0.1, "Share of the videos whose questions are held out.")
     seed: int = _setting(0, "Of all that is random.")
+
+    def __post_init__(self):
+        """Raises ValueError for numbers that make no sense."""
+        sizes = "few_frames", "many_frames", "set_frames", "events", "event_frames", "max_new_tokens", "caption_tokens"
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("frame_sets", "num_targets", "num_general", "num_specific", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 0")
+        if self.frame_sets == 1:
+            raise ValueError("--frame_sets=1: the rewards of one frame set cannot vary; give at least 2, or 0")
+        if not 0 <= self.heldout < 1:
+            raise ValueError(f"--heldout is {self.heldout}; it must be a share of the videos, 0 to below 1")
 
 
 # ---- (a) what there is ------------------------------------------------------------------------------------
@@ -374,104 +375,64 @@ def join_shards(output: Path, config: Mapping, may_differ: tuple[str, ...]) -> N
                     whole.append([row for name, row in part.rows.items() if name not in whole.rows])
 
 
-# ---- command line -----------------------------------------------------------------------------------------
+def run(
+    files: list[Path],
+    store: FrameStore,
+    output: Path,
+    settings: Settings,
+    folders: Mapping[str, str],
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    dtype: jnp.dtype,
+    watch: Callable[[str, int, int], Callable[[int], None]],
+    shard: Shard,
+    strict: bool = False,
+) -> dict:
+    """`build` with MLLMs from folders, as a run that holds its output folder; also writes the card.
 
-
-def define_flags() -> None:
-    flags.DEFINE_list("annotations", None, "Folder or files of LLaVA-Video-178K, or TSPO-10K jsonl.", required=True)
-    flags.DEFINE_string("store", None, "Frame store with the videos (tspo_jax.predecode).", required=True)
-    flags.DEFINE_string("answerer", None, "Folder of the Video-MLLM that filters.", required=True)
-    flags.DEFINE_string("captioner", "", "Folder of the Video-MLLM that describes events; default: --answerer.")
-    flags.DEFINE_string("output", None, "Folder of the data set.", required=True)
-    flags.DEFINE_string("output_json", "", "File for the result; default: stdout.")
-    flags.DEFINE_bool("strict", False, "Bad records end the run; else they are listed and left out.")
-    flags.DEFINE_integer("batch_size", 8, "Questions that are answered together.", lower_bound=1)
-    flags.DEFINE_integer("model_axis", 1, "Devices that share an MLLM's weights; the others share the batch.")
-    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the MLLMs; default: bfloat16, float32 on a CPU.")
-    job_array.define_flags()
-    flags.adopt_module_key_flags(job_array)  # --help shows them
-    for field in dataclasses.fields(Settings):
-        define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}[field.type]
-        define(field.name, field.default, field.metadata["help"])
-
-
-def read_settings(args: flags.FlagValues) -> Settings:
-    """Settings as the flags say; raises ValueError for numbers that make no sense."""
-    settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
-    sizes = "few_frames", "many_frames", "set_frames", "events", "event_frames", "max_new_tokens", "caption_tokens"
-    for name in sizes:
-        if getattr(settings, name) < 1:
-            raise ValueError(f"--{name} is {getattr(settings, name)}; it must be at least 1")
-    for name in ("frame_sets", "num_targets", "num_general", "num_specific", "seed"):
-        if getattr(settings, name) < 0:
-            raise ValueError(f"--{name} is {getattr(settings, name)}; it must be at least 0")
-    if settings.frame_sets == 1:
-        raise ValueError("--frame_sets=1: the rewards of one frame set cannot vary; give at least 2, or 0")
-    if not 0 <= settings.heldout < 1:
-        raise ValueError(f"--heldout is {settings.heldout}; it must be a share of the videos, 0 to below 1")
-    return settings
-
-
-def main() -> int:
-    args = flags.FLAGS
-    settings, shard = read_settings(args), job_array.shard_from(args.num_shards, args.shard_index)
-    output = shard.path(Path(args.output), "shard") if shard.count > 1 else Path(args.output)
-    files, store = find_annotations(args.annotations), FrameStore(args.store)
-    captioner_folder = args.captioner or args.answerer
-    models = {
-        "answerer": weights.checkpoint_identity(args.answerer),
-        "captioner": weights.checkpoint_identity(captioner_folder),
-    }
-    dtype = jnp.dtype(args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
-    mesh = sharding.make_mesh((("data", -1), ("model", args.model_axis)), jax.devices())
-    sharding.check_batch_size(mesh, args.batch_size)
+    Args:
+      folders: of the "answerer" and the "captioner"; the result names their identities.
+    """
+    models = {name: weights.checkpoint_identity(folder) for name, folder in folders.items()}
     # Which questions are kept may change between runs (their number, the share held out), not what an answer means.
     names = ("min_seconds", "num_targets", "num_general", "num_specific", "heldout")
     free = tuple(f"settings.{name}" for name in names)
     record = {"settings": dataclasses.asdict(settings), **models}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with run_folder.in_use(output), ProgressBar(*columns) as progress:
+
+    @functools.cache
+    def load(folder: str) -> Answerer:
+        return load_answerer(folder, dtype, sharding.answerer_sharding(mesh, weights.read_config(folder)))
+
+    def answers_of(folder: str) -> Answer:
+        def answers(requests, max_new_tokens):
+            if not requests:  # to join shards takes no model
+                return iter(())
+            model = load(folder)
+            rollout = Rollout.of(model, max_new_tokens=max_new_tokens, mesh=mesh)
+            return answer_requests(requests, store, model, rollout, mesh, batch_size)
+
+        return answers
+
+    with run_folder.in_use(output):
         run_folder.check_run(output, record, free)
         run_folder.write_run_config(output, record)
         if shard.count == 1:
             join_shards(output, record, free)
-
-        @functools.cache
-        def load(folder: str) -> Answerer:
-            return load_answerer(folder, dtype, sharding.answerer_sharding(mesh, weights.read_config(folder)))
-
-        def answers_of(folder: str) -> Answer:
-            def answers(requests, max_new_tokens):
-                if not requests:  # to join shards takes no model
-                    return iter(())
-                model = load(folder)
-                rollout = Rollout.of(model, max_new_tokens=max_new_tokens, mesh=mesh)
-                return answer_requests(requests, store, model, rollout, mesh, args.batch_size)
-
-            return answers
-
-        def watch(stage: str, total: int, done: int) -> Callable[[int], None]:
-            task = progress.add_task(stage, total=total, completed=done)
-            return lambda count: progress.advance(task, count)
-
-        answer, caption = answers_of(args.answerer), answers_of(captioner_folder)
-        result = build(files, store, output, settings, answer, caption, watch, shard, args.strict) | models
+        answer, caption = answers_of(folders["answerer"]), answers_of(folders["captioner"])
+        result = build(files, store, output, settings, answer, caption, watch, shard, strict) | models
     if shard.count == 1:
         publish(output / "README.md", lambda partial: partial.write_text(card(result, settings), encoding="utf-8"))
+    return result
+
+
+def notes(result: Mapping) -> list[str]:
+    """What a person should know of a result: what was left out, and that nothing is left."""
     errors, absent = result["errors"], result["videos_not_in_store"]
-    notes = [f"left out: {message}" for message in errors[:_SHOWN]]
+    said = [f"left out: {message}" for message in errors[:_SHOWN]]
     if len(errors) > _SHOWN:
-        notes.append(f"left out: {len(errors) - _SHOWN} more, which the result lists")
+        said.append(f"left out: {len(errors) - _SHOWN} more, which the result lists")
     if absent:
-        notes.append(f"left out: questions about {len(absent)} video(s) not in the store: {_some(absent)}")
+        said.append(f"left out: questions about {len(absent)} video(s) not in the store: {_some(absent)}")
     if not result["counts"].get("train_general", 1) + result["counts"].get("train_specific", 1):
-        notes.append("no question is left to train on; the counts say which stage dropped them")
-    for note in notes:
-        progress.console.print(note, markup=False, soft_wrap=True)
-    entry_point.write_result(result, args.output_json)
-    return 2 if errors else 0
-
-
-if __name__ == "__main__":
-    define_flags()
-    entry_point.run(main)
+        said.append("no question is left to train on; the counts say which stage dropped them")
+    return said

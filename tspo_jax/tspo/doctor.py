@@ -1,14 +1,6 @@
-"""Says in words, with numbers, why a run learns nothing or slowly, from its log.
+"""Rules that say in words, with numbers, why a run learns nothing or slowly: one rule an illness."""
 
-    python -m tspo_jax.doctor RUN_DIR
-
-The findings are printed on stderr and, as one JSON object, on stdout: {"steps": n, "findings": [{"name", "text",
-"numbers"}]}. Each rule below looks at one illness; a healthy run has no finding.
-"""
-
-import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +9,6 @@ import numpy as np
 
 from tspo_jax.checkpoints import weights
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.runs.metrics import read_rows
-from tspo_jax.runs.run_folder import read_run_config
 
 KINDS = ("general", "specific")
 MIN_STEPS = 3  # with a rollout; fewer say nothing
@@ -252,30 +242,3 @@ def diagnose(rows: Sequence[Mapping], config: Mapping) -> list[Finding]:
     if len(log.rows) < MIN_STEPS:
         raise ValueError(f"the log has {len(log.rows)} steps with a rollout; at least {MIN_STEPS} are needed")
     return [finding for rule in RULES for finding in rule(log)]
-
-
-def main(argv: Sequence[str]) -> int:
-    if len(argv) != 2 or argv[1].startswith("-"):
-        print(__doc__, file=sys.stderr)
-        return 1
-    try:
-        config = read_run_config(argv[1])
-        rows = read_rows(Path(argv[1]) / "metrics.jsonl")
-        findings = diagnose(rows, config)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyError as error:
-        print(f"error: {argv[1]} is a run of another version: it has no field {error}", file=sys.stderr)
-        return 1
-    steps = len({row["step"] for row in rows})
-    for finding in findings:
-        print(f"{finding.name}: {finding.text}", file=sys.stderr)
-    if not findings:
-        print(f"nothing is wrong in the {steps} steps of {argv[1]}", file=sys.stderr)
-    print(json.dumps({"steps": steps, "findings": [finding._asdict() for finding in findings]}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

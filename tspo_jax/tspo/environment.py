@@ -17,11 +17,12 @@ from tspo_jax.answering.rollout import Answers, Rollout, unique_frames
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.letters import option_letter
 from tspo_jax.data.loader import Batch, fetch_frames
 from tspo_jax.data.questions import Question
 from tspo_jax.devices import sharding
 from tspo_jax.runs.metrics import DeviceClock, Stopwatch
-from tspo_jax.tspo.rewards import OPTION_REWARDS, group_rewards, option_letter
+from tspo_jax.tspo.rewards import OPTION_REWARDS, group_rewards
 
 PROMPT_MULTIPLE = 32  # prompts are padded to the longest one, rounded up to this
 

@@ -15,13 +15,14 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from tspo_jax import evaluate, report
+from tspo_jax import report
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import Answerer, ClipEncoder
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.evaluation import results
+from tspo_jax.evaluation import run as evaluate
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.evaluation.results import ResultFile
 from tspo_jax.runs.metrics import read_rows

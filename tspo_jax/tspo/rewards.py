@@ -1,34 +1,16 @@
 """Rule-based rewards of a group of answers and frame sets (host side; TSPO, arXiv 2508.04369)."""
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from tspo_jax.data.letters import option_letter, solution_letter
 
 # Which rewards count for which kind of sample, and how much. The original adds a constant 1 to `general`
 # samples; advantages are centred within a group, so it has no effect and is left out.
 PAPER_WEIGHTS = {"general": {"accuracy": 1.0}, "specific": {"accuracy": 1.0, "location": 1.0}}
 
 OPTION_REWARDS = ("probability", "margin")  # those that need to know how likely each option is
-
-_LETTER = re.compile(r"(?<![a-z])[a-e](?![a-z])")
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-
-
-def option_letter(text: str) -> str | None:
-    """The first letter A-E that stands alone, in upper case; None where there is none.
-
-    The rule of the original: only one of a-z next to it disqualifies a letter, so "2a" gives A, and so does
-    the article in "a cat".
-    """
-    match = _LETTER.search(text.lower())
-    return match[0].upper() if match else None
-
-
-def solution_letter(solution: str) -> str | None:
-    """The right option of a solution text, which may stand in <answer> tags."""
-    tagged = _ANSWER_TAG.search(solution)
-    return option_letter(tagged[1] if tagged else solution)
 
 
 def accuracy(completion: str, solution: str) -> float:
