@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tspo_jax.evaluation.statistics import Estimate, over_seeds
-from tspo_jax.pages.report_page import smooth
+from tspo_jax.pages.charts import smooth
 from tspo_jax.runs.metrics import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent

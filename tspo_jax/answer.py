@@ -21,7 +21,7 @@ from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.command_line import entry_point
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, VideoOptions
-from tspo_jax.pages import report_page, video_page
+from tspo_jax.pages import video_page
 from tspo_jax.pages.contact_sheet import contact_sheet
 from tspo_jax.selection import methods
 from tspo_jax.selection.choosing import choose
@@ -87,7 +87,7 @@ def main() -> None:
     if scorer:
         check_method(scorer, method)
 
-    results, sections, single = [], [], len(names) == len(args.question) == 1
+    results, shown_questions, single = [], [], len(names) == len(args.question) == 1
     for name in names:
         source = open_video(name, scorer and scorer.clip) if open_video else None
         for question in args.question:
@@ -101,10 +101,10 @@ def main() -> None:
                 sheet.save(entry_point.numbered(args.contact_sheet, len(results), single))
             if args.page:
                 answers = {method: result["answer"]}
-                sections.append(video_page.section(scorer, source, question, args.num_frames, answers))
+                shown_questions.append(video_page.example(scorer, source, question, args.num_frames, answers))
             results.append({"video": name, "question": question} | result)
     if args.page:
-        html = report_page.document("Answers", ["<h1>Answers</h1>", *sections])
+        html = video_page.page("Answers", shown_questions)
         Path(args.page).write_text(html, encoding="utf-8")
     entry_point.write_result(result if single else {"answers": results}, args.output)
 

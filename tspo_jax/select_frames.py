@@ -90,7 +90,7 @@ def main() -> int:
                 sheet = contact_sheet(source.pictures(picks_of(result, source)), result["timestamps"])
                 sheet.save(entry_point.numbered(args.contact_sheet, number, single))
             if args.page:
-                html = video_page.page(scorer, source, question, args.num_frames)
+                html = video_page.page("Chosen frames", [video_page.example(scorer, source, question, args.num_frames)])
                 entry_point.numbered(args.page, number, single).write_text(html, encoding="utf-8")
             if single:
                 entry_point.write_result(result, args.output)

@@ -51,6 +51,7 @@ from tspo_jax.data.loader import Loader, LoaderConfig
 from tspo_jax.data.needle import NeedleConfig
 from tspo_jax.data.questions import read_questions
 from tspo_jax.devices import processes, sharding
+from tspo_jax.pages import report
 from tspo_jax.runs import estimate
 from tspo_jax.runs.metrics import DeviceClock, Stopwatch
 from tspo_jax.runs.preemption import EXIT_STATUS, Preemption
@@ -103,7 +104,9 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     check_width(agent, clip.width, config.agent.init)
     store = FrameStore(config.data.store, clip.identity)
     per_question = {"text": clip.text_features([question.query for question in questions])}
-    held_out = HeldOut(config, run_dir, clip, graphdef, agent, mesh) if config.held_out.every else None
+    held_out = None
+    if config.held_out.every:
+        held_out = HeldOut(config, run_dir, clip, graphdef, agent, mesh, report.write_page)
     del clip  # its weights leave the device
     where = sharding.answerer_sharding(
         mesh, weights.read_config(config.answerer.folder), split_over_data=config.mesh.split_over_data

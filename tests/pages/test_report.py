@@ -6,21 +6,16 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import tiny_store
 from PIL import Image
 
 from tspo_jax import config as cfg
-from tspo_jax import report
-from tspo_jax.evaluation import results
 from tspo_jax.evaluation import run as evaluate
 from tspo_jax.evaluation.benchmarks import Item
-from tspo_jax.pages import report_page
+from tspo_jax.pages import report, templates
 
 
 def metrics_row(step):
@@ -75,7 +70,7 @@ def test_every_frame_is_a_picture_with_its_time(run_dir, tree):
     assert len(pictures) == 6 * 3 * 4
     for picture in pictures:
         data = base64.b64decode(picture.attrib["src"].partition(",")[2])
-        assert Image.open(io.BytesIO(data)).size[0] == report_page.THUMBNAIL
+        assert Image.open(io.BytesIO(data)).size[0] == templates.THUMBNAIL
         assert re.search(r"frame at \d+:\d\d\.\d", picture.attrib["alt"])
 
 
@@ -140,16 +135,6 @@ def test_facts_of_a_training():
     assert "Training time" not in report.facts(cfg.Config(), [])
 
 
-def test_frames_of_an_index_file_and_what_the_numbers_lack():
-    shared = {"k": 8, "groups": {}}
-    rows = [shared | {"id": str(i), "video": f"v{i}", "method": "uniform", "correct": True} for i in range(4)]
-    rows += [row | {"method": "frame-idx", "correct": False} for row in rows[:3]]
-    summary = results.summarize(rows, ()) | {"missing_videos": ["<lost>.mp4"]}
-    names = {method: name for method, (name, _) in report.NAMES.items()}
-    html = report_page.page("Run", {}, {}, summary, names, [])
-    assert "index file<br />− uniform" in html and "<small>(3)</small>" in html and "&lt;lost&gt;.mp4" in html
-
-
 def test_another_agent_than_was_evaluated(run_dir, tmp_path):
     shutil.copytree(run_dir / "evaluation", tmp_path / "evaluation")
     config = tmp_path / "evaluation" / "config.json"
@@ -158,44 +143,8 @@ def test_another_agent_than_was_evaluated(run_dir, tmp_path):
         report.write_report(tmp_path)
 
 
-def test_smoothing_does_not_lag():
-    line = np.arange(100.0)
-    np.testing.assert_allclose(report_page.smooth(line)[10:-10], line[10:-10])
-    noise = np.random.default_rng(0).normal(size=1000)
-    assert report_page.smooth(noise).std() < 0.15
-    np.testing.assert_allclose(report_page.smooth([2.0, 4.0]), [3.0, 3.0])
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.31, 0.74), (3.2, 3.2), (-5, 1200), (0, 0), (1e-4, 3e-4)])
-def test_ticks_are_few_and_hold_the_range(low, high):
-    ticks = report_page._ticks(low, high)
-    assert 2 <= len(ticks) <= 6 and ticks[0] <= low and ticks[-1] >= high
-
-
-def test_text_of_others_cannot_break_the_page():
-    """A question, an option and an answer with mark-up and control characters."""
-    bad = "<b>&\"'</section>"
-    choice = report_page.Choice("topk", "trained", [1.0], [np.zeros((8, 8, 3), np.uint8)], "\x00\x07" + bad, False)
-    scores = np.array([0.1, 0.3])
-    example = report_page.Example(
-        bad, bad, [bad, "x"], "A", bad, 2.0, [(0.0, 1.0)], np.array([0.0, 1.0]), scores, scores, [choice]
-    )
-    summary = {"num_questions": 1, "num_videos": 1, "accuracy": [], "differences": [], "controls": []}
-    page = report_page.page(bad, {bad: bad}, {}, summary, {}, [example])
-    texts = list(ElementTree.fromstring(page.partition("\n")[2]).itertext())
-    assert sum(text.strip().endswith(bad) for text in texts) >= 4
-
-
 def test_examples_are_spread_over_families_and_file():
     items = [Item(str(i), "v", "q", "p", (), "A", {"family": ("ab"[i % 2],)}) for i in range(20)]
     chosen = report.spread_out(items, 4)
     assert [(family, item.id) for family, item in chosen] == [("a", "0"), ("a", "10"), ("b", "1"), ("b", "11")]
     assert len(report.spread_out([Item("0", "v", "q", "p", (), "A", {})], 6)) == 1
-
-
-def test_a_run_without_evaluation(tmp_path):
-    command = [sys.executable, "-m", "tspo_jax.report", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and "run python -m tspo_jax.evaluate" in done.stderr
-    assert done.stderr.count("\n") == 1

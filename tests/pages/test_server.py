@@ -15,10 +15,11 @@ import pytest
 import tiny_store
 from video_files import write_video
 
-from tspo_jax import serve
 from tspo_jax.checkpoints.folders import ClipEncoder
 from tspo_jax.data.decode import Video
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.pages import server as serve
+from tspo_jax.pages.library import Job, Library, RequestError
 from tspo_jax.selection import scoring
 
 
@@ -34,7 +35,7 @@ def server(golden, tmp_path_factory):
     tiny_store.store_videos(
         folder / "store", {"sub/stored.mp4": folder / "videos" / "short.mp4"}, golden / "tspo_agent"
     )
-    library = serve.Library(
+    library = Library(
         folder / "videos",
         folder / "store",
         scoring.load_scorer(golden / "tspo_agent"),
@@ -106,19 +107,19 @@ def test_a_video_that_was_replaced_is_decoded_again(server):
 def test_a_store_alone(server):
     """No folder: nothing can be added, and frames without features get them when they are asked about."""
     library = server.library
-    alone = serve.Library(None, library.store, library.scorer)
+    alone = Library(None, library.store, library.scorer)
     assert "sub/stored.mp4" in alone.names() and "broken.mp4" not in alone.names()
     assert "type='file'" not in serve.page(alone, ["topk"]) and "type='file'" in serve.page(library, ["topk"])
-    with pytest.raises(serve.RequestError, match="videos are not taken"):
+    with pytest.raises(RequestError, match="videos are not taken"):
         alone.save("new.mp4", [b"x"])
     features = library.store / "features" / library.scorer.clip.identity / "sub" / "stored.mp4.array_record"
     before = FrameStore(library.store, library.scorer.clip.identity).features("sub/stored.mp4")
     features.unlink()
-    assert alone.ask(serve.Job(), "sub/stored.mp4", "Why?", 2, "topk").count("<img") == 5 * 2
+    assert alone.ask(Job(), "sub/stored.mp4", "Why?", 2, "topk").count("<img") == 5 * 2
     after = FrameStore(library.store, library.scorer.clip.identity).features("sub/stored.mp4")
     np.testing.assert_allclose(after, before, atol=0.5)  # they were made from frames before JPEG
     with pytest.raises(ValueError, match="is no frame store"):
-        serve.Library(None, library.folder, library.scorer)
+        Library(None, library.folder, library.scorer)
 
 
 def test_two_requests_at_once(server):

@@ -11,6 +11,7 @@ import tiny_store
 from tspo_jax import config as cfg
 from tspo_jax.checkpoints.folders import load_agent, load_clip
 from tspo_jax.devices import sharding
+from tspo_jax.pages.report import write_page
 from tspo_jax.runs.metrics import read_rows
 from tspo_jax.selection.scoring import Scorer, pick
 from tspo_jax.tspo.held_out import HeldOut
@@ -36,7 +37,9 @@ def measure(golden, tmp_path, monkeypatch):
 
     def call(config, step, agent):
         answered.clear()
-        return HeldOut(config, tmp_path, clip, graphdef, initial, mesh).measure(step, agent, None, None), answered
+        return HeldOut(config, tmp_path, clip, graphdef, initial, mesh, write_page).measure(
+            step, agent, None, None
+        ), answered
 
     return call
 
@@ -51,7 +54,8 @@ def test_baselines_are_answered_once_and_picks_are_the_agents(config, measure, g
     other = jax.tree.map(lambda x: x + 0.1, agent)
     second, answered = measure(config, 20, other)
     assert {name: second[name] for name in ("uniform", "clip-topk")} == {n: first[n] for n in ("uniform", "clip-topk")}
-    held_out = HeldOut(config, tmp_path, clip, graphdef, agent, sharding.make_mesh(config.mesh.axes, jax.devices()))
+    mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
+    held_out = HeldOut(config, tmp_path, clip, graphdef, agent, mesh, write_page)
     scorer = Scorer(clip, (graphdef, other))
     expected = {
         (item.id, tuple(pick("topk", *scorer.ask(held_out.store.features(item.video), item.query), 4).tolist()))

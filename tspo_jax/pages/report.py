@@ -1,19 +1,14 @@
-"""One self-contained HTML page about a run: what was run, how training went, what it gained, and what it looks like.
+"""What a run's report says: the run, how training went, what it gained and what it looks like, from the run's files.
 
-    python -m tspo_jax.report RUN_DIR        writes RUN_DIR/report.html
-
-Needs the run's evaluation (python -m tspo_jax.evaluate); the training curves are left out where nothing was trained.
-During training the same page is renewed with every evaluation (config.held_out).
+`write_report` reads a run folder with its evaluation; `write_page` is given what it says, as during training.
 """
 
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
 from tspo_jax import config as config_module
 from tspo_jax.checkpoints.folders import load_agent, load_clip
@@ -24,19 +19,20 @@ from tspo_jax.evaluation import run as evaluate
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.evaluation.results import ALL, INDEX_FILE
 from tspo_jax.pages import report_page
-from tspo_jax.pages.report_page import Choice, Curve, Example
+from tspo_jax.pages.charts import Curve
+from tspo_jax.pages.report_page import Choice, Example
 from tspo_jax.runs import run_folder
 from tspo_jax.runs.metrics import read_rows
 from tspo_jax.selection.scoring import Scorer
 
 NAMES = {
-    "uniform": ("uniform", "uniform"),
-    "clip-topk": ("CLIP top-k, untrained", "clip"),
-    "topk": ("trained agent, top-k", "trained"),
-    "bin-max": ("trained agent, bin-max", "other"),
-    "aks": ("trained agent, AKS", "other"),
-    INDEX_FILE: ("index file", "other"),
-}  # method -> name for the reader, colour
+    "uniform": "uniform",
+    "clip-topk": "CLIP top-k, untrained",
+    "topk": "trained agent, top-k",
+    "bin-max": "trained agent, bin-max",
+    "aks": "trained agent, AKS",
+    INDEX_FILE: "index file",
+}  # method -> name for the reader
 SHOWN = ("uniform", "clip-topk", "topk")
 NUM_EXAMPLES = 6
 CURVES = {
@@ -108,7 +104,7 @@ def write_page(
         facts=facts(config, metrics),
         curves=curves(metrics),
         summary=summary,
-        names={method: name for method, (name, _) in NAMES.items()},
+        names=NAMES,
         examples=examples(config, items, rows, store, scores_of),
     )
     path = run_dir / "report.html"
@@ -148,7 +144,7 @@ def curves(metrics: Sequence[dict]) -> dict[str, list[Curve]]:
     charts = {}
     for title, wanted in CURVES.items():
         lines = []
-        for (metric, name), colour in zip(wanted.items(), ("trained", "second"), strict=False):
+        for (metric, name), colour in zip(wanted.items(), ("first", "second"), strict=False):
             points = [(row["step"], row[metric]) for row in metrics if _is_number(row.get(metric))]
             if points:
                 lines.append(Curve(name or title, colour, *zip(*points, strict=True)))
@@ -180,7 +176,7 @@ def examples(
         for method in methods:
             row = answered[item.id, method]
             frames = list(store.frames(item.video, row["candidate_idx"]))
-            choices.append(Choice(*NAMES[method], row["timestamps"], frames, row["answer"], row["correct"]))
+            choices.append(Choice(NAMES[method], method, row["timestamps"], frames, row["answer"], row["correct"]))
         found.append(
             Example(
                 family,
@@ -211,21 +207,3 @@ def spread_out(items: Sequence[Item], num: int) -> list[tuple[str, Item]]:
         places = np.linspace(0, len(members), each, endpoint=False, dtype=int)
         chosen += [(family, members[place]) for place in places]
     return chosen
-
-
-def main(argv: Sequence[str]) -> int:
-    if len(argv) != 2 or (argv[1].startswith("-") and not argv[1].startswith("--run_dir=")):
-        print(__doc__, file=sys.stderr)
-        return 1
-    logging.set_verbosity(logging.ERROR)  # Orbax has much to say at lower levels
-    try:
-        path = write_report(argv[1].removeprefix("--run_dir="))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"report: {path}", file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

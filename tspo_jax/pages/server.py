@@ -1,168 +1,101 @@
-"""A local web page: choose a video, ask about it, see the scores over time, the frames and the answer.
+"""The page of `serve` over HTTP: Starlette's routes, uvicorn's loop.
 
-    python -m tspo_jax.serve --agent=DIR [--videos=FOLDER] [--store=DIR] [--answerer=DIR] [--port=8080]
+    GET /                    the page; its style and script are below /static/
+    GET /videos              {"videos": [names]}
+    PUT /videos/NAME         a new video, as the body
+    POST /questions          {"video", "question", "num_frames", "method"} -> {"question": N}
+    GET /questions/N         how far it is and what was found: a library.Job
 
-`--agent` is a TSPO folder, or a plain CLIP folder. A video of the folder is decoded and encoded when it is first asked
-about, into the frame store (one for the time of the page if none is named); a second question about it, like any about
-a video of the store, reads features and the shown frames from there. Questions are answered one after the other; those
-that come in meanwhile wait. The page is for this machine alone (127.0.0.1) unless --host says otherwise.
+All but the page and its files speak JSON; a refusal is {"error": why} with a status. Where the server listens at
+127.0.0.1 only requests for a name of this machine are taken, and none that a page of another site makes.
 """
 
+import asyncio
 import contextlib
 import dataclasses
-import functools
-import http.server
 import itertools
 import json
-import os
-import signal
+import socket
 import sys
-import tempfile
 import threading
+import traceback
 import urllib.parse
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from html import escape
-from pathlib import Path
 
-from absl import flags
+import anyio.from_thread
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tspo_jax.answering import prompts
-from tspo_jax.command_line import entry_point
-from tspo_jax.data import decode_workers, frame_store, predecoding
-from tspo_jax.data.decode import Video, VideoError
-from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.data.shard import Shard
-from tspo_jax.pages import report_page, video_page
-from tspo_jax.selection.choosing import picks_of, select_frames
-from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, load_scorer
-from tspo_jax.selection.video_source import VIDEO_SUFFIXES, Source, stored_source
+from tspo_jax.pages import templates, video_page
+from tspo_jax.pages.library import Job, Library, RequestError
+from tspo_jax.selection.scoring import AGENT_METHODS
 
 MAX_FRAMES = 256
 MAX_WAITING = 16  # questions
 MAX_BODY = 100_000  # bytes of a question
 KEPT_JOBS = 64
+SILENCE = 60.0  # seconds without a byte after which a connection that owes some is closed
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
-class RequestError(ValueError):
-    """A request that is refused: an HTTP status and why."""
+class Server:
+    """Serves a library. Requests are taken at any time; questions are worked on one by one.
 
-    def __init__(self, status: int, reason: str):
-        super().__init__(reason)
-        self.status = status
-
-
-@dataclasses.dataclass
-class Job:
-    """A question and how far it is: `waiting`, `decoding`, `encoding`, `answering`, `done` or `failed`."""
-
-    state: str = "waiting"
-    share: float = 0.0  # of the video that is decoded or encoded
-    html: str = ""  # the result, or why there is none
-
-    def report(self, state: str, share: float) -> None:
-        self.state, self.share = state, share
-
-
-class Library:
-    """The videos of a folder and of a frame store. Not to be used by two threads at a time, except `path` and `save`.
-
-    Args:
-      folder: of video files; None = those of the store alone.
-      store: frame store, made if it is not there; videos of the folder are added when they are asked about.
-      scorer: chooses the frames.
-      answer: (frames, question) -> text, if any.
+    The port is taken at once (`server_address`), `serve_forever` answers until `shutdown`, and leaving the `with`
+    block gives the port back.
     """
 
-    def __init__(
-        self, folder: Path | None, store: Path, scorer: Scorer, answer: Callable[[list, str], str] | None = None
-    ):
-        self.folder = folder and folder.resolve()
-        if folder and not (store / "store.json").exists():
-            frame_store.open_settings(store, frame_store.StoreSettings())
-        frame_store.read_settings(store)
-        self.store = store
-        self.scorer = scorer
-        self.answer = answer
-
-    def names(self) -> list[str]:
-        return sorted(self._files() | set(FrameStore(self.store).names()))
-
-    def _files(self) -> set[str]:
-        """Names of the videos in the folder; a link out of it is none."""
-        files = self.folder.iterdir() if self.folder else ()
-        videos = (path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-        return {path.name for path in videos if path.resolve().parent == self.folder}
-
-    def path(self, name: str) -> Path | None:
-        """The file of a video, None where only the store has it; RequestError for what is in neither."""
-        if name in self._files():
-            return self.folder / name
-        if name not in FrameStore(self.store).names():
-            raise RequestError(404, f"there is no video {name!r} here")
-        return None
-
-    def ask(self, job: Job, name: str, question: str, num_frames: int, method: str) -> str:
-        """HTML of what is found for a question."""
-        source, answers = self._source(job, name), {}
-        if self.answer:
-            job.state = "answering"
-            result = select_frames(self.scorer, source.candidates(), question, num_frames, method)
-            answers = {method: self.answer(source.pictures(picks_of(result, source)), question)}
-        return video_page.section(self.scorer, source, question, num_frames, answers)
-
-    def _source(self, job: Job, name: str) -> Source:
-        """A video of the store, which it is added to where its frames or features are not there, or of another file."""
-        path, store, clip = self.path(name), FrameStore(self.store), self.scorer.clip
-        size = path and path.stat().st_size
-        decoded = name in store and size in (None, store.video(name).source_size)
-        encoded = decoded and frame_store.features_path(self.store, clip.identity, name).is_file()
-        if not encoded or not FrameStore(self.store, clip.identity).has_features(name):
-            with predecoding.writing(self.store, Shard()):
-                if not decoded:
-                    video = decode_workers.Job(str(path), name, size, str(self.store), store.settings, ("auto",))
-                    decode_workers.decode_video(video, functools.partial(job.report, "decoding"))
-                predecoding.encode_features(self.store, [name], clip, report=functools.partial(job.report, "encoding"))
-        return stored_source(FrameStore(self.store, clip.identity), name)
-
-    def save(self, name: str, body: Iterable[bytes]) -> None:
-        """A new video of the folder; RequestError unless it is one. Nothing of another file stays."""
-        if not self.folder:
-            raise RequestError(403, "videos are not taken: the page shows a frame store")
-        is_name = Path(name).name == name and not name.startswith(".") and "\0" not in name
-        if not is_name or Path(name).suffix.lower() not in VIDEO_SUFFIXES:
-            raise RequestError(400, f"{name!r} is not the name of a video ({', '.join(VIDEO_SUFFIXES)})")
-        descriptor, partial = tempfile.mkstemp(dir=self.folder, prefix=".upload_")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.writelines(body)
-            try:
-                Video(partial)
-            except VideoError as error:
-                raise RequestError(415, f"{name} {error.reason}") from None
-            try:
-                os.link(partial, self.folder / name)
-            except FileExistsError:
-                raise RequestError(409, f"there is a video {name} already") from None
-        finally:
-            os.unlink(partial)
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves a library. Requests are taken at any time; questions are worked on one by one."""
-
-    daemon_threads = True
-
     def __init__(self, address: tuple[str, int], library: Library, max_upload: int = 2**31):
-        super().__init__(address, Handler)
         self.library = library
         self.max_upload = max_upload
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._worker = ThreadPoolExecutor(1)
+        family, *_, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+        self._socket = socket.create_server(where[:2], family=family, backlog=64)
+        self.server_address = self._socket.getsockname()
+        config = uvicorn.Config(
+            application(self),
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",  # the terminal is for what goes wrong: `application` says that
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,
+        )
+        self._uvicorn = uvicorn.Server(config)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.server_close()
+
+    def serve_forever(self) -> None:
+        """Answers requests until `shutdown`, or until the process is told to stop (KeyboardInterrupt)."""
+        self._uvicorn.run([self._socket])
+
+    def shutdown(self) -> None:
+        """Ends `serve_forever`, from any thread."""
+        self._uvicorn.should_exit = True
+
+    def server_close(self) -> None:
+        self._socket.close()
+        self._worker.shutdown(cancel_futures=True)
 
     def submit(self, fields: dict) -> str:
         """Takes a question; its job's name. RequestError for fields that are wrong, or too many questions."""
@@ -190,7 +123,7 @@ class Server(http.server.ThreadingHTTPServer):
         try:
             job.html, job.state = self.library.ask(job, *asked), "done"
         except Exception as error:  # whatever it is, the page says it and the next question is answered
-            job.html, job.state = f"<p class='wrong'>{escape(str(error))}</p>", "failed"
+            job.html, job.state = templates.render("failure.html", reason=str(error)), "failed"
 
     def job(self, number: str) -> Job:
         with self._lock:
@@ -201,216 +134,166 @@ class Server(http.server.ThreadingHTTPServer):
     def methods(self) -> list[str]:
         return [m for m in video_page.METHODS if self.library.scorer.agent or m not in AGENT_METHODS]
 
-    def handle_error(self, request, client_address) -> None:
-        """A traceback on stderr, but not for a client that went away."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)
 
-    def server_close(self) -> None:
-        super().server_close()
-        self._worker.shutdown(cancel_futures=True)
+def page(library: Library, methods: list[str]) -> str:
+    """The form; its script asks and shows the result."""
+    return templates.render(
+        "ask.html",
+        title="Ask a video",
+        names=library.names(),
+        methods={method: video_page.METHODS[method] for method in methods},
+        max_frames=MAX_FRAMES,
+        has_answerer=library.answer is not None,
+        takes_videos=library.folder is not None,
+    )
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """GET / (the page), GET /videos, POST /questions, GET /questions/N, PUT /videos/NAME; all but / speak JSON."""
+# ---- HTTP ------------------------------------------------------------------------------------------------
 
-    server: Server
-    timeout = 60  # seconds without a byte
 
-    def do_GET(self):
-        def respond():
-            path = urllib.parse.urlsplit(self.path).path
-            if path == "/":
-                return page(self.server.library, self.server.methods())
-            if path == "/videos":
-                return {"videos": self.server.library.names()}
-            if path.startswith("/questions/"):
-                return dataclasses.asdict(self.server.job(path.removeprefix("/questions/")))
-            raise RequestError(404, "there is nothing here")
+def application(server: Server) -> ASGIApp:
+    """The routes of a server. Each is a plain function, which Starlette calls in a thread of its own."""
 
-        self._answer(respond)
+    def show(_: Request) -> Response:
+        return HTMLResponse(page(server.library, server.methods()).encode(errors="replace"))  # names may be no UTF-8
 
-    def do_POST(self):
-        def respond():
-            if self.path != "/questions":
-                raise RequestError(404, "there is nothing here")
-            try:
-                fields = json.loads(b"".join(self._body(MAX_BODY)))
-            except (ValueError, RecursionError) as error:
-                raise error if isinstance(error, RequestError) else RequestError(400, "this is not JSON") from None
-            if not isinstance(fields, dict):
-                raise RequestError(400, "this is not a JSON object")
-            return {"question": self.server.submit(fields)}
+    def list_videos(_: Request) -> Response:
+        return _json({"videos": server.library.names()})
 
-        self._answer(respond)
+    def add_video(request: Request) -> Response:
+        name = request.path_params["name"]
+        with _body(request, server.max_upload) as body:
+            server.library.save(name, body)
+        return _json({"video": name})
 
-    def do_PUT(self):
-        def respond():
-            if not self.path.startswith("/videos/"):
-                raise RequestError(404, "there is nothing here")
-            name = urllib.parse.unquote(self.path.removeprefix("/videos/"))
-            self.server.library.save(name, self._body(self.server.max_upload))
-            return {"video": name}
-
-        self._answer(respond)
-
-    def _answer(self, respond: Callable[[], dict | str]) -> None:
+    def ask(request: Request) -> Response:
+        with _body(request, MAX_BODY) as body:
+            text = b"".join(body)
         try:
-            self._check_origin()
-            status, content = 200, respond()
-        except (ValueError, OSError) as error:  # OSError: the folder is gone, the disk full, the client silent ..
-            status, content = getattr(error, "status", 500), {"error": str(error)}
-            self.close_connection = True  # the body may not have been read
-        is_page = isinstance(content, str)
-        data = (content if is_page else json.dumps(content)).encode(errors="replace")  # names may be no UTF-8
-        self.send_response(status)
-        self.send_header("Content-Type", "text/html; charset=utf-8" if is_page else "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(data)
+            fields = json.loads(text)
+        except (ValueError, RecursionError):
+            raise RequestError(400, "this is not JSON") from None
+        if not isinstance(fields, dict):
+            raise RequestError(400, "this is not a JSON object")
+        return _json({"question": server.submit(fields)})
 
-    def _check_origin(self) -> None:
-        """Pages of other sites that the user has open must not ask or upload here, nor read under another name."""
-        host = self.headers.get("Host", "")
-        if self.server.server_address[0] == "127.0.0.1" and host.rsplit(":", 1)[0] not in LOCAL:
+    def look(request: Request) -> Response:
+        return _json(dataclasses.asdict(server.job(request.path_params["number"])))
+
+    routes = [
+        Route("/", show),
+        Route("/videos", list_videos),
+        Route("/videos/{name:path}", add_video, methods=["PUT"]),
+        Route("/questions", ask, methods=["POST"]),
+        Route("/questions/{number}", look),
+        Mount("/static", StaticFiles(directory=templates.STATIC)),
+    ]
+    nothing_here = RequestError(404, "there is nothing here")
+    refusals: dict[type[Exception], Callable] = {
+        HTTPException: lambda _, error: _refusal(nothing_here if error.status_code in (404, 405) else error),
+        # OSError: the folder is gone, the disk full, the client silent ..
+        **dict.fromkeys((ValueError, OSError), lambda _, error: _refusal(error)),
+        Exception: _unforeseen,
+    }
+    guard = Middleware(_SameOrigin, only_local=server.server_address[0] == "127.0.0.1")
+    return Starlette(routes=routes, exception_handlers=refusals, middleware=[guard])
+
+
+class _SameOrigin:
+    """Pages of other sites that the user has open must not ask or upload here, nor read under another name."""
+
+    def __init__(self, app: ASGIApp, only_local: bool):
+        self._app = app
+        self._only_local = only_local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_hardened(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        try:
+            self._check(Request(scope))
+        except ValueError as error:
+            await _refusal(error)(scope, receive, send_hardened)
+        else:
+            await self._app(scope, receive, send_hardened)
+
+    def _check(self, request: Request) -> None:
+        host = request.headers.get("host", "")
+        if self._only_local and host.rsplit(":", 1)[0] not in LOCAL:
             raise RequestError(403, f"{host!r} is not a name of this machine")
-        origin = self.headers.get("Origin")
+        origin = request.headers.get("origin")
         if origin and urllib.parse.urlsplit(origin).netloc != host:
             raise RequestError(403, f"requests from {origin} are not taken")
 
-    def _body(self, limit: int) -> Iterable[bytes]:
-        length = self.headers.get("Content-Length", "")
+
+@contextlib.contextmanager
+def _body(request: Request, limit: int) -> Iterator[Iterable[bytes]]:
+    """The body piece by piece, for a route's thread; RequestError for one that is too large or of unknown length."""
+    stream = aiter(request.stream())
+
+    def pieces() -> Iterator[bytes]:
+        try:
+            while piece := anyio.from_thread.run(anext, stream, b""):
+                yield piece
+        except ClientDisconnect:
+            raise RequestError(400, "the request ended early") from None
+
+    body = pieces()
+    try:
+        length = request.headers.get("content-length", "")
         if not length.isdecimal():
             raise RequestError(411, "Content-Length is missing")
         if int(length) > limit:
             raise RequestError(413, f"more than {limit} bytes")
-        left = int(length)
-        while left:
-            data = self.rfile.read(min(left, 2**20))
-            if not data:
-                raise RequestError(400, "the request ended early")
-            left -= len(data)
-            yield data
-
-    def log_message(self, *_) -> None:
-        """Nothing: the terminal is for what goes wrong."""
+        yield body
+    except RequestError:
+        for _ in itertools.islice(body, 64):  # a client that sends all before it reads would not hear the refusal
+            pass
+        raise
 
 
-# ---- the page --------------------------------------------------------------------------------------------
+def _json(content: dict, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps(content), status, headers, "application/json")
 
 
-def page(library: Library, methods: list[str]) -> str:
-    """The form; its script asks and shows the result."""
-    video_options = "".join(f"<option>{escape(name)}</option>" for name in library.names())
-    method_options = "".join(f"<option value='{m}'>{escape(video_page.METHODS[m][0])}</option>" for m in methods)
-    answered = "The answer is given from the frames of" if library.answer else "No answerer is loaded. Method:"
-    upload = " <label>or add one <input type='file' id='file' accept='video/*' /></label>" if library.folder else ""
-    form = (
-        "<form id='form'><p><label>Video <select id='video' required='required'>"
-        f"{video_options}</select></label>{upload}</p><p><label>Question, options one a line<br />"
-        "<textarea id='question' rows='5' cols='70' required='required'></textarea></label></p>"
-        "<p><label>Frames <input id='num_frames' type='number' min='1' "
-        f"max='{MAX_FRAMES}' value='8' /></label> <label>{answered} <select id='method'>{method_options}</select>"
-        "</label> <button id='ask'>Ask</button></p></form>"
-        "<p id='state' role='status'></p><progress id='progress' hidden='hidden'></progress><div id='result'></div>"
-    )
-    body = ["<h1>Ask a video</h1>", form, f"<script>//<![CDATA[\n{SCRIPT}//]]></script>"]
-    return report_page.document("Ask a video", body)
+def _refusal(error: Exception) -> Response:
+    status = getattr(error, "status", getattr(error, "status_code", 500))
+    # The body may not have been read: no other request can follow it on this connection.
+    return _json({"error": str(error)}, status, {"connection": "close"})
 
 
-SCRIPT = """
-const at = id => document.getElementById(id);
-async function call(path, options) {
-  const response = await fetch(path, options), content = await response.json();
-  if (!response.ok) throw new Error(content.error);
-  return content;
-}
-function say(text) { at('state').textContent = text; }
-if (at('file')) at('file').onchange = async () => {
-  const file = at('file').files[0];
-  if (!file) return;
-  say('Adding ' + file.name + ' ...');
-  try {
-    const { video } = await call('/videos/' + encodeURIComponent(file.name), { method: 'PUT', body: file });
-    at('video').add(new Option(video, video, true, true));
-    say(video + ' was added.');
-  } catch (error) { say(error.message); }
-};
-at('form').onsubmit = async event => {
-  event.preventDefault();
-  at('ask').disabled = true; at('result').innerHTML = '';
-  try {
-    const fields = { video: at('video').value, question: at('question').value,
-      num_frames: Number(at('num_frames').value), method: at('method').value };
-    const { question } = await call('/questions', { method: 'POST', body: JSON.stringify(fields) });
-    for (let job; ; await new Promise(wake => setTimeout(wake, 300))) {
-      job = await call('/questions/' + question);
-      say(job.state);
-      at('progress').hidden = job.state !== 'decoding' && job.state !== 'encoding';
-      at('progress').value = job.share;
-      if (job.state === 'done' || job.state === 'failed') { at('result').innerHTML = job.html; break; }
-    }
-  } catch (error) { say(error.message); }
-  at('ask').disabled = false; at('progress').hidden = true;
-};
-"""
+def _unforeseen(_: Request, error: Exception) -> Response:
+    traceback.print_exception(error, file=sys.stderr)
+    return _refusal(error)
 
 
-# ---- command line ----------------------------------------------------------------------------------------
+class _Protocol(H11Protocol):
+    """Uvicorn's HTTP, but a client that is silent in the middle of its request does not keep its connection."""
 
+    _silence: asyncio.TimerHandle | None = None
 
-def load_answer(folder: str, max_new_tokens: int) -> Callable[[list, str], str]:
-    """(frames, question) -> text, by the Video-MLLM of a folder."""
-    import jax
-    import jax.numpy as jnp
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._wait()
 
-    from tspo_jax.answering.given_frames import answer
-    from tspo_jax.answering.rollout import Rollout
-    from tspo_jax.checkpoints.folders import load_answerer
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait()
 
-    answerer = load_answerer(folder, jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-    rollout = Rollout.of(answerer, max_new_tokens=max_new_tokens)
+    def connection_lost(self, error: Exception | None) -> None:
+        self._silence.cancel()
+        super().connection_lost(error)
 
-    def say(frames: list, question: str) -> str:
-        return answer(answerer, rollout, frames, prompts.render(question, answerer.template))["answer"]
+    def _wait(self) -> None:
+        if self._silence:
+            self._silence.cancel()
+        self._silence = self.loop.call_later(SILENCE, self._close_if_silent)
 
-    return say
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("videos", "", "Folder of videos.")
-    flags.DEFINE_string("store", "", "Frame store: its videos, and where those of the folder are kept.")
-    flags.DEFINE_string("agent", None, "Folder of CLIP and the temporal agent, or of CLIP alone.", required=True)
-    flags.DEFINE_string("answerer", "", "Folder of the Video-MLLM; without one, frames are chosen only.")
-    flags.DEFINE_integer("window", 12, "Frames that a frame attends to: the agent's, as it was trained.", lower_bound=1)
-    flags.DEFINE_integer("max_new_tokens", 256, "Length at which an answer is cut.", lower_bound=1)
-    flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; anyone who reaches another one may ask and upload.")
-    flags.DEFINE_integer("port", 8080, "Port; 0 = any that is free.", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_integer("max_upload_mb", 2048, "Largest video that may be added.", lower_bound=0)
-
-
-def main() -> None:
-    args = flags.FLAGS
-    if not args.videos and not args.store:
-        raise ValueError("--videos (a folder) or --store (a frame store) is missing")
-    if args.videos and not Path(args.videos).is_dir():
-        raise ValueError(f"--videos: {args.videos} is no folder")
-    folder = Path(args.videos) if args.videos else None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: a temporary store is removed
-    with contextlib.ExitStack() as until_the_end:
-        store = args.store or until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="tspo_store_"))
-        scorer = load_scorer(args.agent, args.window)
-        answer = load_answer(args.answerer, args.max_new_tokens) if args.answerer else None
-        library = Library(folder, Path(store), scorer, answer)
-        server = until_the_end.enter_context(Server((args.host, args.port), library, args.max_upload_mb * 2**20))
-        print(f"http://{args.host}:{server.server_address[1]}/", file=sys.stderr, flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            return
-
-
-if __name__ == "__main__":
-    define_flags()
-    entry_point.run(main)
+    def _close_if_silent(self) -> None:
+        is_working = self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+        if is_working:  # the client waits for us
+            self._wait()
+        else:
+            self.transport.close()

@@ -1,26 +1,28 @@
 """A question about one's own video as one HTML page: scores over time, the frames of every method, the answer."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tspo_jax.data.questions import split_options
-from tspo_jax.pages import report_page
+from tspo_jax.pages import templates
 from tspo_jax.pages.report_page import Choice, Example
 from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, pick
 from tspo_jax.selection.video_source import Source
 
 METHODS = {
-    "topk": ("agent, top-k", "trained"),
-    "bin-max": ("agent, bin-max", "other"),
-    "aks": ("agent, AKS", "other"),
-    "clip-topk": ("CLIP top-k", "clip"),
-    "uniform": ("uniform", "uniform"),
-}  # method -> name for the reader, colour
+    "topk": "agent, top-k",
+    "bin-max": "agent, bin-max",
+    "aks": "agent, AKS",
+    "clip-topk": "CLIP top-k",
+    "uniform": "uniform",
+}  # method -> name for the reader
 
 
-def section(
+def example(
     scorer: Scorer, source: Source, question: str, num_frames: int, answers: dict[str, str] | None = None
-) -> str:
-    """The question as an HTML element.
+) -> Example:
+    """What question.html shows of a question.
 
     Args:
       scorer: CLIP, and an agent whose methods are left out where there is none.
@@ -38,7 +40,8 @@ def section(
     frames = dict(zip(shown.tolist(), source.pictures(shown), strict=True))  # each is decoded once
     choices = [
         Choice(
-            *METHODS[method],
+            METHODS[method],
+            method,
             candidates.timestamps[picks[method]].tolist(),
             [frames[i] for i in picks[method].tolist()],
             (answers or {}).get(method),
@@ -46,28 +49,25 @@ def section(
         )
         for method in methods
     ]
-    curves = [None if scores is None else standardised(clip_scores)]
-    curves.append(standardised(clip_scores if scores is None else scores))
-    return report_page.example_section(
-        Example(
-            "",
-            query or question,
-            options,
-            "",
-            source.name,
-            candidates.num_video_frames / candidates.fps,
-            (),
-            candidates.timestamps,
-            *curves,
-            choices,
-            ("CLIP similarity", "CLIP similarity" if scores is None else "agent"),
-        )
+    return Example(
+        family="",
+        query=query or question,
+        options=options,
+        answer="",
+        video=source.name,
+        duration=candidates.num_video_frames / candidates.fps,
+        evidence=(),
+        times=candidates.timestamps,
+        before=standardised(clip_scores),
+        after=None if scores is None else standardised(scores),
+        choices=choices,
+        curves=(("CLIP similarity", "clip-topk"), ("agent", "topk")),
     )
 
 
-def page(*args, **kwargs) -> str:
-    """`section` as a page of its own."""
-    return report_page.document("Chosen frames", ["<h1>Chosen frames</h1>", section(*args, **kwargs)])
+def page(title: str, examples: Sequence[Example]) -> str:
+    """Questions as a page of their own."""
+    return templates.render("questions.html", title=title, examples=examples)
 
 
 def standardised(scores: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ RUN_DIR/held_out/rows.jsonl (rows of evaluation/results.py, with `step`), and RU
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from tspo_jax import report
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import Answerer, ClipEncoder
 from tspo_jax.config import Config
@@ -41,6 +40,7 @@ class HeldOut:
       clip: for the texts of the questions; it is not kept.
       graphdef: of the agent, and `initial`, its parameters before training.
       mesh: that the answerer will be on.
+      write_page: pages.report.write_page, or what else shows the newest answers.
     Raises: ValueError or OSError for questions that cannot be asked, or a batch that the mesh cannot share.
     """
 
@@ -52,6 +52,7 @@ class HeldOut:
         graphdef: nnx.GraphDef,
         initial: dict,
         mesh: jax.sharding.Mesh,
+        write_page: Callable[..., object],
     ):
         asked = config.evaluation
         if config.held_out.questions:
@@ -74,7 +75,7 @@ class HeldOut:
             lacks = f"lacks {len(absent)} videos of {asked.questions}, e.g. {absent[0]}, or their features"
             raise ValueError(f"{self.store.folder} {lacks}; run python -m tspo_jax.predecode")
         self._texts = clip.text_features([item.query for item in self.items])
-        self._run_dir, self._mesh = run_dir, mesh
+        self._run_dir, self._mesh, self._write_page = run_dir, mesh, write_page
         content = hashlib.sha256(Path(asked.questions).read_bytes() + str(asked.budgets).encode()).hexdigest()
         self._path = run_dir / FOLDER / f"rows_{content[:8]}.jsonl"  # other questions or budgets, another file
         self._score = jax.jit(partial(programs.score, graphdef))
@@ -162,4 +163,4 @@ class HeldOut:
 
         summary = results.summarize(rows, AGENT_METHODS, self.config.seed)
         log = read_rows(self._run_dir / "metrics.jsonl")
-        report.write_page(self._run_dir, self.config, summary, rows, log, self.items, self.store, scores_of)
+        self._write_page(self._run_dir, self.config, summary, rows, log, self.items, self.store, scores_of)

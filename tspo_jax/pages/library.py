@@ -1,0 +1,146 @@
+"""The videos that the page of `serve` shows, and what is found for a question about one of them."""
+
+import dataclasses
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from tspo_jax.answering import prompts
+from tspo_jax.answering.given_frames import answer
+from tspo_jax.answering.rollout import Rollout
+from tspo_jax.checkpoints.folders import load_answerer
+from tspo_jax.data import decode_workers, frame_store, predecoding
+from tspo_jax.data.decode import Video, VideoError
+from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.shard import Shard
+from tspo_jax.pages import templates, video_page
+from tspo_jax.selection.choosing import picks_of, select_frames
+from tspo_jax.selection.scoring import Scorer
+from tspo_jax.selection.video_source import VIDEO_SUFFIXES, Source, stored_source
+
+
+class RequestError(ValueError):
+    """A request that is refused: an HTTP status and why."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclasses.dataclass
+class Job:
+    """A question and how far it is: `waiting`, `decoding`, `encoding`, `answering`, `done` or `failed`."""
+
+    state: str = "waiting"
+    share: float = 0.0  # of the video that is decoded or encoded
+    html: str = ""  # the result, or why there is none
+
+    def report(self, state: str, share: float) -> None:
+        self.state, self.share = state, share
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name means a file of a folder, and nothing above or below it."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+class Library:
+    """The videos of a folder and of a frame store. Not to be used by two threads at a time, except `path` and `save`.
+
+    Args:
+      folder: of video files; None = those of the store alone.
+      store: frame store, made if it is not there; videos of the folder are added when they are asked about.
+      scorer: chooses the frames.
+      answer: (frames, question) -> text, if any.
+    """
+
+    def __init__(
+        self, folder: Path | None, store: Path, scorer: Scorer, answer: Callable[[list, str], str] | None = None
+    ):
+        self.folder = folder and folder.resolve()
+        if folder and not (store / "store.json").exists():
+            frame_store.open_settings(store, frame_store.StoreSettings())
+        frame_store.read_settings(store)
+        self.store = store
+        self.scorer = scorer
+        self.answer = answer
+
+    def names(self) -> list[str]:
+        files = os.scandir(self.folder) if self.folder else ()
+        return sorted({file.name for file in files if self._file(file.name)} | set(FrameStore(self.store).names()))
+
+    def _file(self, name: str) -> Path | None:
+        """The file of this name in the folder, if it is a video; a link out of the folder is none."""
+        if not self.folder or not is_plain(name) or Path(name).suffix.lower() not in VIDEO_SUFFIXES:
+            return None
+        path = self.folder / name
+        is_here = not path.is_symlink() or path.resolve().parent == self.folder
+        return path if is_here and path.is_file() else None
+
+    def path(self, name: str) -> Path | None:
+        """The file of a video, None where only the store has it; RequestError for what is in neither."""
+        path = self._file(name)
+        if path is None and not (all(map(is_plain, name.split("/"))) and name in FrameStore(self.store)):
+            raise RequestError(404, f"there is no video {name!r} here")
+        return path
+
+    def ask(self, job: Job, name: str, question: str, num_frames: int, method: str) -> str:
+        """HTML of what is found for a question."""
+        source, answers = self._source(job, name), {}
+        if self.answer:
+            job.state = "answering"
+            result = select_frames(self.scorer, source.candidates(), question, num_frames, method)
+            answers = {method: self.answer(source.pictures(picks_of(result, source)), question)}
+        example = video_page.example(self.scorer, source, question, num_frames, answers)
+        return templates.render("found.html", example=example)
+
+    def _source(self, job: Job, name: str) -> Source:
+        """A video of the store, which it is added to where its frames or features are not there, or of another file."""
+        path, store, clip = self.path(name), FrameStore(self.store), self.scorer.clip
+        size = path and path.stat().st_size
+        decoded = name in store and size in (None, store.video(name).source_size)
+        encoded = decoded and frame_store.features_path(self.store, clip.identity, name).is_file()
+        if not encoded or not FrameStore(self.store, clip.identity).has_features(name):
+            with predecoding.writing(self.store, Shard()):
+                if not decoded:
+                    video = decode_workers.Job(str(path), name, size, str(self.store), store.settings, ("auto",))
+                    decode_workers.decode_video(video, functools.partial(job.report, "decoding"))
+                predecoding.encode_features(self.store, [name], clip, report=functools.partial(job.report, "encoding"))
+        return stored_source(FrameStore(self.store, clip.identity), name)
+
+    def save(self, name: str, body: Iterable[bytes]) -> None:
+        """A new video of the folder; RequestError unless it is one. Nothing of another file stays."""
+        if not self.folder:
+            raise RequestError(403, "videos are not taken: the page shows a frame store")
+        if not is_plain(name) or name.startswith(".") or Path(name).suffix.lower() not in VIDEO_SUFFIXES:
+            raise RequestError(400, f"{name!r} is not the name of a video ({', '.join(VIDEO_SUFFIXES)})")
+        descriptor, partial = tempfile.mkstemp(dir=self.folder, prefix=".upload_")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.writelines(body)
+            try:
+                Video(partial)
+            except VideoError as error:
+                raise RequestError(415, f"{name} {error.reason}") from None
+            try:
+                os.link(partial, self.folder / name)
+            except FileExistsError:
+                raise RequestError(409, f"there is a video {name} already") from None
+        finally:
+            os.unlink(partial)
+
+
+def load_answer(folder: str | Path, max_new_tokens: int) -> Callable[[list, str], str]:
+    """(frames, question) -> text, by the Video-MLLM of a folder."""
+    answerer = load_answerer(folder, jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    rollout = Rollout.of(answerer, max_new_tokens=max_new_tokens)
+
+    def say(frames: list, question: str) -> str:
+        return answer(answerer, rollout, frames, prompts.render(question, answerer.template))["answer"]
+
+    return say
