@@ -1,10 +1,10 @@
-"""Real HTTP requests to a real server, and the page in headless Chromium where there is one."""
+"""Real HTTP requests to a real server. The page in a browser: test_ask_page.py."""
 
+import io
 import json
 import os
-import shutil
-import subprocess
-import threading
+import re
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -12,41 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_store
-from video_files import write_video
+from PIL import Image
+from video_files import shown_numbers, write_video
 
 from tspo_jax.checkpoints.folders import ClipEncoder
 from tspo_jax.data.decode import Video
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.pages import server as serve
 from tspo_jax.pages.library import Job, Library, RequestError
-from tspo_jax.selection import scoring
-
-
-@pytest.fixture(scope="module")
-def server(golden, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("serve")
-    (folder / "videos").mkdir()
-    (folder / "secret.mp4").write_bytes(b"not for the page")
-    (folder / "videos" / "link.mp4").symlink_to(folder / "secret.mp4")
-    shutil.copy(golden / "tspo_agent.mp4", folder / "videos" / "long.mp4")
-    write_video(folder / "videos" / "short.mp4", num_frames=125)
-    (folder / "videos" / "broken.mp4").write_bytes(b"no video")
-    tiny_store.store_videos(
-        folder / "store", {"sub/stored.mp4": folder / "videos" / "short.mp4"}, golden / "tspo_agent"
-    )
-    library = Library(
-        folder / "videos",
-        folder / "store",
-        scoring.load_scorer(golden / "tspo_agent"),
-        lambda frames, question: f"{len(frames)} frames <b> {question[:3]}",
-    )
-    with serve.Server(("127.0.0.1", 0), library, max_upload=200_000) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def request(server, path, method="GET", body=None, **headers):
@@ -59,6 +32,16 @@ def request(server, path, method="GET", body=None, **headers):
     except urllib.error.HTTPError as error:
         status, text = error.code, error.read().decode()
     return status, text if text.startswith("<!DOCTYPE") else json.loads(text)
+
+
+def fetch(server, path, **headers):
+    """(status, type of the content, content)."""
+    url = f"http://127.0.0.1:{server.server_address[1]}{path}"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as response:
+            return response.status, response.headers.get_content_type(), response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers.get_content_type(), error.read()
 
 
 def ask(server, **fields):
@@ -190,6 +173,86 @@ def test_uploads(server, tmp_path):
     assert left == {"long.mp4", "short.mp4", "broken.mp4", "link.mp4", "new one.mp4"}
 
 
+def test_the_video_and_its_pictures(server):
+    """Whole and in parts; a preview of each, and stills of those that are decoded."""
+    whole = (server.library.folder / "long.mp4").read_bytes()
+    assert fetch(server, "/videos/long.mp4") == (200, "video/mp4", whole)
+    assert fetch(server, "/videos/long.mp4", Range="bytes=100-199") == (206, "video/mp4", whole[100:200])
+    assert fetch(server, "/videos/long.mp4", Range=f"bytes={len(whole)}-")[0] == 416
+    status, answer = request(server, "/videos/sub/stored.mp4")
+    assert status == 404 and "not the file" in answer["error"]
+    for name, seconds in (("long.mp4", 40), ("short.mp4", 5), ("sub/stored.mp4", 5), ("sub%2Fstored.mp4", 5)):
+        status, answer = request(server, f"/previews/{name}")
+        assert status == 200 and answer["seconds"] == pytest.approx(seconds, abs=0.1)
+        assert answer["picture"].startswith("data:image/jpeg;base64,")
+    assert request(server, "/previews/broken.mp4")[0] == 415
+    assert request(server, "/previews/none.mp4")[0] == request(server, "/stills/none.mp4?at=1")[0] == 404
+    shades = []
+    for seconds in ("0", "1.99", "2", "4.2", "99"):
+        status, kind, data = fetch(server, f"/stills/sub/stored.mp4?at={seconds}")
+        assert (status, kind) == (200, "image/jpeg")
+        shades += shown_numbers([np.asarray(Image.open(io.BytesIO(data)))])
+    assert shades == [0, 25, 50, 40, 40], "the last of the frames at 0, 1 .. 4 seconds that was shown by then"
+    assert request(server, "/stills/sub/stored.mp4?at=x") == (400, {"error": "at must be a number of seconds"})
+
+
+def test_an_answer_without_pictures(server):
+    """What a click on a method asks for."""
+    job = wait(server, ask(server, video="short.mp4", num_frames=2, method="bin-max", show=False))
+    assert job == {"state": "done", "share": job["share"], "html": "", "answer": "2 frames <b> Who"}
+    status, answer = request(server, "/questions", "POST", {"video": "long.mp4", "question": "W?", "show": 1})
+    assert status == 400 and "show must be" in answer["error"]
+
+
+def test_the_page_runs_only_files_of_the_server(server):
+    """And is in no frame of another site; its links ask at once only where the user typed or kept them."""
+    url = f"http://127.0.0.1:{server.server_address[1]}/"
+    with urllib.request.urlopen(url, timeout=60) as response:
+        rules, html = response.headers["Content-Security-Policy"], response.read().decode()
+    assert "default-src 'self'" in rules and "frame-ancestors 'none'" in rules and "unsafe" not in rules
+    files = re.findall(r"(?:src|href)='(/[^']*)'", html)
+    assert len(files) == 3 and all(fetch(server, path)[0] == 200 for path in files)
+    assert request(server, "/static/../server.py")[0] == request(server, "/static/none.css")[0] == 404
+    for site, at_once in (("none", True), ("same-origin", True), ("cross-site", False), ("same-site", False)):
+        assert ("data-at-once" in request(server, "/", **{"Sec-Fetch-Site": site})[1]) == at_once
+    assert "data-at-once" not in request(server, "/")[1]
+
+
+def test_a_body_of_unknown_length_or_that_ends_early(server):
+    for head, body, status in (
+        ("PUT /videos/n.mp4 HTTP/1.1\r\nTransfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n", 411),
+        ("POST /questions HTTP/1.1\r\nContent-Length: 2", "[]", 400),
+        ("DELETE /videos/long.mp4 HTTP/1.1", "", 404),
+        ("POST / HTTP/1.1\r\nContent-Length: 0", "", 404),
+    ):
+        with socket.create_connection(server.server_address) as connection:
+            connection.sendall(f"{head}\r\nHost: localhost\r\n\r\n{body}".encode())
+            assert connection.makefile().readline().split()[1] == str(status), head
+    before = {path.name for path in server.library.folder.iterdir()}
+    with socket.create_connection(server.server_address) as connection:
+        connection.sendall(b"PUT /videos/n.mp4 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhello")
+    for _ in range(100):  # what had come is removed
+        if before == {path.name for path in server.library.folder.iterdir()}:
+            break
+        time.sleep(0.05)
+    assert before == {path.name for path in server.library.folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: lo",
+        b"PUT /videos/n.mp4 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhel",
+    ],
+)
+def test_a_silent_client_does_not_keep_its_connection(server, monkeypatch, sent):
+    monkeypatch.setattr(serve, "SILENCE", 0.2)
+    with socket.create_connection(server.server_address, timeout=30) as connection:
+        connection.sendall(sent)
+        assert connection.recv(1) == b"", "closed"
+
+
 def test_other_sites_may_not_ask(server):
     assert request(server, "/", Host="evil.example")[0] == 403
     assert request(server, "/questions", "POST", {}, Origin="http://evil.example")[0] == 403
@@ -200,50 +263,3 @@ def test_too_many_questions(server, monkeypatch):
     monkeypatch.setattr(serve, "MAX_WAITING", 0)
     status, answer = request(server, "/questions", "POST", {"video": "long.mp4", "question": "W?"})
     assert status == 503 and "too many questions" in answer["error"]
-
-
-def chromedriver(port, path, body, method="POST"):
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), method=method)
-    with urllib.request.urlopen(request, timeout=120) as response:
-        return json.loads(response.read())["value"]
-
-
-@pytest.mark.skipif(not (shutil.which("chromedriver") and shutil.which("chromium")), reason="needs chromium-driver")
-def test_the_page_in_a_browser(server):
-    """A person types a question and presses the button; curve, frames and answer appear."""
-    with subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True) as driver:
-        session = None
-        try:
-            line = next(line for line in driver.stdout if "started successfully on port" in line)
-            port = int(line.rstrip(".\n").rsplit(" ", 1)[1])
-            options = {"binary": shutil.which("chromium"), "args": ["--headless=new", "--no-sandbox", "--disable-gpu"]}
-            wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
-            session = f"/session/{chromedriver(port, '/session', wanted)['sessionId']}"
-
-            def run(script, *args):
-                return chromedriver(port, f"{session}/execute/sync", {"script": script, "args": args})
-
-            chromedriver(port, f"{session}/url", {"url": f"http://127.0.0.1:{server.server_address[1]}/"})
-            run("document.getElementById('video').value = 'short.mp4'")
-            run("document.getElementById('question').value = arguments[0]", "Who opens the door?")
-            run("document.getElementById('ask').click()")
-            for _ in range(300):
-                state = run("return document.getElementById('state').textContent")
-                if state in ("done", "failed"):
-                    break
-                time.sleep(0.1)
-            assert state == "done"
-            pictures = "return [...document.images].filter(i => i.complete && i.naturalWidth > 0).length"
-            assert run("return document.querySelectorAll('#result svg polyline').length") == 2
-            assert run(pictures) == 5 * 5
-            assert "5 frames <b> Who" in run("return document.getElementById('result').textContent")
-            run("document.getElementById('video').value = 'broken.mp4'; document.getElementById('ask').click()")
-            for _ in range(100):
-                if "not a video" in run("return document.getElementById('result').textContent"):
-                    break
-                time.sleep(0.1)
-            assert "not a video" in run("return document.getElementById('result').textContent")
-        finally:
-            if session:
-                chromedriver(port, session, {}, "DELETE")  # ends the browser, which outlives its driver otherwise
-            driver.terminate()

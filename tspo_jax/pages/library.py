@@ -4,24 +4,28 @@ import dataclasses
 import functools
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tspo_jax.answering import prompts
 from tspo_jax.answering.given_frames import answer
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import load_answerer
-from tspo_jax.data import decode_workers, frame_store, predecoding
+from tspo_jax.data import decode_workers, frame_store, predecoding, preview
 from tspo_jax.data.decode import Video, VideoError
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.shard import Shard
 from tspo_jax.pages import templates, video_page
-from tspo_jax.selection.choosing import picks_of, select_frames
+from tspo_jax.selection.choosing import choose
 from tspo_jax.selection.scoring import Scorer
 from tspo_jax.selection.video_source import VIDEO_SUFFIXES, Source, stored_source
+
+KEPT_PREVIEWS = 4096  # of some 5 kB
 
 
 class RequestError(ValueError):
@@ -39,6 +43,7 @@ class Job:
     state: str = "waiting"
     share: float = 0.0  # of the video that is decoded or encoded
     html: str = ""  # the result, or why there is none
+    answer: str | None = None  # of the method that was asked for, where there is an answerer
 
     def report(self, state: str, share: float) -> None:
         self.state, self.share = state, share
@@ -50,7 +55,7 @@ def is_plain(name: str) -> bool:
 
 
 class Library:
-    """The videos of a folder and of a frame store. Not to be used by two threads at a time, except `path` and `save`.
+    """The videos of a folder and of a frame store. Only `ask` must not be called by two threads at a time.
 
     Args:
       folder: of video files; None = those of the store alone.
@@ -69,8 +74,11 @@ class Library:
         self.store = store
         self.scorer = scorer
         self.answer = answer
+        self._previews = functools.lru_cache(KEPT_PREVIEWS)(self._make_preview)
+        self._few = threading.BoundedSemaphore(2)  # previews made at a time: a question may be worked on meanwhile
 
     def names(self) -> list[str]:
+        """All videos, sorted."""
         files = os.scandir(self.folder) if self.folder else ()
         return sorted({file.name for file in files if self._file(file.name)} | set(FrameStore(self.store).names()))
 
@@ -84,26 +92,63 @@ class Library:
 
     def path(self, name: str) -> Path | None:
         """The file of a video, None where only the store has it; RequestError for what is in neither."""
-        path = self._file(name)
-        if path is None and not (all(map(is_plain, name.split("/"))) and name in FrameStore(self.store)):
-            raise RequestError(404, f"there is no video {name!r} here")
-        return path
+        try:
+            path = self._file(name)
+            if path or (all(map(is_plain, name.split("/"))) and name in FrameStore(self.store)):
+                return path
+        except (OSError, UnicodeError):  # what the file system takes for no name
+            pass
+        raise RequestError(404, f"there is no video {name!r} here")
 
-    def ask(self, job: Job, name: str, question: str, num_frames: int, method: str) -> str:
-        """HTML of what is found for a question."""
+    def preview(self, name: str) -> dict:
+        """{"seconds": length or None, "picture": data URI} of a video; VideoError where it cannot be read."""
+        path = self.path(name)
+        status = path and path.stat()
+        return self._previews(name, status and (status.st_size, status.st_mtime_ns))
+
+    def _make_preview(self, name: str, _stamp: tuple | None) -> dict:
+        """`_stamp` tells a file from the one that was there before."""
+        path, store = self.path(name), FrameStore(self.store)
+        with self._few:
+            if self._is_decoded(store, name, path):
+                video = store.video(name)
+                (picture,) = store.frames(name, [int(preview.AT * video.num_frames)])
+                looks = preview.Preview(video.num_video_frames / video.fps, picture)
+            else:
+                looks = preview.preview(path, templates.THUMBNAIL)
+        return {"seconds": looks.seconds, "picture": templates.jpeg_uri(looks.picture)}
+
+    def still(self, name: str, seconds: float) -> bytes:
+        """JPEG of what is on screen at a moment of a video, of the frames in the store; RequestError where it has none
+        of the video."""
+        store = FrameStore(self.store)
+        if not self._is_decoded(store, name, self.path(name)):
+            raise RequestError(404, f"{name} is not decoded yet")
+        shown = np.searchsorted(store.video(name).timestamps, seconds + 1e-3, side="right") - 1
+        return next(store.jpegs(name, [max(0, int(shown))]))
+
+    def ask(self, job: Job, name: str, question: str, num_frames: int, method: str, show: bool = True) -> str:
+        """HTML of what is found for a question; "" without `show`, when only `job.answer` is wanted."""
         source, answers = self._source(job, name), {}
         if self.answer:
             job.state = "answering"
-            result = select_frames(self.scorer, source.candidates(), question, num_frames, method)
-            answers = {method: self.answer(source.pictures(picks_of(result, source)), question)}
+            picks = choose(source, self.scorer, question, num_frames, method)
+            job.answer = answers[method] = self.answer(source.pictures(picks), question)
+        if not show:
+            return ""
         example = video_page.example(self.scorer, source, question, num_frames, answers)
         return templates.render("found.html", example=example)
+
+    @staticmethod
+    def _is_decoded(store: FrameStore, name: str, path: Path | None) -> bool:
+        """Whether the store has the frames of a video, and not those of another file that had its name."""
+        return name in store and (path is None or store.video(name).source_size == path.stat().st_size)
 
     def _source(self, job: Job, name: str) -> Source:
         """A video of the store, which it is added to where its frames or features are not there, or of another file."""
         path, store, clip = self.path(name), FrameStore(self.store), self.scorer.clip
         size = path and path.stat().st_size
-        decoded = name in store and size in (None, store.video(name).source_size)
+        decoded = self._is_decoded(store, name, path)
         encoded = decoded and frame_store.features_path(self.store, clip.identity, name).is_file()
         if not encoded or not FrameStore(self.store, clip.identity).has_features(name):
             with predecoding.writing(self.store, Shard()):

@@ -1,13 +1,18 @@
 """The page of `serve` over HTTP: Starlette's routes, uvicorn's loop.
 
-    GET /                    the page; its style and script are below /static/
+    GET /                    the page; its style and script are below /static/. What the address holds is filled in:
+                             ?video=NAME&question=TEXT&num_frames=K&method=M
     GET /videos              {"videos": [names]}
+    GET /videos/NAME         the video file, also parts of it (Range)
+    GET /previews/NAME       {"seconds": length or null, "picture": data URI}
+    GET /stills/NAME?at=S    JPEG of a decoded video S seconds from its start
     PUT /videos/NAME         a new video, as the body
-    POST /questions          {"video", "question", "num_frames", "method"} -> {"question": N}
+    POST /questions          {"video", "question", "num_frames", "method", "show"} -> {"question": N}; with "show" false
+                             only the answer from the frames of the method is wanted, not the curve and the pictures
     GET /questions/N         how far it is and what was found: a library.Job
 
-All but the page and its files speak JSON; a refusal is {"error": why} with a status. Where the server listens at
-127.0.0.1 only requests for a name of this machine are taken, and none that a page of another site makes.
+All but the page, its files and pictures speak JSON; a refusal is {"error": why} with a status. Where the server listens
+at 127.0.0.1 only requests for a name of this machine are taken, and none that a page of another site makes.
 """
 
 import asyncio
@@ -30,21 +35,30 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from tspo_jax.data.decode import VideoError
 from tspo_jax.pages import templates, video_page
 from tspo_jax.pages.library import Job, Library, RequestError
 from tspo_jax.selection.scoring import AGENT_METHODS
 
-MAX_FRAMES = 256
+NUM_FRAMES, MAX_FRAMES = 8, 256  # of a question: usually, and at most
 MAX_WAITING = 16  # questions
 MAX_BODY = 100_000  # bytes of a question
 KEPT_JOBS = 64
 SILENCE = 60.0  # seconds without a byte after which a connection that owes some is closed
+HARDENED = (  # on every response: only files of this server are run, and no other site shows them
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    ),
+)
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -100,13 +114,15 @@ class Server:
     def submit(self, fields: dict) -> str:
         """Takes a question; its job's name. RequestError for fields that are wrong, or too many questions."""
         name, question = fields.get("video"), fields.get("question")
-        num_frames, method = fields.get("num_frames", 8), fields.get("method", self.methods()[0])
+        num_frames, method = fields.get("num_frames", NUM_FRAMES), fields.get("method", self.methods()[0])
         if not isinstance(name, str) or not isinstance(question, str) or not question.strip():
             raise RequestError(400, "video and question are needed, as texts")
         if type(num_frames) is not int or not 1 <= num_frames <= MAX_FRAMES:
             raise RequestError(400, f"num_frames must be a number from 1 to {MAX_FRAMES}")
         if method not in self.methods():
             raise RequestError(400, f"method must be one of {', '.join(self.methods())}")
+        if type(show := fields.get("show", True)) is not bool:
+            raise RequestError(400, "show must be true or false")
         self.library.path(name)
         job = Job()
         with self._lock:
@@ -116,7 +132,7 @@ class Server:
             self._jobs[number] = job
             while len(self._jobs) > KEPT_JOBS:
                 self._jobs.popitem(last=False)
-        self._worker.submit(self._work, job, name, question, num_frames, method)
+        self._worker.submit(self._work, job, name, question, num_frames, method, show)
         return number
 
     def _work(self, job: Job, *asked) -> None:
@@ -135,14 +151,21 @@ class Server:
         return [m for m in video_page.METHODS if self.library.scorer.agent or m not in AGENT_METHODS]
 
 
-def page(library: Library, methods: list[str]) -> str:
-    """The form; its script asks and shows the result."""
+def page(library: Library, methods: list[str], asks_at_once: bool = False) -> str:
+    """The videos, the player and the form; the script asks, and shows the result.
+
+    Args:
+      methods: that may be chosen.
+      asks_at_once: a question in the page's address is asked without a click.
+    """
     return templates.render(
         "ask.html",
         title="Ask a video",
         names=library.names(),
         methods={method: video_page.METHODS[method] for method in methods},
+        default_frames=NUM_FRAMES,
         max_frames=MAX_FRAMES,
+        asks_at_once=asks_at_once,
         has_answerer=library.answer is not None,
         takes_videos=library.folder is not None,
     )
@@ -154,11 +177,33 @@ def page(library: Library, methods: list[str]) -> str:
 def application(server: Server) -> ASGIApp:
     """The routes of a server. Each is a plain function, which Starlette calls in a thread of its own."""
 
-    def show(_: Request) -> Response:
-        return HTMLResponse(page(server.library, server.methods()).encode(errors="replace"))  # names may be no UTF-8
+    def show(request: Request) -> Response:
+        # A link on another site may fill in a question, but computing starts when the user wants it.
+        trusted = request.headers.get("sec-fetch-site") in ("none", "same-origin")
+        html = page(server.library, server.methods(), trusted)
+        return HTMLResponse(html.encode(errors="replace"))  # names may be no UTF-8
 
     def list_videos(_: Request) -> Response:
         return _json({"videos": server.library.names()})
+
+    def video(request: Request) -> Response:
+        path = server.library.path(request.path_params["name"])
+        if path is None:
+            raise RequestError(404, "the frame store has the frames of this video, not the file")
+        return FileResponse(path, stat_result=path.stat())
+
+    def preview(request: Request) -> Response:
+        try:
+            return _json(server.library.preview(request.path_params["name"]))
+        except VideoError as error:
+            raise RequestError(415, error.reason) from None
+
+    def still(request: Request) -> Response:
+        try:
+            seconds = float(request.query_params.get("at", ""))
+        except ValueError:
+            raise RequestError(400, "at must be a number of seconds") from None
+        return Response(server.library.still(request.path_params["name"], seconds), media_type="image/jpeg")
 
     def add_video(request: Request) -> Response:
         name = request.path_params["name"]
@@ -183,7 +228,10 @@ def application(server: Server) -> ASGIApp:
     routes = [
         Route("/", show),
         Route("/videos", list_videos),
+        Route("/videos/{name:path}", video),
         Route("/videos/{name:path}", add_video, methods=["PUT"]),
+        Route("/previews/{name:path}", preview),
+        Route("/stills/{name:path}", still),
         Route("/questions", ask, methods=["POST"]),
         Route("/questions/{number}", look),
         Mount("/static", StaticFiles(directory=templates.STATIC)),
@@ -209,7 +257,7 @@ class _SameOrigin:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_hardened(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message["headers"], *HARDENED]
             await send(message)
 
         try:

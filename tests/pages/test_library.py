@@ -1,0 +1,48 @@
+"""Videos of a folder and of a store; questions about them: test_server.py."""
+
+import shutil
+
+import pytest
+import tiny_store
+from video_files import write_video
+
+from tspo_jax.pages import library as library_module
+from tspo_jax.pages.library import Library, RequestError
+from tspo_jax.selection import scoring
+
+
+@pytest.fixture(scope="module")
+def library(golden, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("library")
+    write_video(folder / "videos" / "a.mp4", num_frames=75)
+    tiny_store.store_videos(folder / "store", {"sub/b.mp4": folder / "videos" / "a.mp4"}, golden / "tspo_agent")
+    (folder / "store" / "beside.array_record").write_bytes(b"")
+    return Library(folder / "videos", folder / "store", scoring.load_scorer(golden / "tspo_agent"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../beside", "/sub/b.mp4", "sub/../sub/b.mp4", "sub//b.mp4", ".", "", "a\0.mp4", "\ud800", "x" * 300 + ".mp4"],
+)
+def test_names_that_lead_elsewhere_are_no_videos(library, name):
+    for look in (library.path, library.preview, lambda name: library.still(name, 0)):
+        with pytest.raises(RequestError, match="there is no video") as caught:
+            look(name)
+        assert caught.value.status == 404
+
+
+def test_a_preview_is_made_once_for_a_file(library, monkeypatch):
+    first = library.preview("a.mp4")
+    assert first["seconds"] == pytest.approx(3, abs=0.1) and library.names() == ["a.mp4", "sub/b.mp4"]
+    monkeypatch.setattr(library_module.preview, "preview", lambda *_: 1 / 0)
+    assert library.preview("a.mp4") == first
+    write_video(library.folder / "other.mp4", num_frames=25)
+    shutil.move(library.folder / "other.mp4", library.folder / "a.mp4")
+    with pytest.raises(ZeroDivisionError):
+        library.preview("a.mp4")
+
+
+def test_no_still_of_a_video_that_is_not_decoded(library):
+    with pytest.raises(RequestError, match="a.mp4 is not decoded yet"):
+        library.still("a.mp4", 1.0)
+    assert library.still("sub/b.mp4", -5.0)[:2] == b"\xff\xd8"
