@@ -25,7 +25,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tspo_jax.runs.run_folder import read_agent
+from tspo_jax.selection.scoring import read_agent
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER_SECONDS = 150  # in which the other process must end; jax gives up on a silent one after 100

@@ -40,8 +40,8 @@ from tspo_jax.models.layers import abstract_module, merge_params
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
-from tspo_jax.runs.run_folder import TrainState
 from tspo_jax.tspo import programs
+from tspo_jax.tspo.programs import TrainState
 
 # Matrix peak in bfloat16 without sparsity, operations per second (NVIDIA's data sheets), by part of the device's name.
 GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_agent, load_clip
 from tspo_jax.export import export
-from tspo_jax.runs.run_folder import Checkpoints, TrainState
+from tspo_jax.runs.run_folder import Checkpoints
+from tspo_jax.tspo.programs import TrainState
 
 
 @pytest.fixture

@@ -25,8 +25,9 @@ from tspo_jax.evaluation import run as evaluate
 from tspo_jax.models.layers import split_params
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.runs.metrics import read_rows
-from tspo_jax.runs.run_folder import RunFolderError, find_checkpoint, read_agent
-from tspo_jax.runs.training_log import NotFiniteError
+from tspo_jax.runs.run_folder import RunFolderError, find_checkpoint
+from tspo_jax.runs.training_log import NotFiniteError, TrainingLog
+from tspo_jax.selection.scoring import read_agent
 from tspo_jax.tspo import environment
 
 NUM_STEPS = 6
@@ -144,14 +145,14 @@ def test_resuming_is_exact(config, undisturbed, tmp_path, monkeypatch):
         picked.append(picks)
         return original(picks)
 
-    def stop_after_5(self, step, *args, original=training.TrainingLog.start_row):
-        original(self, step, *args)
-        if step == 5:
+    def stop_after_5(self, measured, original=TrainingLog.start_row):
+        original(self, measured)
+        if measured.step == 5:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(environment, "unique_frames", recording)
     with monkeypatch.context() as patch:
-        patch.setattr(training.TrainingLog, "start_row", stop_after_5)
+        patch.setattr(TrainingLog, "start_row", stop_after_5)
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path)
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 4
@@ -279,13 +280,13 @@ def test_everything_beyond_the_paper_at_once(config, tmp_path):
 
 
 def test_sigterm_saves_and_the_next_start_goes_on(config, undisturbed, tmp_path, monkeypatch):
-    def terminate_in_step_2(self, step, *args, original=training.TrainingLog.start_row):
-        original(self, step, *args)
-        if step == 2:
+    def terminate_in_step_2(self, measured, original=TrainingLog.start_row):
+        original(self, measured)
+        if measured.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.TrainingLog, "start_row", terminate_in_step_2)
+        patch.setattr(TrainingLog, "start_row", terminate_in_step_2)
         assert not training.train(config, tmp_path, jax.devices()[:1])
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
     assert find_checkpoint(tmp_path).name == "2"
@@ -338,13 +339,13 @@ def test_one_step_stale_resumes_exactly(needles, tmp_path, monkeypatch):
     assert any(row[name] != other[name] for row, other in zip(rows, plain, strict=True) for name in same)
     assert all(row["clipped"] >= 0 for row in rows)
 
-    def stop_after_5(self, step, *args, original=training.TrainingLog.start_row):
-        original(self, step, *args)
-        if step == 5:
+    def stop_after_5(self, measured, original=TrainingLog.start_row):
+        original(self, measured)
+        if measured.step == 5:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.TrainingLog, "start_row", stop_after_5)
+        patch.setattr(TrainingLog, "start_row", stop_after_5)
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path / "cut")
     resumed, resumed_agent = run(config, tmp_path / "cut")

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -177,17 +177,12 @@ class HeldOut:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class General:
+    """What every trainer has, and all that runs/loop.py reads: the config of a trainer is a subclass."""
+
     seed: int = 42
-    batch_size: int = 16  # questions per step, over all devices
-    num_steps: int = 625  # 10,000 questions, once each
-    agent: Agent = group(Agent)
-    answerer: Answerer = group(Answerer)
-    data: Data = group(Data)
-    policy: Policy = group(Policy)
-    optimizer: Optimizer = group(Optimizer)
-    evaluation: Evaluation = group(Evaluation)
-    held_out: HeldOut = group(HeldOut)
+    batch_size: int = 16  # examples per step, over all devices
+    num_steps: int = 1000
     mesh: Mesh = group(Mesh)
     distributed: Distributed = group(Distributed)
     log_every: int = 1  # steps between two lines on the terminal; metrics.jsonl and TensorBoard get every step
@@ -195,6 +190,23 @@ class Config:
     keep_checkpoints: int = 3
     wandb: str = ""  # project at Weights & Biases that metrics go to as well; "" = none
     profile_steps: int = 0  # a profiler trace of so many steps goes to RUN_DIR/profile; the first two are left out
+
+
+OfTrainer = TypeVar("OfTrainer", bound=General)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(General):
+    """Of train.py, and of evaluate.py."""
+
+    num_steps: int = 625  # of 16 questions: 10,000, once each
+    agent: Agent = group(Agent)
+    answerer: Answerer = group(Answerer)
+    data: Data = group(Data)
+    policy: Policy = group(Policy)
+    optimizer: Optimizer = group(Optimizer)
+    evaluation: Evaluation = group(Evaluation)
+    held_out: HeldOut = group(HeldOut)
 
 
 # The least that a field may be; everything else with a limit is checked where it is used.
@@ -234,22 +246,23 @@ ONE_OF = {
 }
 
 # What may change between two starts of one run: where it runs and what it prints, not what it computes.
-MAY_DIFFER = ("evaluation", "mesh", "distributed", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers")
-MAY_DIFFER += ("profile_steps", "data.decode_threads", "answerer.encode_chunk", "answerer.prefill_chunk")
-MAY_DIFFER += ("answerer.question_chunk", "held_out", "wandb")
+GENERAL_MAY_DIFFER = ("mesh", "distributed", "log_every", "checkpoint_every", "keep_checkpoints", "wandb")
+GENERAL_MAY_DIFFER += ("profile_steps",)
+MAY_DIFFER = (*GENERAL_MAY_DIFFER, "evaluation", "held_out", "data.workers", "data.decode_threads")
+MAY_DIFFER += ("answerer.encode_chunk", "answerer.prefill_chunk", "answerer.question_chunk")
 
 
-def default() -> ConfigDict:
-    """Every field with the paper's value; folders are empty."""
-    return ConfigDict(dataclasses.asdict(Config()))
+def default(kind: type[General] = Config) -> ConfigDict:
+    """Every field of a trainer's config with its default: for `Config` the paper's value; folders are empty."""
+    return ConfigDict(dataclasses.asdict(kind()))
 
 
-def read(config: Mapping[str, Any]) -> Config:
-    """The frozen form of a ConfigDict (or nested mapping) that has exactly the fields of `Config`.
+def read(config: Mapping[str, Any], kind: type[OfTrainer] = Config) -> OfTrainer:
+    """The frozen form of a ConfigDict (or nested mapping) that has exactly the fields of `kind`.
 
     Raises ConfigError naming a field that is unknown, missing or of a wrong type.
     """
-    return _read(Config, config, "")
+    return _read(kind, config, "")
 
 
 def _read(cls, values: Mapping[str, Any], prefix: str):
@@ -316,8 +329,8 @@ def define_flag() -> None:
     )
 
 
-def check_overrides(argv: Sequence[str]) -> None:
-    """Raises ConfigError for a flag --config.NAME of a field that does not exist, or a config file that does not.
+def check_overrides(argv: Sequence[str], kind: type[General] = Config) -> None:
+    """Raises ConfigError for a flag --config.NAME of a field that `kind` lacks, or a config file that does not exist.
 
     For before the flags are parsed, which would end in a traceback.
     """
@@ -326,7 +339,7 @@ def check_overrides(argv: Sequence[str]) -> None:
             if not Path(file[1].partition(":")[0]).is_file():  # FILE.py:variant
                 raise ConfigError(f"--config={file[1]}: no such file; see configs/")
         elif override := re.match(r"--?config\.([\w.]+)", argument):
-            cls, prefix = Config, ""
+            cls, prefix = kind, ""
             for name in override[1].split("."):
                 fields = {field.name: field.type for field in dataclasses.fields(cls)} if cls else {}
                 if name not in fields:
@@ -335,8 +348,8 @@ def check_overrides(argv: Sequence[str]) -> None:
                 prefix += f"{name}."
 
 
-def from_flags() -> Config:
+def from_flags(kind: type[OfTrainer] = Config) -> OfTrainer:
     """The config of the parsed flags."""
     if flags.FLAGS.config is None:
         raise ConfigError("--config is needed: a file with get_config(), e.g. --config=configs/toy.py")
-    return read(flags.FLAGS.config)
+    return read(flags.FLAGS.config, kind)

@@ -17,7 +17,7 @@ from absl import flags
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import agent_graphdef, agent_kind, load_clip
 from tspo_jax.command_line import entry_point
-from tspo_jax.runs.run_folder import read_agent
+from tspo_jax.selection.scoring import read_agent
 
 TOKENIZER_AND_PROCESSOR = (
     "tokenizer.json",

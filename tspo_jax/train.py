@@ -4,21 +4,21 @@
 
 A step, with B questions, T candidate frames, G draws of K frames each:
 
-    batch    data/loader.py   question rows -> features [B,T,D], mask, text feature [B,D], prompt, answer, needle mask
-    sample   programs.py      agent scores every frame; G draws of K frames without replacement -> [B,G,K]
-    fetch    data/            only the drawn frames are read and decoded, each once -> uint8 [B,U,S,S,3]
-    answer   rollout.py       the frozen MLLM answers all B*G prompts as one batch -> tokens [B,G,new]
-    reward   rewards.py       answers and draws -> [B,G]
-    update   programs.py      rewards relative to their group's mean -> one optimiser step on the agent
+    batch    data/loader.py         question rows -> features [B,T,D], mask, text feature [B,D], prompt, answer, needles
+    sample   tspo/programs.py       agent scores every frame; G draws of K frames without replacement -> [B,G,K]
+    fetch    data/                  only the drawn frames are read and decoded, each once -> uint8 [B,U,S,S,3]
+    answer   answering/rollout.py   the frozen MLLM answers all B*G prompts as one batch -> tokens [B,G,new]
+    reward   tspo/rewards.py        answers and draws -> [B,G]
+    update   tspo/programs.py       rewards relative to their group's mean -> one optimiser step on the agent
 
 sample, answer and update are compiled before the first step, once per kind of sample and bucket of T; nothing else
 runs on the device. The next batch is loaded meanwhile, metrics are read from the device one step late, and frames are
 fetched while other questions are answered (answerer.question_chunk). With policy.stale_steps=1 the next picks are drawn
 before the update and fetched while the MLLM answers; the update then corrects for the agent that drew.
 
-Running the same command again resumes from the newest checkpoint, exactly: randomness is a function of (seed, step,
-question index), and the place of the data iterator is part of the checkpoint. After SIGTERM the step in progress is
-finished and saved, and the exit status is 75; where another process of the run ended, it is 76. `python -m
+Running the same command again resumes from the newest checkpoint, exactly (runs/loop.py): randomness is a function of
+(seed, step, question index), and the place of the data iterator is part of the checkpoint. After SIGTERM the step in
+progress is finished and saved, and the exit status is 75; where another process of the run ended, it is 76. `python -m
 tspo_jax.doctor` reads the log. Metrics, per step: reward/KIND, accuracy/KIND, location/KIND (means; KIND is general or
 specific), unparsed (share of answers without an option letter), advantage_std, dead_groups (share of groups whose
 rewards are all equal: they teach nothing), grad_norm (before clipping), score_entropy (nats), tau, learning_rate, loss
@@ -33,13 +33,12 @@ import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
 from tspo_jax import config as config_module
 from tspo_jax.checkpoints import weights
@@ -47,20 +46,18 @@ from tspo_jax.checkpoints.folders import load_agent, load_answerer, load_clip
 from tspo_jax.command_line import entry_point
 from tspo_jax.config import MAY_DIFFER, Config
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.data.loader import Loader, LoaderConfig
+from tspo_jax.data.loader import Batch, Loader, LoaderConfig
 from tspo_jax.data.needle import NeedleConfig
 from tspo_jax.data.questions import read_questions
-from tspo_jax.devices import processes, sharding
+from tspo_jax.devices import sharding
 from tspo_jax.pages import report
-from tspo_jax.runs import estimate
-from tspo_jax.runs.metrics import DeviceClock, Stopwatch
-from tspo_jax.runs.preemption import EXIT_STATUS, Preemption
-from tspo_jax.runs.run_folder import Checkpoints, TrainState, check_run, in_use, write_run_config
-from tspo_jax.runs.training_log import NotFiniteError, TrainingLog
-from tspo_jax.tspo import environment, programs
-from tspo_jax.tspo.actor import Actor, Drawn
+from tspo_jax.runs.loop import Evaluated, Loop, define_flags, run_from_flags
+from tspo_jax.runs.run_folder import check_run
+from tspo_jax.tspo import actor, environment, programs, step_cost, step_metrics
+from tspo_jax.tspo.actor import Actor
 from tspo_jax.tspo.environment import Environment
 from tspo_jax.tspo.held_out import MAIN, HeldOut
+from tspo_jax.tspo.programs import TrainState
 
 LOSS_NOTE = (
     "The loss is 0 by construction: rewards count relative to their group's mean, so only its gradient says something. "
@@ -116,89 +113,61 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     environment.check_frame_sizes(store, answerer)
     per_question |= environment.arrays_per_question(config, questions, answerer)
 
+    def shape_of(step: int, rows: Batch) -> tuple[str, int] | None:
+        return None if step < config.policy.warm_start_steps else step_cost.shape_of(rows)
+
     with ExitStack() as stack:
         loader = Loader(store, questions, loader_config(config), config.seed, per_question, *sharding.data_slice(mesh))
         stack.enter_context(loader)
-        if jax.process_index() == 0:
-            stack.enter_context(in_use(run_dir))
-            write_run_config(run_dir, dataclasses.asdict(config))
-        checkpoints = stack.enter_context(Checkpoints(run_dir, config.keep_checkpoints))
-        start = checkpoints.latest_step()
-        if start:
-            state, iterator = checkpoints.restore(start, like=state)
-            loader.set_state(iterator)
-        clock = stack.enter_context(DeviceClock())
-        log = stack.enter_context(TrainingLog(run_dir, config, start, clock))
+        put, columns = partial(actor.put, mesh), step_metrics.COLUMNS
+        loop = Loop(run_dir, config, loader, put=put, shape_of=shape_of, may_differ=MAY_DIFFER, columns=columns)
+        stack.enter_context(loop)
         for line in bad_lines:
-            log.note(f"left out: {line}")
-        if start >= config.num_steps:
-            log.note(f"{run_dir}: all {config.num_steps} steps are done")
+            loop.note(f"left out: {line}")
+        state = loop.restore(state)
+        if loop.is_done:
             return True
-        log.note(f"{run_dir}: resuming after step {start}" if start else LOSS_NOTE)
+        if not loop.start:
+            loop.note(LOSS_NOTE)
         pool = stack.enter_context(ThreadPoolExecutor(config.data.decode_threads))
-        world = Environment(config, mesh, questions, store, loader.names, answerer, pool, clock)
-        actor = Actor(config, mesh, sample, world, loader, clock)
-        preemption = stack.enter_context(Preemption())
-        profiled = range(start + 2, start + 2 + config.profile_steps)
-        profile = stack.enter_context(ExitStack())
-        stack.enter_context(processes.end_together(agreed=NotFiniteError))
+        world = Environment(config, mesh, questions, store, loader.names, answerer, pool, loop.clock)
+        acting = Actor(config, mesh, sample, world, loop.clock)
         if config.policy.warm_start_steps < config.num_steps:
-            log.note("compiling the programs of a step; for large models that takes minutes")
-            log.expect(estimate.of_run(config, mesh, world, loader.examples(), sample, update, state, initial))
-
-        def begin(step: int, agent: dict) -> Drawn:
-            loaded = actor.load(watch)
-            log.finish_row()  # of the last step, whose update has had the time of loading to run
-            return actor.draw(step, agent, loaded, watch)
-
-        def finish_step() -> bool:
-            """Whether the run must stop after this step."""
-            done = step + 1
-            log.start_row(done, rows, metrics, watch)
-            if profiled and step == profiled[-1]:
-                profile.close()
-            is_last, must_stop = done == config.num_steps, preemption.must_stop(done)
-            is_evaluated = held_out and not must_stop and (is_last or done % config.held_out.every == 0)
-            if must_stop or is_last or is_evaluated or done % config.checkpoint_every == 0:
-                log.finish_row()
-                accuracy = {}
-                if is_evaluated:
-                    accuracy = held_out.measure(done, state.agent, answerer, world.rollout)
-                    log.add(done, accuracy)
-                place = ahead.loaded.place if ahead else loader.get_state()
-                checkpoints.save(done, state, place, accuracy.get(MAIN))
-            return must_stop and not is_last
+            loop.note("compiling the programs of a step; for large models that takes minutes")
+            loop.expect(step_cost.of_run(config, mesh, world, loader.examples(), sample, update, state, initial))
 
         ahead = None  # with stale_steps, the next step's picks
-        for step in range(start, config.num_steps):
-            if profiled and step == profiled[0]:
-                profile.enter_context(jax.profiler.trace(str(run_dir / "profile")))
-            watch = Stopwatch()
-            if step < config.policy.warm_start_steps:
-                _, rows, batch = actor.load(watch)
-                log.finish_row()
-                with watch("update"):
-                    labels = sharding.put_batch(mesh, world.labels(rows))
-                    state, metrics = warm_start(state, batch, labels, np.int32(step))
-            else:
-                drew = state.agent if state.drew is None else state.drew
-                now = ahead or begin(step, drew)
-                _, rows, batch = now.loaded
-                is_ahead = config.policy.stale_steps and step + 1 < config.num_steps
-                ahead = begin(step + 1, state.agent) if is_ahead else None
-                answers = world.ask(now.shown, watch)
-                if ahead:
-                    ahead = ahead._replace(shown=list(ahead.shown))  # fetched while the MLLM answers
-                draws, measured = actor.measure(step, drew, now, answers, watch)
-                with watch("update"):
-                    state, metrics = update(state, batch, draws, measured, np.int32(step), initial)
-            clock.started(metrics["tau"])
-            if finish_step():
-                break
-        else:
-            return True
-        log.note(f"{run_dir}: stopped by SIGTERM, saved after step {step + 1}; run the same command to go on")
-        return False
+
+        def learn_from_labels(step: int, state: TrainState) -> tuple[TrainState, dict]:
+            rows, batch = loop.batch(step)
+            with loop.watch("update"):
+                labels = sharding.put_batch(mesh, world.labels(rows))
+                return warm_start(state, batch, labels, np.int32(step))
+
+        def learn_from_rewards(step: int, state: TrainState) -> tuple[TrainState, dict]:
+            nonlocal ahead
+            watch, drew = loop.watch, state.agent if state.drew is None else state.drew
+            now = ahead or acting.draw(step, drew, loop.batch(step), watch)
+            rows, batch = now.loaded
+            is_ahead = config.policy.stale_steps and step + 1 < config.num_steps
+            ahead = acting.draw(step + 1, state.agent, loop.batch(step + 1), watch) if is_ahead else None
+            answers = world.ask(now.shown, watch)
+            if ahead:
+                ahead = ahead._replace(shown=list(ahead.shown))  # fetched while the MLLM answers
+            draws, measured = acting.measure(step, drew, now, answers, watch)
+            with watch("update"):
+                state, metrics = update(state, batch, draws, measured, np.int32(step), initial)
+            return state, step_metrics.of_kind(rows["kind"], metrics)
+
+        def step(number: int, state: TrainState) -> tuple[TrainState, dict]:
+            learn = learn_from_labels if number < config.policy.warm_start_steps else learn_from_rewards
+            return learn(number, state)
+
+        def evaluate(done: int, state: TrainState) -> Evaluated:
+            accuracy = held_out.measure(done, state.agent, answerer, world.rollout)
+            return step_metrics.held_out(done, accuracy, MAIN)
+
+        return loop.run(state, step, evaluate, config.held_out.every)
 
 
 def loader_config(config: Config) -> LoaderConfig:
@@ -235,18 +204,8 @@ def check_width(agent: dict, width: int, folder: str) -> None:
         )
 
 
-def define_flags() -> None:
-    config_module.define_flag()
-    flags.DEFINE_string("run_dir", "", "Folder of the run; default: runs/<name of the config file>.")
-
-
 def main() -> int:
-    config = config_module.from_flags()
-    processes.join(config.distributed)
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    with processes.end_together():
-        is_done = train(config, Path(flags.FLAGS.run_dir or f"runs/{name}"))
-    return 0 if is_done else EXIT_STATUS
+    return run_from_flags(Config, train)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from benchmarks import kill_resume
 from tspo_jax import config as cfg
 from tspo_jax import train
 from tspo_jax.devices.processes import LOST
-from tspo_jax.runs.run_folder import read_agent
+from tspo_jax.selection.scoring import read_agent
 
 NUM_STEPS = 12
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tspo_jax.runs import estimate
-from tspo_jax.devices import sharding
 from tspo_jax.devices import chips as tpu
+from tspo_jax.devices import sharding
 from tspo_jax.devices.compiling import Call
+from tspo_jax.runs import estimate
 
 
 @pytest.fixture
@@ -28,7 +28,10 @@ def test_memory_is_that_of_a_device(calls):
     assert found.seconds is None
     rows = sharding.abstract_batch(mesh, np.zeros((2, 1), np.float32))
     small = estimate.Estimate({"double": calls["double"]._replace(args=(rows,))}, mesh)
-    steps = [estimate.Steps(("general", 40), 2, 0.5, small), estimate.Steps(("specific", 128), 3, 0.5, found)]
+    steps = [
+        estimate.Steps(("general", 40), "the others", 0.5, small),
+        estimate.Steps(("specific", 128), "specific samples, 128 candidates, K = 3", 0.5, found),
+    ]
     assert estimate.said(steps, 10) == (
         "memory of a device 32.8 kB (double 32.8 kB; specific samples, 128 candidates, K = 3)"
     )
@@ -55,8 +58,8 @@ def test_roofline_on_a_known_chip(calls, monkeypatch):
     assert found.seconds == pytest.approx(3 * 2, rel=0.01)
     faster = dataclasses.replace(slow, hbm_bandwidth=2 * 16384.0)
     monkeypatch.setattr(estimate, "chip_of", lambda device: faster)
-    steps = [estimate.Steps(("general", 40), 2, 0.5, found)]
-    steps.append(estimate.Steps(("specific", 128), 3, 0.5, estimate.Estimate(calls, mesh)))
+    steps = [estimate.Steps(("general", 40), "some", 0.5, found)]
+    steps.append(estimate.Steps(("specific", 128), "others", 0.5, estimate.Estimate(calls, mesh)))
     assert estimate.said(steps, 100).endswith("; at least 4.5 s per step, 7.5 min for all")
 
 
@@ -71,7 +74,7 @@ def test_pace_is_that_of_steps_without_compilation():
     pace = estimate.Pace(100)
     general, specific = ("general", 64), ("specific", 832)
     costs = {general: SimpleNamespace(seconds=0.5), specific: SimpleNamespace(seconds=None)}
-    pace.expect([estimate.Steps(shape, 8, 0.5, cost) for shape, cost in costs.items()])
+    pace.expect([estimate.Steps(shape, "", 0.5, cost) for shape, cost in costs.items()])
     rows = [pace.row(step, general, 60.0, step) for step in range(1, 4)]
     assert rows[0] == {"steps_per_second": pytest.approx(1 / 60), "roofline_share": pytest.approx(0.5 / 60)}
     assert pace.said() == ""

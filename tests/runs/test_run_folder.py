@@ -8,21 +8,21 @@ import jax
 import numpy as np
 import pytest
 
-from tspo_jax.devices import sharding
 from tspo_jax.checkpoints.folders import load_agent
-from tspo_jax.tspo.policy import make_optimizer
+from tspo_jax.devices import sharding
 from tspo_jax.runs.run_folder import (
     ABSENT,
     Checkpoints,
     RunFolderError,
-    TrainState,
     check_run,
     differences,
     find_checkpoint,
     in_use,
-    read_agent,
     write_run_config,
 )
+from tspo_jax.selection.scoring import read_agent
+from tspo_jax.tspo.policy import make_optimizer
+from tspo_jax.tspo.programs import TrainState
 
 CONFIG = {"seed": 0, "optimizer": {"learning_rate": 5e-4, "b1": 0.9}, "mesh": (("data", -1), ("model", 1))}
 
@@ -155,9 +155,7 @@ def test_no_checkpoint_is_an_error(tmp_path):
 
 def test_a_folder_in_use_is_refused(tmp_path):
     """Until its process ends, even by kill -9."""
-    hold = (
-        "import sys, time, tspo_jax.runs.run_folder as r\nwith r.in_use(sys.argv[1]): print(1, flush=True); time.sleep(99)"
-    )
+    hold = "import sys, time, tspo_jax.runs.run_folder as r\nwith r.in_use(sys.argv[1]): print(1, flush=True); time.sleep(99)"
     with subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         with pytest.raises(RunFolderError, match=f"is in use by process {process.pid} on "), in_use(tmp_path):
@@ -174,7 +172,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, state):
     script = f"""if True:
         import resource, signal, sys
         import jax, numpy as np
-        from tspo_jax.runs.run_folder import Checkpoints, TrainState
+        from tspo_jax.runs.run_folder import Checkpoints
+        from tspo_jax.tspo.programs import TrainState
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
         with Checkpoints({str(tmp_path)!r}, keep=1) as checkpoints:

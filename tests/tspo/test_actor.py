@@ -42,11 +42,11 @@ def make_actor(rewards, **policy):
 
     environment = FakeEnvironment(rewards)
     clock = SimpleNamespace(started=lambda result: None)
-    return Actor(config, mesh, sample, environment, None, clock), environment
+    return Actor(config, mesh, sample, environment, clock), environment
 
 
 def measured(actor, environment, watch):
-    loaded = Loaded({}, {"k": 3}, {})
+    loaded = Loaded({"k": 3}, {})
     drawn = actor.draw(4, 1, loaded, watch)
     draws, found = actor.measure(4, 1, drawn, environment.ask(drawn.shown, watch), watch)
     return np.asarray(draws)[:, 0, 0].tolist(), jax.tree.map(lambda x: np.asarray(x).tolist(), found)

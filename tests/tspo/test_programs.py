@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 from tspo_jax import config as cfg
 from tspo_jax.checkpoints.folders import load_agent
 from tspo_jax.devices import sharding
-from tspo_jax.runs.run_folder import TrainState
 from tspo_jax.tspo import programs
+from tspo_jax.tspo.programs import TrainState
 
 B, T, D, K = 8, 40, 64, 4
 DEVICES = jax.devices()

@@ -15,7 +15,7 @@ from tspo_jax import config as cfg
 from tspo_jax import train as training
 from tspo_jax.checkpoints.folders import load_agent
 from tspo_jax.runs.metrics import read_rows
-from tspo_jax.runs.run_folder import read_agent
+from tspo_jax.selection.scoring import read_agent
 
 
 def free_port() -> int:

@@ -45,6 +45,7 @@ from tspo_jax.evaluation.results import ResultFile
 from tspo_jax.runs import run_folder
 from tspo_jax.selection import methods
 from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, pick
+from tspo_jax.selection.scoring import read_agent as read_agent_of_run
 
 FOLDER = "evaluation"  # in the run folder
 
@@ -214,7 +215,7 @@ def read_agent(config: Config, folder: str | Path) -> tuple:
     shape = {"window": config.agent.window, "num_heads": config.agent.num_heads}
     if any(Path(folder).glob("*.safetensors")):
         return load_agent(folder, **shape)
-    params = jax.device_put(run_folder.read_agent(folder))
+    params = jax.device_put(read_agent_of_run(folder))
     return agent_graphdef(params, read_clip_config(config.agent.clip).projection_dim, **shape), params
 
 

@@ -1,25 +1,19 @@
 """What a run will need: memory before its first step, time before and after it.
 
 Memory is what the compiler says of the programs of a step at the shapes that they will run with. The time before the
-first step is a roofline, which no run can beat (aot_compile.py), on chips that tpu.py knows; after a few steps it is
-what they took.
+first step is a roofline, which no run can beat (aot_compile.py), on chips that devices/chips.py knows; after a few
+steps it is what they took.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from rich.filesize import decimal
 
 from tspo_jax.devices import sharding
-from tspo_jax.tspo.actor import ARRAYS
-from tspo_jax.devices.compiling import Call, compile_call
-from tspo_jax.config import Config
-from tspo_jax.data.loader import Batch
-from tspo_jax.tspo.environment import Environment, num_chunks, reward_weights
-from tspo_jax.runs.run_folder import TrainState
 from tspo_jax.devices.chips import Chip, chip_of
+from tspo_jax.devices.compiling import Call, compile_call
 
 MEASURED_STEPS = 5  # of a run, none of which compiled anything, before its time is told
 
@@ -39,56 +33,12 @@ class Estimate:
 
 
 class Steps(NamedTuple):
-    """The `share` of a run's steps that have a batch of this shape, and what each of them needs."""
+    """The `share` of a run's steps that have one shape (see runs/loop.py), in words, and what each of them needs."""
 
-    shape: tuple[str, int]  # kind of sample, T
-    k: int
+    shape: Hashable
+    words: str
     share: float
     cost: Estimate
-
-    def __str__(self) -> str:
-        return f"{self.shape[0]} samples, {self.shape[1]} candidates, K = {self.k}"
-
-
-def of_run(
-    config: Config,
-    mesh: jax.sharding.Mesh,
-    environment: Environment,
-    examples: Iterable[tuple[float, Batch]],
-    sample: Callable,
-    update: Callable,
-    state: TrainState,
-    initial: dict | None,
-) -> list[Steps]:
-    """Compiles the programs of all steps; calls of the same shapes then find them.
-
-    Args:
-      examples: Loader.examples().
-      sample, update, state, initial: the programs, and what `update` is called with.
-    """
-    G, a = config.policy.group_size, config.answerer
-
-    def calls(rows: Batch, k: int) -> dict[str, Call]:
-        B, step = len(rows["index"]), np.int32(0)
-        batch = sharding.abstract_batch(mesh, {name: rows[name] for name in ARRAYS})
-        draws = sharding.abstract_batch(mesh, np.empty((B, G, k), np.int32))
-        names = ("total", "unparsed", *reward_weights(config)[rows["kind"]])
-        measured = {name: np.empty((B, G), np.float32) for name in names}
-        measured |= {name: np.empty(B, np.float32) for name in ("unique_frames", "cosine_spread")}
-        measured = sharding.abstract_batch(mesh, measured)
-        rollout, shown = environment.abstract_call(rows, k)
-        trips = {"encode": -(-G * k // a.encode_chunk), "decode": a.max_new_tokens - 1}
-        return {
-            "sample": Call(sample, (state.agent, batch, step), {"k": k, "attempt": step}, {}),
-            "answer": Call(rollout, shown, {}, trips, num_chunks(config, mesh)),
-            "update": Call(update, (state, batch, draws, measured, step, initial), {}, {}),
-        }
-
-    steps = []
-    for share, rows in examples:
-        shape, choices = (rows["kind"], rows["mask"].shape[1]), config.policy.random_k or (rows["k"],)
-        steps += [Steps(shape, k, share / len(choices), Estimate(calls(rows, k), mesh)) for k in choices]
-    return steps
 
 
 def said(steps: Sequence[Steps], num_steps: int) -> str:
@@ -99,7 +49,7 @@ def said(steps: Sequence[Steps], num_steps: int) -> str:
     text = f"memory of a device {decimal(cost.bytes)}"
     if cost.available:
         text += f" of {decimal(cost.available)}"
-    text += f" ({parts}; {largest})"
+    text += f" ({parts}; {largest.words})"
     if cost.seconds:
         mean = sum(of_shape.share * of_shape.cost.seconds for of_shape in steps)
         text += f"; at least {mean:.3g} s per step, {clock(mean * num_steps)} for all"
@@ -125,7 +75,7 @@ class Pace:
 
     def __init__(self, num_steps: int):
         self._num_steps = num_steps
-        self._least: dict[tuple[str, int], float] = {}  # shape -> least seconds of a step, where the chip is known
+        self._least: dict[Hashable, float] = {}  # shape -> least seconds of a step, where the chip is known
         self._seconds: list[float] = []
         self._compilations = None
         self._said = False
@@ -135,12 +85,12 @@ class Pace:
             if cost.seconds:
                 self._least[shape] = max(cost.seconds, self._least.get(shape, 0.0))
 
-    def row(self, step: int, shape: tuple[str, int] | None, seconds: float, compilations: int) -> dict[str, float]:
+    def row(self, step: int, shape: Hashable | None, seconds: float, compilations: int) -> dict[str, float]:
         """Metrics of a step: `steps_per_second`, and `roofline_share` (of the most that the chip could do).
 
-        Steps without rollout have no shape, and say nothing of how long the others will take.
+        Steps whose shape is None say nothing of how long the others will take.
         """
-        if shape and compilations == self._compilations:
+        if shape is not None and compilations == self._compilations:
             self._seconds.append(seconds)
         self._compilations, self._step = compilations, step
         row = {"steps_per_second": 1 / max(seconds, 1e-9)}

@@ -1,7 +1,7 @@
 """A training run on disk: config.json, checkpoints/<step>/, metrics.jsonl and tensorboard/ in one folder.
 
-A checkpoint after `step` updates holds the agent, the optimiser's state and the place of the data iterator. The frozen
-networks are never saved, and randomness needs no state: it is a function of (seed, step, question index).
+A checkpoint after `step` updates holds the state that is trained, one folder per part (agent/ and optimizer/ of
+train.py), and the place of the data iterator. Frozen networks are never saved.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,11 +20,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from tspo_jax.checkpoints.weights import unflatten
+
 CHECKPOINTS = "checkpoints"
-AGENT, OPTIMIZER, DREW, ITERATOR = "agent", "optimizer", "drew", "iterator"
+STATE, ITERATOR = "state", "iterator"
 BEST = "best"  # a run folder's best checkpoint is called RUN_DIR/best
 SCORE = "score"  # by this metric
 ABSENT = "(no such field)"
+State = TypeVar("State")  # a pytree; the fields of a named tuple are parts that can be read alone
 
 
 class RunFolderError(ValueError):
@@ -117,20 +120,6 @@ def differences(there: Mapping, here: Mapping, prefix: str = "") -> dict[str, tu
     return found
 
 
-class TrainState(NamedTuple):
-    """What an update changes.
-
-    Attributes:
-      agent: parameters.
-      optimizer: its state.
-      drew: the agent before the last update, which has drawn the next picks (policy.stale_steps); else None.
-    """
-
-    agent: Any
-    optimizer: Any
-    drew: Any = None
-
-
 class Checkpoints:
     """Orbax checkpoints of a run: saved in the background, whole or not at all; the newest `keep` are kept, and the
     one with the best score."""
@@ -159,44 +148,63 @@ class Checkpoints:
         others may see an older state of a shared folder."""
         return int(multihost_utils.broadcast_one_to_all(np.int32(self._manager.latest_step() or 0)))
 
-    def save(self, step: int, state: TrainState, iterator: Mapping[str, Any], score: float | None = None) -> None:
-        """Starts to save a replicated state; returns as soon as it is copied from the devices."""
+    def save(self, step: int, state: State, iterator: Mapping[str, Any], score: float | None = None) -> None:
+        """Starts to save a state of whole arrays (replicated, or split over devices of this process alone); returns as
+        soon as it is copied from the devices."""
         state = jax.tree.map(np.asarray, state)  # given device arrays, Orbax compiles programs to cut them up
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _parts(state).items()}
         args = ocp.args.Composite(**items, **{ITERATOR: ocp.args.JsonSave(dict(iterator))})
         self._manager.save(step, args=args, metrics=None if score is None else {SCORE: score})
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
+    def restore(self, step: int, like: State) -> tuple[State, dict]:
         """State and iterator of the checkpoint after `step` updates, with the shapes and shardings of `like`.
 
-        Raises RunFolderError listing what differs where the agent has other parameters there.
+        Raises RunFolderError listing what differs where the state has other arrays there.
         """
         self._manager.wait_until_finished()
         where = self._manager.directory / str(step)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            there = checkpointer.metadata(where / AGENT).item_metadata.tree
-        if found := differences(*(jax.tree.map(lambda x: list(x.shape), tree) for tree in (there, like.agent))):
-            lines = [f"{name}: {a} there, {b} here" for name, (a, b) in found.items()]
-            raise RunFolderError("\n  ".join([f"{where} holds an agent of another kind or size:", *lines]))
+        for name, part in _parts(like).items():
+            _check_shapes(where / name, part)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in _parts(abstract).items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items, **{ITERATOR: ocp.args.JsonRestore()}))
-        return TrainState(*(restored[name] for name in items)), restored[ITERATOR]
+        parts = {name: restored[name] for name in items}
+        return (like._replace(**parts) if hasattr(like, "_replace") else parts[STATE]), restored[ITERATOR]
 
 
-def _items(state: TrainState) -> dict[str, Any]:
-    return {name: tree for name, tree in zip((AGENT, OPTIMIZER, DREW), state, strict=True) if tree is not None}
+def _parts(state: State) -> dict[str, Any]:
+    """What is saved in folders of its own: the fields of a named tuple that are not None, or all of another state."""
+    named = state._asdict() if hasattr(state, "_asdict") else {STATE: state}
+    return {name: tree for name, tree in named.items() if tree is not None}
 
 
-def read_agent(checkpoint: str | Path) -> dict:
-    """The agent's parameters (nested dict of numpy arrays) of a checkpoint, on any number of devices.
+def _check_shapes(folder: Path, here: Any) -> None:
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder.parent} has no {folder.name}")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        there = checkpointer.metadata(folder).item_metadata.tree
+    if found := differences(_shapes(there), _shapes(here)):
+        lines = [f"{name}: {a} there, {b} here" for name, (a, b) in found.items()]
+        raise RunFolderError("\n  ".join([f"{folder} is of another kind or size:", *lines]))
+
+
+def _shapes(tree: Any) -> dict:
+    """Shapes of the arrays of a pytree as a nested dict; Orbax knows neither named tuples nor what holds no array."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return unflatten({jax.tree_util.keystr(path, simple=True, separator="."): list(x.shape) for path, x in leaves})
+
+
+def read_part(checkpoint: str | Path, name: str) -> Any:
+    """Part `name` of the state of a checkpoint (nested dict of numpy arrays), on any number of devices.
 
     Args:
       checkpoint: a run folder (its newest checkpoint), RUN_DIR/best, its `checkpoints` folder, or one checkpoint in it.
     Raises:
-      RunFolderError: where there is no checkpoint.
+      RunFolderError: where there is no checkpoint, or none with this part.
     """
-    folder = find_checkpoint(checkpoint) / AGENT
+    folder = find_checkpoint(checkpoint) / name
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder.parent} holds no {name}: a run of another trainer")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree = checkpointer.metadata(folder).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -206,10 +214,10 @@ def read_agent(checkpoint: str | Path) -> dict:
 def find_checkpoint(folder: str | Path) -> Path:
     """The folder of one checkpoint: `folder` itself, or the newest of the run (or of the `checkpoints`) there.
 
-    RUN_DIR/best is the run's checkpoint with the best accuracy on held-out questions.
+    RUN_DIR/best is the run's checkpoint with the best score of an evaluation during training.
     """
     folder = Path(folder).absolute()
-    if (folder / AGENT).is_dir():
+    if (folder / ITERATOR).is_dir():
         return folder
     if folder.name == BEST and (folder.parent / CHECKPOINTS).is_dir():
         scores = {path: score for path in _steps(folder.parent / CHECKPOINTS) if (score := _score(path)) is not None}

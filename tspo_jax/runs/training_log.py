@@ -2,35 +2,27 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from tspo_jax.config import Config
-from tspo_jax.data.loader import Batch
+from tspo_jax.config import General
 from tspo_jax.runs.estimate import Pace, Steps, said
 from tspo_jax.runs.metrics import CompilationCounter, DeviceClock, MetricsLog, Stopwatch, Terminal
 
-PARTS = ("data", "sample", "fetch", "answer", "reward", "update")
 COLUMNS = {  # of the table on the terminal: metric -> heading
     "step": "step",
-    "reward/general": "general",
-    "reward/specific": "specific",
-    "location/specific": "location",
-    "dead_groups": "dead",
-    "unparsed": "unparsed",
-    "score_entropy": "entropy",
+    "loss": "loss",
     "grad_norm": "gradient",
-    "tau": "tau",
-    **{f"seconds/{part}": part for part in PARTS},
+    "learning_rate": "rate",
+    "seconds/data": "data",
+    "seconds/update": "update",
     "device_idle": "idle",
     "compilations": "programs",
-}
-REWARD_NAMES = {"total": "reward"} | {  # of rewards.group_rewards -> metric
-    name: name for name in ("accuracy", "location", "coverage", "probability", "margin")
 }
 
 
@@ -38,8 +30,28 @@ class NotFiniteError(ValueError):
     """A step whose metrics are nan or infinite."""
 
 
+class Evaluated(NamedTuple):
+    """What an evaluation during training found: metrics for the log, a sentence for the terminal, and, where it says
+    which checkpoint is best, the higher the better, a score."""
+
+    metrics: Mapping[str, float]
+    said: str
+    score: float | None = None
+
+
+class Measured(NamedTuple):
+    """A step whose metrics are still computed: number of updates with it, batch (of the host), metrics, seconds, and
+    the shape that it shares with the steps that take as long (None: it is like no other)."""
+
+    step: int
+    batch: Any
+    metrics: Mapping[str, jax.Array | float]
+    watch: Stopwatch
+    shape: Hashable
+
+
 class TrainingLog(ExitStack):
-    """Writes a row of metrics per step (see train.py), in the first process only.
+    """Writes a row of metrics per step, in the first process only.
 
     The values of an update are waited for one step late, after the next batch was loaded, so that the host does not
     stand still while the device works.
@@ -47,14 +59,26 @@ class TrainingLog(ExitStack):
     Args:
       start: steps that are done.
       clock: of the device.
+      columns: of the table on the terminal, metric -> heading.
+      report: called with every row, in every process.
+      quiet: whether nothing goes to the terminal.
     """
 
-    def __init__(self, run_dir: Path, config: Config, start: int, clock: DeviceClock):
+    def __init__(
+        self,
+        run_dir: Path,
+        config: General,
+        start: int,
+        clock: DeviceClock,
+        columns: Mapping[str, str] = COLUMNS,
+        report: Callable[[Mapping[str, float]], None] | None = None,
+        quiet: bool = False,
+    ):
         super().__init__()
         is_first = jax.process_index() == 0
-        self._run_dir, self._config, self._clock = run_dir, config, clock
+        self._run_dir, self._config, self._clock, self._report = run_dir, config, clock, report
         self._log = self.enter_context(MetricsLog(run_dir, start)) if is_first else None
-        self._terminal = self.enter_context(Terminal(config.num_steps, start, COLUMNS, quiet=not is_first))
+        self._terminal = self.enter_context(Terminal(config.num_steps, start, columns, quiet=quiet or not is_first))
         self._compilations = self.enter_context(CompilationCounter())
         self.note = self._terminal.note
         self._wandb = start_wandb(config.wandb, run_dir, config, self.note) if config.wandb and is_first else None
@@ -64,19 +88,18 @@ class TrainingLog(ExitStack):
         self._pending = None
         self._recent: list[dict] = []  # rows since the last line on the terminal
 
-    def start_row(self, step: int, rows: Batch, metrics: Mapping[str, jax.Array], watch: Stopwatch) -> None:
-        self._pending = step, rows, metrics, watch
+    def start_row(self, measured: Measured) -> None:
+        self._pending = measured
 
     def expect(self, steps: Sequence[Steps]) -> None:
         """Says what the steps will need, before the first one."""
         self._pace.expect(steps)
         self.note(said(steps, self._config.num_steps))
 
-    def add(self, step: int, accuracy: Mapping[str, float]) -> None:
-        """The accuracy of each method on held-out questions, as a row of its own; its time is no step's."""
-        self._write({"step": step} | {f"held_out/{method}": value for method, value in accuracy.items()})
-        found = ", ".join(f"{method} {100 * value:.1f} %" for method, value in accuracy.items())
-        self.note(f"right in held-out questions after step {step}: {found}")
+    def add(self, step: int, evaluated: Evaluated) -> None:
+        """An evaluation, as a row of its own; its time is no step's."""
+        self._write({"step": step, **evaluated.metrics})
+        self.note(evaluated.said)
         self._clock.idle_share()
 
     def finish_row(self) -> None:
@@ -86,25 +109,23 @@ class TrainingLog(ExitStack):
         """
         if self._pending is None:
             return
-        step, rows, metrics, watch = self._pending
-        kind = rows["kind"]
+        step, batch, metrics, watch, shape = self._pending
         self._pending = None
         with watch("update"):
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        row = {"step": step}
-        row |= {f"{REWARD_NAMES[name]}/{kind}": values.pop(name) for name in REWARD_NAMES if name in values}
-        row |= values | {f"seconds/{part}": seconds for part, seconds in watch.seconds.items()}
+            values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        row = {"step": step} | values | {f"seconds/{part}": seconds for part, seconds in watch.seconds.items()}
         row |= {"device_idle": self._clock.idle_share(), "compilations": self._compilations.count}
-        shape = None if "label_loss" in values else (kind, rows["mask"].shape[1])
         row |= self._pace.row(step, shape, sum(watch.seconds.values()), self._compilations.count)
         self._write(row)
         if broken := [name for name, value in row.items() if not np.isfinite(value)]:
             path = self._run_dir / f"not_finite_step_{step}_process_{jax.process_index()}.npz"
-            np.savez(path, **rows)
+            np.savez(path, **_by_path(batch))
             raise NotFiniteError(
                 f"step {step}: {', '.join(broken)} not finite; its batch is in {path}, and no checkpoint holds this "
-                "step. Where the features of the batch are finite, a lower optimizer.learning_rate may help"
+                "step. Where the batch is finite, a lower optimizer.learning_rate may help"
             )
+        if self._report:
+            self._report(row)
         if time_left := self._pace.said():
             self.note(time_left)
         self._recent.append(row)
@@ -123,7 +144,13 @@ class TrainingLog(ExitStack):
             self._wandb.log(row, step=row["step"])
 
 
-def start_wandb(project: str, run_dir: Path, config: Config, note):
+def _by_path(batch: Any) -> dict[str, np.ndarray]:
+    """The arrays of a pytree by the names or positions that lead to them."""
+    leaves = jax.tree.leaves_with_path(batch)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def start_wandb(project: str, run_dir: Path, config: General, note):
     """A run of Weights & Biases that a rerun of the same folder continues; None, with a note, where there can be none.
 
     No account is needed with WANDB_MODE=offline.

@@ -18,12 +18,18 @@ from tspo_jax.data.decode import Video
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.models.clip import cosine_similarity
 from tspo_jax.models.layers import merge_params
+from tspo_jax.runs.run_folder import read_part
 from tspo_jax.selection.methods import select
 
 TEMPERATURE = 0.025  # that scores are given at; the order of the frames does not depend on it
 AGENT_METHODS = ("topk", "bin-max", "aks")  # the others look at no agent's scores
 FRAME_BATCH = 64  # frames decoded and encoded at a time
 LENGTH_MULTIPLE = 256  # videos are padded to multiples of it for scoring, so that few lengths are compiled
+
+
+def read_agent(checkpoint: str | Path) -> dict:
+    """The agent's parameters (nested dict of numpy arrays) in a checkpoint of train.py, as read_part names it."""
+    return read_part(checkpoint, "agent")
 
 
 @dataclasses.dataclass(frozen=True)

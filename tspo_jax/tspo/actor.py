@@ -1,7 +1,7 @@
-"""The part of a step before the update: a batch is loaded, frames are drawn, and their answers are measured."""
+"""The part of a step before the update: frames are drawn, and their answers are measured."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 from tspo_jax.answering.rollout import Answers
 from tspo_jax.config import Config
-from tspo_jax.data.loader import Batch, Loader
+from tspo_jax.data.loader import Batch
 from tspo_jax.devices import sharding
 from tspo_jax.runs.metrics import DeviceClock, Stopwatch
 from tspo_jax.tspo import policy
@@ -20,11 +20,14 @@ ARRAYS = ("index", "features", "text", "mask")  # of a batch, that the programs 
 
 
 class Loaded(NamedTuple):
-    """A batch: the loader's state before it, its rows on the host, and what the programs need of it."""
+    """A batch: its rows on the host, and what the programs need of them."""
 
-    place: Mapping[str, Any]
     rows: Batch
     batch: dict[str, jax.Array]
+
+
+def put(mesh: jax.sharding.Mesh, rows: Batch) -> Loaded:
+    return Loaded(rows, sharding.put_batch(mesh, {name: rows[name] for name in ARRAYS}))
 
 
 class Drawn(NamedTuple):
@@ -45,16 +48,10 @@ class Actor:
         mesh: jax.sharding.Mesh,
         sample: Callable,
         environment: Environment,
-        loader: Loader,
         clock: DeviceClock,
     ):
         self._config, self._mesh, self._sample = config, mesh, sample
-        self._environment, self._loader, self._clock = environment, loader, clock
-
-    def load(self, watch: Stopwatch) -> Loaded:
-        with watch("data"):
-            place, rows = self._loader.get_state(), next(self._loader)
-            return Loaded(place, rows, sharding.put_batch(self._mesh, {name: rows[name] for name in ARRAYS}))
+        self._environment, self._clock = environment, clock
 
     def k(self, step: int, rows: Batch) -> int:
         """Frames of a draw at a step: the kind's, or, where it is random, a function of the seed and the step."""

@@ -18,9 +18,9 @@ from tspo_jax.devices import chips, sharding
 from tspo_jax.devices.compiling import Call, compile_call
 from tspo_jax.models.clip import ClipConfig
 from tspo_jax.models.layers import abstract_module
-from tspo_jax.runs.run_folder import TrainState
 from tspo_jax.tspo import programs
 from tspo_jax.tspo.environment import num_chunks
+from tspo_jax.tspo.programs import TrainState
 
 PROMPT_TOKENS = 256  # of a question with its options, padded
 FRAME = np.zeros((720, 1280, 3), np.uint8)  # a frame as it comes from a video

@@ -7,6 +7,7 @@ is a dict of arrays over the mesh axis `data`:
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,21 @@ from tspo_jax.config import Config
 from tspo_jax.devices import sharding
 from tspo_jax.models.clip import cosine_similarity
 from tspo_jax.models.layers import merge_params
-from tspo_jax.runs.run_folder import TrainState
 from tspo_jax.tspo import policy
+
+
+class TrainState(NamedTuple):
+    """What an update changes.
+
+    Attributes:
+      agent: parameters.
+      optimizer: its state.
+      drew: the agent before the last update, which has drawn the next picks (policy.stale_steps); else None.
+    """
+
+    agent: Any
+    optimizer: Any
+    drew: Any = None
 
 
 def score(graphdef: nnx.GraphDef, agent: dict, batch: dict, tau: jax.Array) -> jax.Array:

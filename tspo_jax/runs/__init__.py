@@ -1,0 +1,1 @@
+"""A run on disk, its log and estimates, and the training loop of every trainer."""
