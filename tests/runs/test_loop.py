@@ -1,4 +1,4 @@
-"""The example of loop.py's docstring as a program of its own: killed, stopped, broken, evaluated, and resumed exactly."""
+"""The example of loop.py's docstring as a program: killed, stopped, broken, evaluated, and resumed exactly."""
 
 import dataclasses
 import itertools
@@ -186,9 +186,9 @@ def test_batches_may_be_looked_at_ahead(tmp_path):
             raise KeyboardInterrupt
 
     batches = Batches(recorded)
-    with Loop(tmp_path, CONFIG, batches, put=lambda batch: batch["x"], quiet=True, report=stop) as loop:
-        with pytest.raises(KeyboardInterrupt):
-            loop.run(loop.restore({"total": jnp.zeros(())}), look_ahead)
+    interrupted = pytest.raises(KeyboardInterrupt)
+    with interrupted, Loop(tmp_path, CONFIG, batches, put=lambda batch: batch["x"], quiet=True, report=stop) as loop:
+        loop.run(loop.restore({"total": jnp.zeros(())}), look_ahead)
     assert read == list(range(11))
     with Loop(tmp_path, CONFIG, Batches(recorded), put=lambda batch: batch["x"], quiet=True) as loop:
         assert loop.start == 8

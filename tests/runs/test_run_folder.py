@@ -155,7 +155,10 @@ def test_no_checkpoint_is_an_error(tmp_path):
 
 def test_a_folder_in_use_is_refused(tmp_path):
     """Until its process ends, even by kill -9."""
-    hold = "import sys, time, tspo_jax.runs.run_folder as r\nwith r.in_use(sys.argv[1]): print(1, flush=True); time.sleep(99)"
+    hold = (
+        "import sys, time, tspo_jax.runs.run_folder as r\n"
+        "with r.in_use(sys.argv[1]): print(1, flush=True); time.sleep(99)"
+    )
     with subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         with pytest.raises(RunFolderError, match=f"is in use by process {process.pid} on "), in_use(tmp_path):

@@ -1,10 +1,10 @@
 """The training loop of every trainer: it knows steps, a state and batches, and nothing of what is learned.
 
 A trainer brings its config (a subclass of config.General), a state (a pytree of jax arrays), batches whose place can be
-saved, and a function (step, state) -> (new state, metrics). It gets: exact resuming, checkpoints (the newest, the best),
-an orderly stop at SIGTERM (exit status 75) and when another process of the run is lost (76), a stop with the offending
-batch where a metric is not finite, the log (terminal, metrics.jsonl, TensorBoard, Weights & Biases) with the time left,
-and a profile. All of a regression's training (tests/runs/test_loop.py runs it):
+saved, and a function (step, state) -> (new state, metrics). It gets: exact resuming, checkpoints (the newest and the
+best), an orderly stop at SIGTERM (exit status 75) and when another process of the run is lost (76), a stop with the
+offending batch where a metric is not finite, the log (terminal, metrics.jsonl, TensorBoard, Weights & Biases) with the
+time left, and a profile. All of a regression's training (tests/runs/test_loop.py runs it):
 
     def batch_of(seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         x = np.random.default_rng((seed, step)).normal(size=(32, 2)).astype(np.float32)
