@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
-from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.devices.sharding import ParamSharding, check_memory
 from tspo_jax.models.clip import Clip, ClipConfig
 from tspo_jax.models.layers import abstract_module, merge_params, split_params
@@ -311,17 +311,28 @@ def load_answerer(
     dtype: jnp.dtype = jnp.float32,
     sharding: Sharding | None = None,
     video: VideoOptions = DEFAULT_VIDEO,
+    adapter: str | Path = "",
 ) -> Answerer:
-    """The Video-MLLM of a folder. Raises ShardingError, before reading it, where its weights do not fit the devices."""
+    """The Video-MLLM of a folder, with the adapters of a PEFT folder if one is given; they stay apart from the weights,
+    so that bfloat16 does not swallow them.
+
+    Raises ShardingError, before reading it, where its weights do not fit the devices; CheckpointError.
+    """
     folder = Path(folder)
     a = answerer_architecture(weights.read_config(folder), folder / "config.json", read_preprocessing(folder), video)
     if isinstance(sharding, ParamSharding):
         check_memory({path: leaf.shape for path, leaf in weights.flatten(a.abstract).items()}, dtype, sharding)
+    params = weights.load_params(folder, a.abstract, a.format, dtype=dtype, sharding=sharding)
+    graphdef = a.graphdef
+    if adapter:
+        found = adapters.read(adapter, a.abstract, a.format, weights.checkpoint_identity(folder))
+        graphdef, _ = adapters.add(graphdef, a.abstract, found.lora)
+        params = adapters.beside(params, found.params, sharding)
     return Answerer(
         folder,
         a.config,
-        a.graphdef,
-        weights.load_params(folder, a.abstract, a.format, dtype=dtype, sharding=sharding),
+        graphdef,
+        params,
         read_tokenizer(a.tokenizer, folder, a.config.language.vocab_size),
         a.processor,
         read_generation(folder),

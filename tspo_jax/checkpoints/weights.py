@@ -63,6 +63,10 @@ class Format:
         before, node, after = re.split(rf"\.({'|'.join(STACKED)})\.", f".{name}", maxsplit=1)
         return [f"{before}.{node}.{i}.{after}"[1:] for i in range(shape[0])]
 
+    def canonical(self, name: str) -> str:
+        """The name that `file_names` gives to a tensor that a file of this family calls `name`."""
+        return _substitute(self.aliases, name)
+
 
 def _substitute(pairs: tuple[tuple[str, str], ...], name: str) -> str:
     for pattern, replacement in pairs:
@@ -355,7 +359,7 @@ def _check_complete(
     """The names that `fmt` gives -> those in the file, where nothing is missing, unexpected or of a wrong shape."""
     name_in_file, problems = {}, []
     for name in sorted(files.names()):
-        other = name_in_file.setdefault(_substitute(fmt.aliases, name), name)
+        other = name_in_file.setdefault(fmt.canonical(name), name)
         if other != name:
             problems.append(f"twice: {other}, {name}")
     for path, names in sources.items():

@@ -57,6 +57,14 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"language_model\..*\.o_proj\.kernel", (None, "heads", "width")),
     (r"language_model\..*\.(gate|up)_proj\.kernel", (None, "width", "hidden")),
     (r"language_model\..*\.down_proj\.kernel", (None, "hidden", "width")),
+    # Its adapters: the rank is never split
+    (r"language_model\..*\.([qkv]|gate|up)_proj\.lora_A\.kernel", (None, "width", None)),
+    (r"language_model\..*\.o_proj\.lora_A\.kernel", (None, "heads", None)),
+    (r"language_model\..*\.down_proj\.lora_A\.kernel", (None, "hidden", None)),
+    (r"language_model\..*\.q_proj\.lora_B\.kernel", (None, None, "heads")),
+    (r"language_model\..*\.[kv]_proj\.lora_B\.kernel", (None, None, "kv_heads")),
+    (r"language_model\..*\.(gate|up)_proj\.lora_B\.kernel", (None, None, "hidden")),
+    (r"language_model\..*\.(o|down)_proj\.lora_B\.kernel", (None, None, "width")),
 )
 
 
@@ -194,6 +202,15 @@ def split_frames(mesh: Mesh | None, frames: jax.Array) -> jax.Array:
     """Inside a compiled program: frames [B * u, ...] are dealt out to all devices of a question, where that is even."""
     is_even = mesh is not None and frames.shape[0] % mesh.size == 0
     return _constrain(mesh, frames, 0, AXES) if is_even else split_questions(mesh, frames)
+
+
+def split_tokens(mesh: Mesh | None, x: jax.Array) -> jax.Array:
+    """Inside a compiled program: the residual stream [B, N, hidden] of training, the tokens of a question dealt out to
+    its devices where that is even, since it is kept for the way back."""
+    if mesh is None or x.shape[1] % mesh.shape["model"]:
+        return split_questions(mesh, x)
+    where = NamedSharding(mesh, PartitionSpec("data", "model", PartitionSpec.UNCONSTRAINED))
+    return jax.lax.with_sharding_constraint(x, where)
 
 
 def _constrain(mesh: Mesh | None, x: jax.Array, axis: int, over: str | tuple[str, ...]) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tspo_jax.models.layers import Mlp
-from tspo_jax.models.qwen2 import KVCache, Qwen2, Qwen2Config
+from tspo_jax.models.qwen2 import KVCache, Qwen2, Qwen2Config, rope_angles
 from tspo_jax.models.siglip import SiglipConfig, SiglipVision
 from tspo_jax.models.video_prompt import Prompt, splice
 
@@ -138,7 +138,15 @@ class LlavaVideo(nnx.Module):
 
     def encode_frames(self, pixels: jax.Array) -> jax.Array:
         """Preprocessed frames float [F, S, S, 3] -> pooled tokens [F, s, s, hidden]."""
-        return self.pool(self.mm_projector(self.vision_tower(pixels)))
+        return self.project(self.tower(pixels))
+
+    def tower(self, pixels: jax.Array) -> jax.Array:
+        """What the image tower alone makes of the frames: features [F, side * side, width]."""
+        return self.vision_tower(pixels)
+
+    def project(self, features: jax.Array) -> jax.Array:
+        """The tower's features as visual tokens [F, s, s, hidden] of the language model."""
+        return self.pool(self.mm_projector(features))
 
     def pool(self, tokens: jax.Array) -> jax.Array:
         """Projected tokens of frames [F, side * side, hidden] -> [F, s, s, hidden]."""
@@ -164,6 +172,10 @@ class LlavaVideo(nnx.Module):
         P, N, _ = embeddings.shape
         lengths = lengths + N - ids.shape[1]
         return Prompt(embeddings, jnp.broadcast_to(jnp.arange(N), (P, N)), lengths, following=lengths)
+
+    def angles(self, positions: jax.Array) -> jax.Array:
+        """Rotary angles float32 [P, N, head_dim // 2] of a prompt's or an answer's positions, int [P, N]."""
+        return rope_angles(positions, self.cfg.language.head_dim, self.cfg.language.rope_theta)
 
     def prefill(self, prompt: Prompt) -> tuple[jax.Array, KVCache, jax.Array]:
         """Logits float32 [P, V] at each prompt's last token, the keys and values of all N slots, and the position of

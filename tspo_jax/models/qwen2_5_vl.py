@@ -236,6 +236,10 @@ class QwenVision(nnx.Module):
         self.cfg = cfg
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
+        return self.merge(self.features(pixels))
+
+    def features(self, pixels: jax.Array) -> jax.Array:
+        """Patches behind the last block, those of a visual token together: [F // 2, rows, columns, patches, hidden]."""
         cfg = self.cfg
         F, H, W, _ = pixels.shape
         grid = H // cfg.unit, W // cfg.unit
@@ -243,7 +247,12 @@ class QwenVision(nnx.Module):
         angles = jnp.asarray(patch_angles(grid, cfg.spatial_merge_size, cfg.head_dim))
         is_full = jnp.array([i in cfg.fullatt_block_indexes for i in range(cfg.depth)])
         x, _ = scan_layers(self.blocks, x, angles, grid, per_layer=is_full)
-        return self.merger(x).reshape(F // cfg.temporal_patch_size, *grid, cfg.out_hidden_size)
+        return x.reshape(F // cfg.temporal_patch_size, *grid, -1, cfg.hidden_size)
+
+    def merge(self, features: jax.Array) -> jax.Array:
+        """`features` -> visual tokens [F // 2, rows, columns, out_hidden_size]."""
+        pairs, *grid, _, width = features.shape
+        return self.merger(features.reshape(pairs, -1, width)).reshape(pairs, *grid, self.cfg.out_hidden_size)
 
 
 # ---- positions -------------------------------------------------------------------------------------------
@@ -306,6 +315,21 @@ class Qwen25VL(nnx.Module):
         """Normalised frames [F, H, W, 3], F even -> tokens [F // 2, rows, columns, hidden] of successive pairs."""
         return self.visual(pixels)
 
+    def tower(self, pixels: jax.Array) -> jax.Array:
+        """What the image tower alone makes of the frames: features [F // 2, rows, columns, patches, width]."""
+        return self.visual.features(pixels)
+
+    def project(self, features: jax.Array) -> jax.Array:
+        """The tower's features as visual tokens [F // 2, rows, columns, hidden] of the language model."""
+        return self.visual.merge(features)
+
+    def angles(self, positions: jax.Array) -> jax.Array:
+        """Rotary angles float32 [P, N, head_dim // 2] of a prompt's positions int [P, N, 3], or of text's [P, N]."""
+        lm = self.cfg.language
+        if positions.ndim == 2:
+            return rope_angles(positions, lm.head_dim, lm.rope_theta)
+        return mrope_angles(positions, lm.head_dim, lm.rope_theta, self.cfg.mrope_section)
+
     def prompt(self, tokens: jax.Array, ids: jax.Array, lengths: jax.Array) -> Prompt:
         """Text with the visual tokens spliced in.
 
@@ -327,15 +351,14 @@ class Qwen25VL(nnx.Module):
     def prefill(self, prompt: Prompt) -> tuple[jax.Array, KVCache, jax.Array]:
         """Logits float32 [P, V] at each prompt's last token, the keys and values of all N slots, and where the next
         token goes: int [P, 2], its slot and its position."""
-        lm, N = self.cfg.language, prompt.embeddings.shape[1]
-        angles = mrope_angles(prompt.positions, lm.head_dim, lm.rope_theta, self.cfg.mrope_section)
-        slots = jnp.broadcast_to(jnp.arange(N), prompt.positions.shape[:2])
+        slots = jnp.broadcast_to(jnp.arange(prompt.embeddings.shape[1]), prompt.positions.shape[:2])
+        angles = self.angles(prompt.positions)
         hidden, cache = self.language_model.prefill(prompt.embeddings, slots, prompt.lengths - 1, angles)
         return self.language_model.logits(hidden), cache, jnp.stack([prompt.lengths, prompt.following], axis=1)
 
     def decode(self, token: jax.Array, place: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """One step: tokens int [P] at `place` int [P, 2] -> logits float32 [P, V] of the next, and the cache."""
         slot, position = place[:, None, 0], place[:, None, 1]
-        angles = rope_angles(position, self.cfg.language.head_dim, self.cfg.language.rope_theta)
-        hidden, cache = self.language_model(self.language_model.embed_tokens(token[:, None]), slot, cache, angles)
+        embeddings = self.language_model.embed_tokens(token[:, None])
+        hidden, cache = self.language_model(embeddings, slot, cache, self.angles(position))
         return self.language_model.logits(hidden[:, 0]), cache
