@@ -20,13 +20,14 @@ from tspo_jax.answering.given_frames import answer, read_frames
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.command_line import entry_point
+from tspo_jax.data.decode import VideoError
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, VideoOptions
 from tspo_jax.pages import video_page
 from tspo_jax.pages.contact_sheet import contact_sheet
 from tspo_jax.selection import methods
 from tspo_jax.selection.choosing import choose
 from tspo_jax.selection.scoring import check_method, load_scorer
-from tspo_jax.selection.video_source import open_videos
+from tspo_jax.selection.video_source import is_one, open_videos
 
 
 def define_flags() -> None:
@@ -58,7 +59,7 @@ def define_flags() -> None:
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
 
 
-def main() -> None:
+def main() -> int:
     args = flags.FLAGS
     if not args.question:
         raise ValueError("--question is missing")
@@ -87,9 +88,19 @@ def main() -> None:
     if scorer:
         check_method(scorer, method)
 
-    results, shown_questions, single = [], [], len(names) == len(args.question) == 1
+    single = len(args.question) == 1 and (bool(args.frames) or is_one(args.video, args.store))
+    results, shown_questions, all_read = [], [], True
     for name in names:
-        source = open_video(name, scorer and scorer.clip) if open_video else None
+        try:
+            source = open_video(name, scorer and scorer.clip) if open_video else None
+            if scorer:
+                source.candidates()
+        except VideoError as error:
+            if len(names) == 1:
+                raise
+            entry_point.note(f"left out: {error}")
+            all_read = False
+            continue
         for question in args.question:
             picks = choose(source, scorer, question, args.num_frames, method) if source else None
             shown = source.pictures(picks) if source else frames
@@ -103,10 +114,13 @@ def main() -> None:
                 answers = {method: result["answer"]}
                 shown_questions.append(video_page.example(scorer, source, question, args.num_frames, answers))
             results.append({"video": name, "question": question} | result)
+    if not results:
+        raise ValueError(f"--video: none of the {len(names)} videos of {args.video} can be read")
     if args.page:
         html = video_page.page("Answers", shown_questions)
         Path(args.page).write_text(html, encoding="utf-8")
     entry_point.write_result(result if single else {"answers": results}, args.output)
+    return 0 if all_read else 2
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from lmms_eval.models import get_model
 from lmms_eval.models.registry_v2 import ModelManifest
 
 from tspo_jax.data.decode import Video
+from tspo_jax.data.video_files import VIDEO_SUFFIXES
 from tspo_jax.evaluation import benchmarks, frame_indices
 from tspo_jax.selection.choosing import query, select_frames
-from tspo_jax.selection.video_source import VIDEO_SUFFIXES
 
 
 def manifests() -> list[ModelManifest]:

@@ -59,7 +59,7 @@ def main() -> int:
     if not (FLAGS.videos or FLAGS.clip or FLAGS.verify):
         raise ValueError("--videos is missing")
     root = Path(FLAGS.video_folder) if FLAGS.video_folder else None
-    videos = predecoding.find_videos(Path(FLAGS.videos), root) if FLAGS.videos else {}
+    videos = predecoding.find_videos(Path(FLAGS.videos), root, entry_point.note) if FLAGS.videos else {}
     if FLAGS.verify:
         with described() as progress:
             result = predecoding.verify(folder, videos, progress)

@@ -15,7 +15,6 @@ form of other programs. Of several videos, one that cannot be read is named and 
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Sequence
 
 from absl import flags
@@ -28,7 +27,7 @@ from tspo_jax.pages.contact_sheet import contact_sheet
 from tspo_jax.selection import methods
 from tspo_jax.selection.choosing import picks_of, select_frames
 from tspo_jax.selection.scoring import check_method, load_scorer
-from tspo_jax.selection.video_source import Source, open_videos
+from tspo_jax.selection.video_source import Source, is_one, open_videos
 
 
 def define_flags() -> None:
@@ -60,7 +59,7 @@ def questions_by_video(args: flags.FlagValues, names: Sequence[str]) -> dict[str
         listed = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
         if not args.allow_missing or len(absent) == len(asked):
             raise ValueError(f"{len(absent)} videos of {args.annotations} are missing: {listed}; or --allow_missing")
-        print(f"{len(absent)} videos are missing, their questions are left out: {listed}", file=sys.stderr)
+        entry_point.note(f"{len(absent)} videos are missing, their questions are left out: {listed}")
     return {video: questions for video, questions in asked.items() if video in names}
 
 
@@ -72,7 +71,7 @@ def main() -> int:
     scorer = load_scorer(args.agent, args.window)
     check_method(scorer, args.method)
     asked = questions_by_video(args, names)
-    single = not args.benchmark and len(names) == len(args.question) == 1
+    single = not args.benchmark and len(args.question) == 1 and is_one(args.video, args.store)
     lines, numbers, all_read = [], itertools.count(), True
     for name, questions in asked.items():
         try:
@@ -81,7 +80,7 @@ def main() -> int:
         except VideoError as error:
             if len(asked) == 1:
                 raise
-            print(f"left out: {error}", file=sys.stderr)
+            entry_point.note(f"left out: {error}")
             all_read = False
             continue
         for (question_id, question), number in zip(questions, numbers, strict=False):

@@ -44,6 +44,11 @@ def write_result(result: dict, output: str) -> None:
         sys.stdout.write(text)
 
 
+def note(text: str) -> None:
+    """A line on stderr that a person should read."""
+    print(text, file=sys.stderr)
+
+
 def numbered(path: str, number: int, single: bool) -> Path:
     """The file itself, or one per question: picks.jpg -> picks_0.jpg .."""
     path = Path(path)

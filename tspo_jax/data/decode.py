@@ -6,7 +6,10 @@ half of decord's time for one picture per second. Where it fails, they come from
 used, unless decord counts other frames than the file has or is known to return wrong ones.
 """
 
+import contextlib
 import dataclasses
+import itertools
+import os
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +29,7 @@ DECODERS = ("pyav", "decord")  # in the order they are tried
 # pictures, of MPEG-2, of transport streams, and of MPEG-4 and AVI with B pictures; rotated pictures come out scrambled.
 _DECORD_CODECS = ("h264", "vp8", "vp9")
 _DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+_LONGEST = 30 * 86400.0  # seconds of a video; more is a damaged clock
 _SEEK_AHEAD = 100  # frames; PyAV seeks to a key frame rather than decode more than this many unwanted ones
 
 
@@ -50,10 +54,14 @@ class VideoInfo:
       width, height: pixels of a picture as displayed, rotation applied.
       codec, container: FFmpeg's names.
       rotation: quarter turns counter-clockwise that the pictures need.
-      ticks: int64 [num_frames], ascending presentation times, the first frame at its own.
+      stream, num_streams: the picture stream that is read, by its number in the file, of how many that hold a video.
+      ticks: int64 [num_frames], ascending presentation times from the start of the video: the first is 0.
       time_base: seconds per tick.
-      has_times: the file tells times; else the ticks are frame numbers.
-      key_frames: int64 [n], ascending frame numbers.
+      clocks: (frame number, tick of the file's own clock minus ours) from that frame on. A file has several where its
+        clock was set anew in its middle, as in a recording cut together; none where it tells no times, and the ticks
+        are frame numbers.
+      key_frames: int64 [n], ascending numbers of the frames that reading may start at; none where the file's times do
+        not tell its pictures apart.
       can_skip: pictures that no other picture refers to (most B pictures) can be told without decoding them.
     """
 
@@ -64,9 +72,11 @@ class VideoInfo:
     width: int
     height: int
     rotation: int
+    stream: int
+    num_streams: int
     ticks: np.ndarray
     time_base: float
-    has_times: bool
+    clocks: tuple[tuple[int, int], ...]
     key_frames: np.ndarray
     can_skip: bool
 
@@ -77,6 +87,26 @@ class VideoInfo:
     def times(self, frame_idx: slice | int | np.ndarray = slice(None)) -> np.ndarray:
         """Presentation times in seconds, float64, of these frames. Computed, as a long video has a million of them."""
         return self.ticks[frame_idx] * self.time_base
+
+    def own_time(self, frame: int) -> int:
+        """Tick of the file's own clock at which a frame is shown."""
+        return int(self.ticks[frame]) + next(offset for first, offset in reversed(self.clocks) if first <= frame)
+
+    def frame_at(self, own_time: int | None, start: int = 0) -> int | None:
+        """The first frame from `start` on that the file shows at this tick of its own clock; None where there is none.
+
+        Where the clock was set anew, the one that holds at `start` is looked at first.
+        """
+        if own_time is None:
+            return None
+        ends = [first for first, _ in self.clocks[1:]] + [self.num_frames]
+        for (first, offset), end in zip(self.clocks, ends, strict=True):
+            if end > start:
+                low = max(first, start)
+                frame = low + int(self.ticks[low:end].searchsorted(own_time - offset))
+                if frame < end and self.ticks[frame] == own_time - offset:
+                    return frame
+        return None
 
     def scaled_size(self, short_side: int) -> tuple[int, int]:
         """Width and height of pictures whose shorter side is reduced to `short_side` where it is larger (0 = keep)."""
@@ -115,8 +145,15 @@ class Video:
 
     @property
     def decoder(self) -> str:
-        """Name and version of the decoder in use; final once the frames were read."""
-        return decoder_version(self._decoders[0])
+        """Name and version of the decoder in use, and which stream of several it reads; final once frames were read."""
+        return decoder_version(self._decoders[0]) + (f", {self.note}" if self.note else "")
+
+    @property
+    def note(self) -> str:
+        """What a person should know of the file, "" where there is nothing."""
+        info = self.info
+        size = f"{info.codec}, {info.width} x {info.height}, {info.num_frames} pictures"
+        return f"stream {info.stream} of {info.num_streams} picture streams ({size})" if info.num_streams > 1 else ""
 
     def candidates(self, fps: float = 1.0) -> np.ndarray:
         """Frame numbers int64 [T] at about `fps` frames per second: see candidate_frames."""
@@ -169,76 +206,163 @@ def decoder_version(name: str) -> str:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Reads all packets of the picture stream and decodes the first picture; raises VideoError (see Video)."""
+    """Reads all packets of the picture streams and decodes the first picture; raises VideoError (see Video)."""
     path = str(path)
-    if not Path(path).is_file():
-        raise VideoError(path, "no such file")
-    if Path(path).stat().st_size == 0:
+    try:
+        size = os.stat(path).st_size
+    except (OSError, ValueError) as error:  # ValueError: a name that the system cannot hold
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(path, "no such file" if isinstance(error, FileNotFoundError) else reason) from error
+    if not os.path.isfile(path):
+        raise VideoError(path, "is no file")
+    if size == 0:
         raise VideoError(path, "is empty (0 bytes)")
     try:
         with _open(path) as container:
-            return _probe(path, container)
+            info = _read_times(path, container)
+        # Opened anew: a seek back to the start needs an index, which transport streams and raw streams do not have.
+        with _open(path) as container:
+            return _with_picture(info, container)
     except (av.error.FFmpegError, OSError, IndexError) as error:  # IndexError: a stream that appears in mid-file
         raise VideoError(path, f"is not a video, truncated or damaged ({_reason(error)})") from error
 
 
-def _probe(path: str, container: av.container.InputContainer) -> VideoInfo:
-    stream = _picture_stream(container)
-    if stream is None:
+class _Packets:
+    """What the packets of a stream say: eight bytes per picture and no copy of them, as ten hours have a million."""
+
+    def __init__(self):
+        self.times, self.keys, self.clocks = array("q"), array("q"), array("q")
+        self.count = self.pictures = 0
+        self.all_timed, self._decoded_at = True, None
+
+    def add(self, packet: av.Packet) -> None:
+        self.count += 1
+        if packet.is_discard:
+            return
+        time = packet.pts if packet.pts is not None else packet.dts
+        if packet.dts is not None:
+            if self._decoded_at is not None and packet.dts < self._decoded_at:  # the clock was set anew
+                self.clocks.append(self.pictures)
+            self._decoded_at = packet.dts
+        self.keys.extend((self.pictures,) if packet.is_keyframe else ())
+        self.times.extend(() if time is None else (time,))
+        self.pictures += 1
+        self.all_timed &= packet.pts is not None
+
+
+def _read_times(path: str, container: av.container.InputContainer) -> VideoInfo:
+    """All but what a picture must be decoded for: size, rotation, and whether the first pictures can be decoded."""
+    streams = _picture_streams(container)
+    if not streams:
         raise VideoError(path, "has no picture stream")
-    # Eight bytes per picture and no copy of them: a video of ten hours has a million.
-    times, keys, pictures, packets, end, all_timed = array("q"), array("q"), 0, 0, 0.0, True
+    packets, end = {stream.index: _Packets() for stream in streams}, 0.0
     # Where the header does not count the pictures (Matroska), the end of all streams shows whether the file is whole.
-    for packet in container.demux(stream) if stream.frames else container.demux():
+    for packet in container.demux(streams) if all(stream.frames for stream in streams) else container.demux():
         if packet.size == 0:
             continue
         time = packet.pts if packet.pts is not None else packet.dts
         if time is not None and packet.time_base:
             end = max(end, (time + (packet.duration or 0)) * float(packet.time_base))
-        if packet.stream_index == stream.index:
-            packets += 1
-            if not packet.is_discard:
-                keys.extend((pictures,) if packet.is_keyframe else ())
-                times.extend(() if time is None else (time,))
-                pictures += 1
-                all_timed &= packet.pts is not None
+        if packet.stream_index in packets:
+            packets[packet.stream_index].add(packet)
+
+    def rank(stream: av.video.stream.VideoStream) -> tuple:
+        """As players choose: what moves, then what is marked as the default, then the largest and longest."""
+        pictures, context = packets[stream.index].pictures, stream.codec_context
+        default = bool(stream.disposition & av.stream.Disposition.default)
+        return pictures > 1, default, (context.width or 0) * (context.height or 0), pictures
+
+    stream = max(streams, key=rank)
+    found = packets[stream.index]
+    pictures, ticks = found.pictures, np.frombuffer(found.times, np.int64)
     if not pictures:
         raise VideoError(path, "has no pictures (zero length)")
-    if packets < 0.99 * stream.frames - 1:
-        raise VideoError(path, f"is truncated: its header lists {stream.frames} pictures, {packets} are there")
+    if found.count < 0.99 * stream.frames - 1:
+        raise VideoError(path, f"is truncated: its header lists {stream.frames} pictures, {found.count} are there")
     claimed = (container.duration or 0) / av.time_base
     end -= min(0, container.start_time or 0) / av.time_base  # Matroska's claim counts from 0, wherever the start is
-    if not stream.frames and claimed - end > max(1.0, 0.02 * claimed):
+    if not stream.frames and claimed - end > max(1.0, 0.02 * claimed) and not found.clocks:
         raise VideoError(path, f"is truncated: its header claims {claimed:.1f} s, it ends at {end:.1f} s")
-    fps, time_base, ticks = float(stream.average_rate or 0), float(stream.time_base), np.frombuffer(times, np.int64)
+    fps, time_base = float(stream.average_rate or 0), float(stream.time_base)
     has_times = len(ticks) == pictures
     if has_times and container.format.name == "avi" and stream.codec_context.has_b_frames:
         # AVI has no presentation times. FFmpeg makes some up, for H.264 in the order of decoding.
         has_times = not np.all(ticks[1:] > ticks[:-1])
     if has_times:
-        key_times = ticks[keys]
-        ticks.sort()
-        key_frames = np.unique(ticks.searchsorted(key_times))
-        length = float(ticks[-1] - ticks[0]) * time_base
+        keys = ticks[found.keys]
+        clocks = _own_clocks(ticks, found.clocks, fps and round(1 / (fps * time_base)))
+        length = float(ticks[-1]) * time_base
+        if length > _LONGEST:
+            raise VideoError(path, f"its presentation times span {length / 86400:,.0f} days, which cannot be; remux it")
         fps = fps or ((pictures - 1) / length if length > 0 else 1.0)
+        one_to_one = len(clocks) == 1 and not np.any(ticks[1:] == ticks[:-1])
+        key_frames = np.unique(ticks.searchsorted(keys - clocks[0][1])) if one_to_one else np.zeros(0, np.int64)
     else:
         fps = fps or 25.0
-        ticks, key_frames, time_base = np.arange(pictures), np.frombuffer(keys, np.int64), 1 / fps
-    container.seek(int(ticks[0]), stream=stream) if has_times else container.seek(0)
-    picture = next(container.decode(stream), None)
+        ticks, clocks, time_base = np.arange(pictures), (), 1 / fps
+        one_to_one, key_frames = False, np.zeros(0, np.int64)
+    codec, kind = stream.codec_context.name, container.format.name
+    # In other codecs a skipped packet may be missed by those kept.
+    can_skip = codec == "h264" and one_to_one and found.all_timed
+    num_streams = sum(packets[other.index].pictures > 0 for other in streams)
+    return VideoInfo(
+        path, codec, kind, fps, 0, 0, 0, stream.index, num_streams, ticks, time_base, clocks, key_frames, can_skip
+    )
+
+
+def _own_clocks(ticks: np.ndarray, set_anew: Sequence[int], interval: int) -> tuple[tuple[int, int], ...]:
+    """Turns a file's own times, in the order of its packets, into ascending ones from 0, in place.
+
+    Args:
+      set_anew: numbers of the packets at which the clock was set back.
+      interval: ticks from the last picture of one clock to the first of the next, at least 1.
+    Returns: VideoInfo.clocks.
+    """
+    clocks, now = [], 0
+    for first, end in itertools.pairwise([0, *set_anew, len(ticks)]):
+        part = ticks[first:end]
+        part.sort()
+        clocks.append((first, int(part[0]) - now))
+        part -= clocks[-1][1]
+        now = int(part[-1]) + max(1, interval)
+    return tuple(clocks)
+
+
+def _with_picture(info: VideoInfo, container: av.container.InputContainer) -> VideoInfo:
+    """What the first picture that can be decoded says. Pictures before it, whose references a recording that begins in
+    mid-stream lacks, are no part of the video."""
+    stream = container.streams[info.stream]
+    picture = next(_decode(container, stream), None)
     if picture is None:
-        raise VideoError(path, "no picture of it can be decoded")
+        raise VideoError(info.path, "no picture of it can be decoded")
     turns = round(picture.rotation / 90) % 4
     width, height = (picture.height, picture.width) if turns % 2 else (picture.width, picture.height)
-    codec, kind = stream.codec_context.name, container.format.name
-    # In other codecs, and between the fields of an interlaced picture, a skipped packet may be missed by those kept.
-    can_skip = codec == "h264" and has_times and all_timed and not picture.interlaced_frame
-    return VideoInfo(path, codec, kind, fps, width, height, turns, ticks, time_base, has_times, key_frames, can_skip)
+    info = dataclasses.replace(
+        info,
+        width=width,
+        height=height,
+        rotation=turns,
+        # Between the fields of an interlaced picture, a skipped packet may be missed by those kept.
+        can_skip=info.can_skip and not picture.interlaced_frame,
+    )
+    first = (info.frame_at(picture.pts) if info.clocks else 0) or 0
+    if not first or (info.key_frames.size and first > info.key_frames[0]):  # behind a key frame, the loss is damage
+        return info
+    start = int(info.ticks[first])
+    current = max(i for i, (number, _) in enumerate(info.clocks) if number <= first)
+    return dataclasses.replace(
+        info,
+        ticks=info.ticks[first:] - start,
+        clocks=tuple((max(0, number - first), offset + start) for number, offset in info.clocks[current:]),
+        key_frames=info.key_frames[info.key_frames >= first] - first,
+    )
 
 
 def _read_decord(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threads: int) -> Iterator[np.ndarray]:
     if decord is None:
         raise VideoError(info.path, "decord is not installed")
+    if info.num_streams > 1:
+        raise VideoError(info.path, f"decord is not used where there are {info.num_streams} picture streams")
     if info.rotation or info.codec not in _DECORD_CODECS or info.container not in _DECORD_CONTAINERS:
         raise VideoError(
             info.path, f"decord is not used for {info.codec} in {info.container}, rotation {info.rotation}"
@@ -246,7 +370,7 @@ def _read_decord(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], thr
     decord.logging.set_level(decord.logging.QUIET)
     try:
         width, height = size if size != (info.width, info.height) else (-1, -1)
-        reader = decord.VideoReader(info.path, num_threads=threads, width=width, height=height)
+        reader = decord.VideoReader(os.path.abspath(info.path), num_threads=threads, width=width, height=height)
         if len(reader) != info.num_frames:
             raise VideoError(info.path, f"decord counts {len(reader)} frames, the file has {info.num_frames}")
         for i in wanted:
@@ -259,34 +383,50 @@ def _read_decord(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], thr
 
 
 def _read_pyav(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threads: int) -> Iterator[np.ndarray]:
-    try:
-        with _open(info.path) as container:
-            stream = _picture_stream(container)
+    needed = {info.own_time(frame) for frame in wanted} if info.can_skip else None
+    as_rgb = _rgb_converter(info.rotation, size, threads)
+    with contextlib.ExitStack() as opened:
+
+        def start() -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
+            opened.close()
+            container = opened.enter_context(_open(info.path))
+            stream = container.streams[info.stream]
             stream.codec_context.thread_count = threads
             stream.codec_context.thread_type = "AUTO"
-            needed = set(info.ticks[wanted].tolist()) if info.can_skip else None
-            as_rgb = _rgb_converter(info.rotation, size, threads)
-            pictures, picture, number = _decode(container, stream, needed), None, -1
-            for target in wanted:
+            return container, stream
+
+        try:
+            container, stream = start()
+            pictures, picture, number, seeks = _decode(container, stream, needed), None, -1, True
+            for target in map(int, wanted):
                 key = info.key_frames[np.searchsorted(info.key_frames, target, side="right") - 1 :][:1]
-                if info.has_times and key.size and number + _SEEK_AHEAD < key[0] <= target:
-                    container.seek(int(info.ticks[key[0]]), stream=stream)
-                    pictures, number = _decode(container, stream, needed), int(key[0]) - 1
+                if seeks and key.size and number + _SEEK_AHEAD < key[0] <= target:
+                    with contextlib.suppress(av.error.FFmpegError):
+                        container.seek(info.own_time(int(key[0])), stream=stream)
+                    pictures, picture = _decode(container, stream, needed), None
+                    if (first := next(pictures, None)) is not None:
+                        picture, number = first, info.frame_at(first.pts)
+                    # Without an index (transport streams, raw streams) a seek may lead behind the frame or nowhere.
+                    if picture is None or number is None or number > target:
+                        seeks = False
+                        container, stream = start()
+                        pictures, number = _decode(container, stream, needed), -1
                 while number < target and (picture := next(pictures, None)) is not None:
                     number = _frame_number(info, picture, number + 1)
                 if number != target:
-                    at = f"{info.times(target):.2f} s"
-                    raise VideoError(info.path, f"frame {target} at {at} cannot be decoded")
+                    raise VideoError(info.path, f"frame {target} at {info.times(target):.2f} s cannot be decoded")
                 yield as_rgb(picture)
-    except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(info.path, f"PyAV cannot read it ({_reason(error)})") from error
+        except (av.error.FFmpegError, OSError) as error:
+            raise VideoError(info.path, f"PyAV cannot read it ({_reason(error)})") from error
 
 
 def _decode(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream, needed: set[int] | None
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, needed: set[int] | None = None
 ) -> Iterator[av.VideoFrame]:
     """The pictures from here on; with `needed` times, only these and those that other pictures refer to."""
     for packet in container.demux(stream):
+        if packet.size == 0 and packet.dts is not None:
+            continue  # a packet without data stands for no picture; a decoder would take it for the end of the file
         if needed is not None:
             stream.codec_context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
         yield from packet.decode()
@@ -297,11 +437,8 @@ _READERS = {"decord": _read_decord, "pyav": _read_pyav}
 
 def _frame_number(info: VideoInfo, picture: av.VideoFrame, counted: int) -> int:
     """The number of a decoded picture: counted, and set forward by its presentation time where pictures were lost."""
-    if not info.has_times or picture.pts is None or (counted < info.num_frames and info.ticks[counted] == picture.pts):
-        return counted
-    by_time = int(info.ticks.searchsorted(picture.pts))
-    exact = by_time < info.num_frames and info.ticks[by_time] == picture.pts
-    return max(counted, by_time) if exact else counted
+    by_time = info.frame_at(picture.pts, counted) if info.clocks else None
+    return counted if by_time is None else by_time
 
 
 def _rgb_converter(rotation: int, size: tuple[int, int], threads: int) -> Callable[[av.VideoFrame], np.ndarray]:
@@ -321,13 +458,16 @@ def _rgb_converter(rotation: int, size: tuple[int, int], threads: int) -> Callab
 
 
 def _open(path: str) -> av.container.InputContainer:
-    return av.open(path, metadata_errors="replace")  # titles in another encoding are no reason to refuse a video
+    """A path is a path: never a URL, whatever stands before a colon in it; and a list of addresses that poses as a
+    video (HLS) makes no connection. Titles in another encoding are no reason to refuse a video."""
+    return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
 
 
-def _picture_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream | None:
-    """The first picture stream that is no cover image."""
-    cover = av.stream.Disposition.attached_pic
-    return next((s for s in container.streams.video if not s.disposition & cover), None)
+def _picture_streams(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
+    """The streams that hold a video: no cover images and no thumbnails."""
+    marks = av.stream.Disposition
+    pictures_alone = marks.attached_pic | marks.timed_thumbnails
+    return [stream for stream in container.streams.video if not stream.disposition & pictures_alone]
 
 
 def _reason(error: Exception) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tspo_jax.data.decode import Video, VideoError
 from tspo_jax.data.frame_store import (
+    NAME_REFUSED,
     StoreSettings,
     VideoEntry,
     encode_jpeg,
@@ -142,7 +143,8 @@ def run_jobs(
                     if kind == "done":
                         yield Outcome(job, num_frames=value)
                         break
-                    partial_path(frames_path(job.store, job.name)).unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # a name that the file system refuses
+                        partial_path(frames_path(job.store, job.name)).unlink(missing_ok=True)
                     if value not in reasons[job.name]:
                         reasons[job.name].append(value)
                     if len(job.decoders) > 1:
@@ -268,8 +270,12 @@ def _serve(pipe: multiprocessing.connection.Connection, work: Callable[[Job, Pro
         except VideoError as error:
             pipe.send(("failed", error.reason))
         except OSError as error:  # of the store: the decoders' own become VideoError
-            too_long = error.errno == errno.ENAMETOOLONG
-            pipe.send(("failed", "its name is too long") if too_long else ("unwritable", error.args[:3]))
+            if error.errno == errno.ENAMETOOLONG:
+                pipe.send(("failed", "its name is too long for a store"))
+            elif error.errno in NAME_REFUSED:
+                pipe.send(("failed", f"the store cannot have a file of its name ({error.strerror})"))
+            else:
+                pipe.send(("unwritable", error.args[:3]))
         except MemoryError:
             pipe.send(("failed", f"{job.decoders[0]} needs more than {megabytes} MB of memory"))
         except Exception as error:  # one odd video must not end the run

@@ -35,6 +35,8 @@ SUFFIX = ".array_record"
 FEATURE_ROWS = 256  # per record: a needle sample reads 50 rows of a video, not all of a long one
 _OPEN_FILES = 128
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What file systems say of a name that they cannot hold: the fault of one video, not of the store.
+NAME_REFUSED = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR)
 # One record per chunk, so that a frame is read alone; JPEG does not get smaller by compression.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -222,7 +224,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # all that the writer raises, whatever the disk said
-        code = next((code for code in DISK_FULL if os.strerror(code) in str(error)), errno.EIO)
+        code = next((code for code in (*DISK_FULL, *NAME_REFUSED) if os.strerror(code) in str(error)), errno.EIO)
         raise OSError(code, os.strerror(code), str(path)) from error
 
 

@@ -37,12 +37,12 @@ from tspo_jax.data.frame_store import (
 )
 from tspo_jax.data.questions import video_path
 from tspo_jax.data.shard import Shard
+from tspo_jax.data.video_files import is_video_name, not_taken, videos_below
 
 # Nothing here imports jax: decode workers import this file.
 
 _CHECKED_AT_ONCE = 32  # files: on a disk behind a network each takes its time
 _FILE_OVERHEAD = 128 << 10  # bytes that an ArrayRecord file takes over its records
-SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 
 
 class Encoder(Protocol):
@@ -54,11 +54,18 @@ class Encoder(Protocol):
     def image_features(self, images: np.ndarray) -> np.ndarray: ...
 
 
-def find_videos(videos: Path, video_folder: Path | None = None) -> dict[str, Path]:
-    """Name in the store -> file, of a folder or a list; raises ValueError naming the line of a bad path."""
+def find_videos(
+    videos: Path, video_folder: Path | None = None, note: Callable[[str], None] = lambda text: None
+) -> dict[str, Path]:
+    """Name in the store -> file, of a folder or a list; raises ValueError naming the line of a bad path.
+
+    `note` is given one line about the files of a folder that are not taken.
+    """
     if videos.is_dir():
-        found = {f.relative_to(videos).as_posix(): f for f in _files(videos) if f.suffix.lower() in SUFFIXES}
-    elif videos.is_file() and videos.suffix.lower() not in SUFFIXES:
+        found, others = videos_below(videos)
+        if text := not_taken(videos, others):
+            note(text)
+    elif videos.is_file() and not is_video_name(videos):
         root = video_folder or videos.parent
         found = {name: root / name for name in _listed(videos, root)}
         if found and not any(map(os.path.isfile, found.values())):
@@ -68,18 +75,6 @@ def find_videos(videos: Path, video_folder: Path | None = None) -> dict[str, Pat
     if not found:
         raise ValueError(f"--videos: no videos in {videos}")
     return found
-
-
-def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """The files below, also behind links to other folders, which may lead in a circle."""
-    real = os.path.realpath(folder)
-    if real not in above and os.access(folder, os.R_OK | os.X_OK):
-        for entry in os.scandir(folder):
-            path = Path(entry)
-            if path.is_dir() if entry.is_symlink() else entry.is_dir():  # one call to the system only for links
-                yield from _files(path, (*above, real))
-            else:
-                yield path
 
 
 def _listed(videos: Path, root: Path) -> Iterator[str]:
@@ -212,7 +207,7 @@ def _stored(store: FrameStore, videos: dict[str, Path]) -> tuple[dict[str, int |
         size = os.path.getsize(videos[name]) if os.path.isfile(videos[name]) else None
         try:
             return size, name in store and size in (None, store.video(name).source_size)
-        except StoreError:  # damaged: decode again
+        except (StoreError, OSError):  # damaged: decode again; a name that the file system refuses: the worker says so
             return size, False
 
     with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:

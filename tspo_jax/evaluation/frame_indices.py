@@ -23,13 +23,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from tspo_jax.data.video_files import without_video_suffix
 from tspo_jax.evaluation import benchmarks
 from tspo_jax.evaluation.benchmarks import BenchmarkError, Item, Row
 
 # Fields that hold the file name of the video, with or without suffix; the first that a row has counts. The `video_id`
 # of Video-MME is a running number, its `videoID` the name.
 _VIDEO_FIELDS = ("video_path", "video_name", "videoID", "key", "video_id", "video")
-_SUFFIX = re.compile(r"\.(mp4|mkv|webm|avi|mov|m4v)$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _text_key(video: str, question: str, options: Sequence[str]) -> tuple:
 
 
 def _name(video: str) -> str:
-    return _SUFFIX.sub("", Path(video).name)
+    return without_video_suffix(Path(video).name)
 
 
 def selection(row: Row, question_id: str, video_id: str) -> Selection:

@@ -20,10 +20,11 @@ from tspo_jax.data import decode_workers, frame_store, predecoding, preview
 from tspo_jax.data.decode import Video, VideoError
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.shard import Shard
+from tspo_jax.data.video_files import VIDEO_SUFFIXES, is_video_name
 from tspo_jax.pages import templates, video_page
 from tspo_jax.selection.choosing import choose
 from tspo_jax.selection.scoring import Scorer
-from tspo_jax.selection.video_source import VIDEO_SUFFIXES, Source, stored_source
+from tspo_jax.selection.video_source import Source, stored_source
 
 KEPT_PREVIEWS = 4096  # of some 5 kB
 
@@ -84,7 +85,7 @@ class Library:
 
     def _file(self, name: str) -> Path | None:
         """The file of this name in the folder, if it is a video; a link out of the folder is none."""
-        if not self.folder or not is_plain(name) or Path(name).suffix.lower() not in VIDEO_SUFFIXES:
+        if not self.folder or not is_plain(name) or not is_video_name(name):
             return None
         path = self.folder / name
         is_here = not path.is_symlink() or path.resolve().parent == self.folder
@@ -162,7 +163,7 @@ class Library:
         """A new video of the folder; RequestError unless it is one. Nothing of another file stays."""
         if not self.folder:
             raise RequestError(403, "videos are not taken: the page shows a frame store")
-        if not is_plain(name) or name.startswith(".") or Path(name).suffix.lower() not in VIDEO_SUFFIXES:
+        if not is_plain(name) or name.startswith(".") or not is_video_name(name):
             raise RequestError(400, f"{name!r} is not the name of a video ({', '.join(VIDEO_SUFFIXES)})")
         descriptor, partial = tempfile.mkstemp(dir=self.folder, prefix=".upload_")
         try:

@@ -12,9 +12,8 @@ from rich.progress import track
 from tspo_jax.checkpoints.folders import ClipEncoder
 from tspo_jax.data.decode import Video
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.video_files import VIDEO_SUFFIXES, not_taken, videos_below
 from tspo_jax.selection.scoring import Candidates, encode_video, stored_candidates
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".flv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +37,8 @@ class Source:
 def file_source(path: str | Path, name: str, clip: ClipEncoder | None) -> Source:
     """A video file; without CLIP it has no candidates to score. Raises VideoError for a file that is no video."""
     video = Video(path)
+    if video.note:
+        _tell(f"{path}: shown is {video.note}")
     frame_idx = video.candidates()
     return Source(
         name,
@@ -79,12 +80,24 @@ def open_videos(video: str, store: str) -> tuple[list[str], Callable[[str, ClipE
     return [Path(video).name], lambda name, clip: file_source(video, name, clip)
 
 
+def is_one(video: str, store: str) -> bool:
+    """Whether --video and --store ask for one video rather than for all of a folder or store, however many it has."""
+    return bool(video) and (bool(store) or not Path(video).is_dir())
+
+
 def find_videos(folder: str | Path) -> list[str]:
-    """Names of the video files in a folder and below, sorted. Raises ValueError where there is none."""
-    files = [path for path in Path(folder).rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
-    if not files:
+    """Names of the video files in a folder and below, sorted; what is not taken is told on stderr. Raises ValueError
+    where there is no video."""
+    videos, others = videos_below(Path(folder))
+    if not videos:
         raise ValueError(f"{folder} holds no video ({', '.join(VIDEO_SUFFIXES)})")
-    return sorted(path.relative_to(folder).as_posix() for path in files)
+    if text := not_taken(Path(folder), others):
+        _tell(text)
+    return list(videos)
+
+
+def _tell(text: str) -> None:
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _progress_bar(frames: Iterable, total: int) -> Iterable:
