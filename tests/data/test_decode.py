@@ -1,6 +1,7 @@
 """Decoding: the original's candidates, the right picture for every number, true times, clear errors."""
 
 import pickle
+import socket
 import struct
 
 import av
@@ -208,3 +209,171 @@ def test_decord_takes_over_from_pyav(video, monkeypatch):
 def test_error_travels_between_processes():
     error = pickle.loads(pickle.dumps(VideoError("a: b.mp4", "is empty")))
     assert str(error) == "a: b.mp4: is empty" and error.reason == "is empty"
+
+
+# ---- real files: streams without an index, clocks, several picture streams, names --------------------------------
+
+
+def _long_gop(path, num_frames=60, **options):
+    """One key frame, with B pictures."""
+    return write_video(path, num_frames, codec_options={"x264-params": "keyint=9999:scenecut=0:bframes=3"}, **options)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_one_key_frame_in_a_transport_stream(tmp_path, codec):
+    path = tmp_path / "segment.ts"
+    video = Video(_long_gop(path) if codec == "libx264" else write_video(path, 60, codec=codec))
+    assert video.num_frames == 60
+    assert shown_numbers(video.frames(video.candidates())) == [0, 25, 50]
+
+
+@pytest.mark.parametrize("name", ["v.ts", "v.mpg", "v.h264", "v.mkv"])
+def test_a_seek_that_leads_elsewhere_costs_no_picture(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(decode, "_SEEK_AHEAD", 5)
+    options = {"codec": "mpeg2video"} if name.endswith("mpg") else {}
+    video = Video(write_video(tmp_path / name, 60, **options))
+    assert shown_numbers(video.frames([3, 30, 47, 58])) == [3, 30, 47, 58]
+    assert shown_numbers(video.frames([59])) == [59]
+
+
+@pytest.mark.parametrize("start", [0, 40_000_000, 95_441_000])  # ms; 33 bits of a 90 kHz clock wrap at 95,443.7 s
+def test_times_count_from_the_start_of_the_video(tmp_path, start):
+    times = [start + 40 * i for i in range(60)]
+    video = Video(write_video(tmp_path / "v.ts", 60, times_ms=times))
+    np.testing.assert_allclose(video.timestamps, 0.04 * np.arange(60), atol=1e-3)
+    assert shown_numbers(video.frames(video.candidates())) == [0, 25, 50]
+
+
+@pytest.mark.parametrize(("before", "after"), [(90_000, 1_000), (30_000, 1_000), (1_000, 40_000_000), (5_000, 4_000)])
+def test_a_recording_cut_together_keeps_all_its_pictures(tmp_path, before, after):
+    """Two transport streams one behind the other: the clock (ms) is set anew in the middle, as after a break."""
+    first = write_video(tmp_path / "a.ts", 30, times_ms=[before + 40 * i for i in range(30)])
+    second = write_video(tmp_path / "b.ts", 50, times_ms=[after + 40 * i for i in range(50)])
+    (tmp_path / "joined.ts").write_bytes(first.read_bytes() + second.read_bytes())
+    video = Video(tmp_path / "joined.ts")
+    assert video.num_frames == 80 and len(video.info.clocks) == 2
+    np.testing.assert_allclose(video.timestamps, 0.04 * np.arange(80), atol=2e-3)
+    assert shown_numbers(video.frames([0, 29, 30, 31, 79])) == [0, 29, 0, 1, 49]
+
+
+def test_a_recording_that_begins_in_mid_stream_starts_with_its_first_picture(tmp_path):
+    whole = write_video(tmp_path / "v.ts", 60).read_bytes()
+    video = Video(tmp_path / "v.ts")
+    keys = video.info.key_frames
+    cut = len(whole) * 3 // 10 // 188 * 188
+    (tmp_path / "tail.ts").write_bytes(whole[: 3 * 188] + whole[cut:])  # the tables, then the middle of a group
+    tail = Video(tmp_path / "tail.ts")
+    first = 60 - tail.num_frames
+    assert first in keys and tail.timestamps[0] == 0
+    assert shown_numbers(tail.frames(range(tail.num_frames))) == list(range(first, 60))
+
+
+def test_repeated_times_lose_no_picture(tmp_path):
+    times = [40 * (i - (i % 4 == 1)) for i in range(40)]  # every fourth picture at the time of the one before
+    data = write_video(
+        tmp_path / "v.mkv", 40, times_ms=[40 * i for i in range(40)], codec="mpeg4", codec_options={"qmax": "2"}
+    )
+    packets = []
+    with av.open(str(data)) as source, av.open(str(tmp_path / "repeats.mkv"), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.pts = packet.dts = times[len(packets)]
+                packet.stream = stream
+                packets.append(packet.pts)
+                out.mux(packet)
+    video = Video(tmp_path / "repeats.mkv")
+    assert video.num_frames == 40 and not video.info.key_frames.size
+    assert shown_numbers(video.frames(range(40))) == list(range(40))
+
+
+def _with_thumbnail(path, first, default, thumbnails=1, size=(32, 32)):
+    """A recording of 50 pictures, and a stream of a few red ones before or behind it."""
+    with av.open(str(path), "w") as container:
+
+        def thumbnail():
+            stream = container.add_stream("mjpeg", rate=25)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuvj420p"
+            return stream
+
+        red = thumbnail() if first else None
+        movie = container.add_stream("libx264", rate=25, options={"crf": "5"})
+        movie.width, movie.height, movie.pix_fmt = 64, 48, "yuv420p"
+        red = red or thumbnail()
+        marks = av.stream.Disposition
+        red.disposition, movie.disposition = (
+            (marks.default, marks(0)) if default == "red" else (marks(0), marks.default)
+        )
+        if default == "both":
+            red.disposition = marks.default
+        for i in range(thumbnails):
+            picture = av.VideoFrame.from_ndarray(np.full((*size[::-1], 3), (200, 0, 0), np.uint8))
+            picture.pts = i
+            container.mux(red.encode(picture))
+        for i in range(50):
+            container.mux(movie.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * i, np.uint8))))
+        container.mux([*movie.encode(), *red.encode()])
+    return path
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.mkv"])
+@pytest.mark.parametrize(("first", "default"), [(True, "movie"), (True, "red"), (True, "both"), (False, "red")])
+def test_the_stream_that_a_player_shows_is_taken(tmp_path, name, first, default):
+    video = Video(_with_thumbnail(tmp_path / name, first, default))
+    assert video.num_frames == 50 and shown_numbers(video.frames([0, 49])) == [0, 49]
+    assert f"stream {int(first)} of 2 picture streams (h264, 64 x 48, 50 pictures)" in video.decoder
+
+
+def test_the_default_stream_then_the_largest(tmp_path):
+    small = Video(_with_thumbnail(tmp_path / "a.mkv", True, "movie", thumbnails=30, size=(320, 240)))
+    assert small.info.codec == "h264"  # marked as the default, though the other is larger
+    large = Video(_with_thumbnail(tmp_path / "b.mkv", True, "both", thumbnails=30, size=(320, 240)))
+    assert large.info.codec == "mjpeg" and large.num_frames == 30
+
+
+def test_packets_without_data_are_not_the_end(tmp_path):
+    """AVI files mark a picture that is shown again by an empty packet."""
+    with av.open(str(write_video(tmp_path / "v.avi", 40, codec="mpeg4", codec_options={"qmax": "2"}))) as source:
+        packets = [packet for packet in source.demux(source.streams.video[0]) if packet.size]
+        with av.open(str(tmp_path / "gaps.avi"), "w") as out:
+            stream = out.add_stream_from_template(source.streams.video[0])
+            for i, packet in enumerate(packets):
+                packet.pts = packet.dts = i + (i > 10) * 5  # the writer fills the gap with five empty packets
+                packet.stream = stream
+                out.mux(packet)
+    video = Video(tmp_path / "gaps.avi")
+    assert video.num_frames == 40
+    assert shown_numbers(video.frames(range(40))) == list(range(40))
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "file:x.mp4", "http:x.mp4", "a?b#c %20d.mp4", "concat:a|b.mp4"])
+def test_a_path_is_a_path(video, tmp_path, monkeypatch, name):
+    (tmp_path / name).write_bytes(video.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for decoder in DECODERS:
+        assert shown_numbers(Video(name, decoder).frames([0, 7])) == [0, 7]
+
+
+def test_nothing_makes_a_connection(tmp_path, monkeypatch):
+    """A list of addresses with a video's suffix is no video, and nobody is asked for what it lists."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{address}\n#EXT-X-ENDLIST\n"
+        monkeypatch.chdir(tmp_path)
+        for name, text in (("list.mp4", playlist), ("concat.mp4", f"ffconcat version 1.0\nfile '{address}'\n")):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(VideoError, match=name):
+                Video(name)
+        with pytest.raises(VideoError, match="no such file"):
+            Video(address)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_names_and_files_that_the_system_refuses(tmp_path):
+    for name in ("x" * 300 + ".mp4", "nul\0.mp4"):
+        with pytest.raises(VideoError):
+            Video(tmp_path / name)
+    with pytest.raises(VideoError, match="is no file"):
+        Video(tmp_path)

@@ -1,5 +1,7 @@
 """Pre-decoding: nothing stops the run, nothing is done twice, a killed run ends like an undisturbed one."""
 
+import collections
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,12 +17,13 @@ import time
 import types
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from video_files import write_video
 
-from tspo_jax.data.decode import DECODERS
-from tspo_jax.data.decode_workers import Job, Limits, run_jobs
+from tspo_jax.data.decode import DECODERS, Video
+from tspo_jax.data.decode_workers import Job, Limits, decode_video, run_jobs
 from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, frames_path, open_settings, write_features
 from tspo_jax.data.predecoding import Quarantine, decode_videos, encode_features, find_videos, verify, writing
 from tspo_jax.data.shard import Shard
@@ -340,24 +343,80 @@ def mutated(data: bytes, other: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def test_mutated_videos_are_decoded_or_quarantined(videos, tmp_path):
-    """300 damaged files: no crash, no hang beyond the limit, every one accounted for."""
-    sources = [videos / "v0.mp4", write_video(tmp_path / "v.mkv", 50)]
-    sources.append(write_video(tmp_path / "v.avi", 50, codec="mpeg4"))
-    sources.append(write_video(tmp_path / "v.webm", 50, codec="libvpx-vp9"))
-    store, settings, jobs, rng = tmp_path / "store", StoreSettings(), [], random.Random(0)
+def decoded_and_compared(job, progress):
+    """Stores a video; its pictures must be those that FFmpeg shows at the same times when it reads from the start."""
+    num_frames = decode_video(job, progress)
+    info = Video(job.path, job.decoders[0]).info
+    with av.open(job.path) as container, contextlib.suppress(av.error.FFmpegError):
+        shown, stream = collections.defaultdict(list), container.streams[info.stream]
+        stream.codec_context.thread_count = 1  # as in the worker: what is made of damage depends on it
+        for picture in container.decode(stream):
+            shown[picture.pts].append(picture.to_ndarray(format="rgb24").mean())
+        if len(info.clocks) == 1:
+            store = FrameStore(job.store)
+            entry = store.video(job.name)
+            for frame, picture in zip(entry.frame_idx, store.frames(job.name, range(num_frames)), strict=True):
+                means = shown[info.own_time(int(frame))]
+                assert any(abs(picture.mean() - mean) < 1.5 for mean in means), f"picture {frame} is another one"
+    return num_frames
+
+
+@pytest.mark.parametrize(
+    ("names", "work"),
+    [
+        ((("v.mp4", "libx264"), ("v.mkv", "libx264"), ("v.avi", "mpeg4"), ("v.webm", "libvpx-vp9")), decode_video),
+        (
+            (("v.ts", "libx264"), ("v.mpg", "mpeg2video"), ("v.h264", "libx264"), ("v.m2ts", "libx265")),
+            decoded_and_compared,
+        ),
+    ],
+    ids=["files", "streams"],
+)
+def test_mutated_videos_are_decoded_or_quarantined(tmp_path, names, work):
+    """300 damaged files: no crash, no hang beyond the limit, no wrong picture, every one accounted for."""
+    hevc = {"x265-params": "log-level=none"}
+    sources = [
+        write_video(tmp_path / name, 50, codec=codec, codec_options=hevc if codec == "libx265" else None)
+        for name, codec in names
+    ]
+    store, settings, jobs, rng = tmp_path / "store", StoreSettings(fps=5.0), [], random.Random(0)
     open_settings(store, settings)
     for i in range(300):
         source = sources[i % len(sources)]
         path = tmp_path / f"{i}{source.suffix}"
         path.write_bytes(mutated(source.read_bytes(), sources[(i + 1) % len(sources)].read_bytes(), rng))
-        decoders = DECODERS[:: 1 if i % 2 else -1]
+        decoders = DECODERS[:: 1 if i % 2 or work is not decode_video else -1]
         jobs.append(Job(str(path), path.name, path.stat().st_size, str(store), settings, decoders))
-    outcomes = list(run_jobs(jobs, 2, Limits(20.0, 4.0)))
+    outcomes = list(run_jobs(jobs, 2, Limits(20.0, 4.0), work=work))
     assert sorted(o.job.name for o in outcomes) == sorted(job.name for job in jobs)
+    assert not [o for o in outcomes if "AssertionError" in o.reason]
     stored = {o.job.name for o in outcomes if not o.reason}
     assert stored == set(FrameStore(store).names())
     assert 30 < len(stored) < 270 and all(o.num_frames > 0 for o in outcomes if not o.reason)
     assert not verify(store, {})["problems"]
     assert not list((store).rglob("*.partial"))
     assert not multiprocessing.active_children()
+
+
+def test_a_folder_says_what_it_leaves_out(videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "all")
+    (tmp_path / "all" / "notes.docx").write_text("x")
+    (tmp_path / "all" / "no_suffix").write_text("x")
+    write_video(tmp_path / "all" / "00001.MTS", 25)
+    notes = []
+    found = find_videos(tmp_path / "all", note=notes.append)
+    assert "00001.MTS" in found and len(notes) == 1
+    assert "not taken for videos" in notes[0] and "notes.docx" in notes[0] and "no_suffix" in notes[0]
+    status, _, errors = run(f"--videos={tmp_path / 'all'}", f"--store={tmp_path / 'store'}")
+    assert status == 0 or "quarantine" in errors
+    assert errors.count("not taken for videos") == 1
+
+
+def test_a_name_that_a_store_cannot_have_costs_that_video_alone(tmp_path):
+    for name in ("a", "y", "m" * 240, "\u7247" * 80):
+        write_video(tmp_path / "videos" / f"{name}.mp4", 25)
+    for _ in range(2):
+        status, result, _ = run(f"--videos={tmp_path / 'videos'}", f"--store={tmp_path / 'store'}", "--workers=1")
+        assert status == 2 and result["stored"] == 2
+        assert {row["reason"] for row in result["quarantined"]} == {"its name is too long for a store"}
+    assert FrameStore(tmp_path / "store").names() == ["a.mp4", "y.mp4"]

@@ -9,6 +9,7 @@ used, unless decord counts other frames than the file has or is known to return 
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import re
 from array import array
@@ -30,6 +31,9 @@ DECODERS = ("pyav", "decord")  # in the order they are tried
 _DECORD_CODECS = ("h264", "vp8", "vp9")
 _DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _LONGEST = 30 * 86400.0  # seconds of a video; more is a damaged clock
+# Containers whose clock may be set anew in mid-file, forwards too; ffmpeg takes steps of so many seconds out as well.
+_CLOCK_IS_SET = ("mpegts", "mpeg")
+_CLOCK_STEP = 10.0
 _SEEK_AHEAD = 100  # frames; PyAV seeks to a key frame rather than decode more than this many unwanted ones
 
 
@@ -60,8 +64,8 @@ class VideoInfo:
       clocks: (frame number, tick of the file's own clock minus ours) from that frame on. A file has several where its
         clock was set anew in its middle, as in a recording cut together; none where it tells no times, and the ticks
         are frame numbers.
-      key_frames: int64 [n], ascending numbers of the frames that reading may start at; none where the file's times do
-        not tell its pictures apart.
+      one_to_one: each time of the file's own clock is that of one picture.
+      key_frames: int64 [n], ascending numbers of the frames that reading may start at; none without `one_to_one`.
       can_skip: pictures that no other picture refers to (most B pictures) can be told without decoding them.
     """
 
@@ -77,6 +81,7 @@ class VideoInfo:
     ticks: np.ndarray
     time_base: float
     clocks: tuple[tuple[int, int], ...]
+    one_to_one: bool
     key_frames: np.ndarray
     can_skip: bool
 
@@ -230,7 +235,9 @@ def probe(path: str | Path) -> VideoInfo:
 class _Packets:
     """What the packets of a stream say: eight bytes per picture and no copy of them, as ten hours have a million."""
 
-    def __init__(self):
+    def __init__(self, longest_step: float):
+        """`longest_step`: ticks between two pictures; a longer one means that the clock was set anew."""
+        self._longest_step = longest_step
         self.times, self.keys, self.clocks = array("q"), array("q"), array("q")
         self.count = self.pictures = 0
         self.all_timed, self._decoded_at = True, None
@@ -241,7 +248,7 @@ class _Packets:
             return
         time = packet.pts if packet.pts is not None else packet.dts
         if packet.dts is not None:
-            if self._decoded_at is not None and packet.dts < self._decoded_at:  # the clock was set anew
+            if self._decoded_at is not None and not 0 <= packet.dts - self._decoded_at <= self._longest_step:
                 self.clocks.append(self.pictures)
             self._decoded_at = packet.dts
         self.keys.extend((self.pictures,) if packet.is_keyframe else ())
@@ -255,7 +262,8 @@ def _read_times(path: str, container: av.container.InputContainer) -> VideoInfo:
     streams = _picture_streams(container)
     if not streams:
         raise VideoError(path, "has no picture stream")
-    packets, end = {stream.index: _Packets() for stream in streams}, 0.0
+    step = _CLOCK_STEP if container.format.name in _CLOCK_IS_SET else math.inf
+    packets, end = {stream.index: _Packets(step / float(stream.time_base)) for stream in streams}, 0.0
     # Where the header does not count the pictures (Matroska), the end of all streams shows whether the file is whole.
     for packet in container.demux(streams) if all(stream.frames for stream in streams) else container.demux():
         if packet.size == 0:
@@ -277,7 +285,9 @@ def _read_times(path: str, container: av.container.InputContainer) -> VideoInfo:
     pictures, ticks = found.pictures, np.frombuffer(found.times, np.int64)
     if not pictures:
         raise VideoError(path, "has no pictures (zero length)")
-    if found.count < 0.99 * stream.frames - 1:
+    # AVI counts pictures that are shown again, which have no packet: there the time says whether the end is there.
+    reached = container.format.name == "avi" and end >= 0.99 * (container.duration or 0) / av.time_base
+    if found.count < 0.99 * stream.frames - 1 and not reached:
         raise VideoError(path, f"is truncated: its header lists {stream.frames} pictures, {found.count} are there")
     claimed = (container.duration or 0) / av.time_base
     end -= min(0, container.start_time or 0) / av.time_base  # Matroska's claim counts from 0, wherever the start is
@@ -302,11 +312,14 @@ def _read_times(path: str, container: av.container.InputContainer) -> VideoInfo:
         ticks, clocks, time_base = np.arange(pictures), (), 1 / fps
         one_to_one, key_frames = False, np.zeros(0, np.int64)
     codec, kind = stream.codec_context.name, container.format.name
-    # In other codecs a skipped packet may be missed by those kept.
-    can_skip = codec == "h264" and one_to_one and found.all_timed
+    # In other codecs a skipped packet may be missed by those kept, and in recordings from the air, which are often
+    # damaged, it changes what the decoder makes of its neighbours.
+    can_skip = codec == "h264" and one_to_one and found.all_timed and kind not in _CLOCK_IS_SET
     num_streams = sum(packets[other.index].pictures > 0 for other in streams)
     return VideoInfo(
-        path, codec, kind, fps, 0, 0, 0, stream.index, num_streams, ticks, time_base, clocks, key_frames, can_skip
+        *(path, codec, kind, fps),
+        *(0, 0, 0),  # until a picture is decoded
+        *(stream.index, num_streams, ticks, time_base, clocks, one_to_one, key_frames, can_skip),
     )
 
 
@@ -314,7 +327,7 @@ def _own_clocks(ticks: np.ndarray, set_anew: Sequence[int], interval: int) -> tu
     """Turns a file's own times, in the order of its packets, into ascending ones from 0, in place.
 
     Args:
-      set_anew: numbers of the packets at which the clock was set back.
+      set_anew: numbers of the packets at which the clock was set anew.
       interval: ticks from the last picture of one clock to the first of the next, at least 1.
     Returns: VideoInfo.clocks.
     """
@@ -436,8 +449,9 @@ _READERS = {"decord": _read_decord, "pyav": _read_pyav}
 
 
 def _frame_number(info: VideoInfo, picture: av.VideoFrame, counted: int) -> int:
-    """The number of a decoded picture: counted, and set forward by its presentation time where pictures were lost."""
-    by_time = info.frame_at(picture.pts, counted) if info.clocks else None
+    """The number of a decoded picture: by its presentation time, which tells where pictures were lost or are there
+    twice; counted where the file has no such time."""
+    by_time = info.frame_at(picture.pts, 0 if info.one_to_one else counted) if info.clocks else None
     return counted if by_time is None else by_time
 
 

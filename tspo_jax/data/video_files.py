@@ -56,9 +56,8 @@ def _below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, bo
         path = Path(entry)
         try:
             is_folder = entry.is_dir()
-        except OSError:
-            yield path, False
-            continue
+        except OSError:  # such as a link to itself: what it is will show when it is opened
+            is_folder = False
         if is_folder:
             yield from _below(path, (*above, real))
         else:
