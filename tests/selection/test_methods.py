@@ -98,3 +98,9 @@ def test_only_clip_topk_looks_at_clip_scores():
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         selection.select(*arguments)
+
+
+def test_fill_evenly():
+    assert selection.fill_evenly(np.array([50, 51]), 101, 5).tolist() == [0, 25, 50, 51, 100]
+    assert selection.fill_evenly(np.array([2]), 3, 5).tolist() == [0, 1, 2]
+    assert selection.fill_evenly(np.arange(4), 100, 4).tolist() == [0, 1, 2, 3]

@@ -77,6 +77,10 @@ def _substitute(pairs: tuple[tuple[str, str], ...], name: str) -> str:
 
 
 CLIP = Format(ignored=(r"\.position_ids$", *(f"^{re.escape(prefix)}" for prefix in AGENTS)))
+OWLVIT = Format(
+    rename=((r"^(text_model\.|vision_model\.|text_projection\.|visual_projection\.|logit_scale$)", r"owlvit.\1"),),
+    ignored=(r"\.embeddings\.position_ids$",),
+)
 AGENT_RENAME = ((r"^mlp\.linear_1\.", "mlp.0."), (r"^mlp\.linear_2\.", "mlp.2."))
 
 

@@ -76,6 +76,26 @@ class ImageProcessor:
         return cls(image_size, mean, std, True, resize, config.get("resample", Image.Resampling.BICUBIC))
 
     @classmethod
+    def owlvit(cls, config: Mapping, image_size: int) -> "ImageProcessor":
+        """From OWL-ViT's preprocessor_config.json ({} where a folder has none): squeezed to the square that the tower
+        takes, nothing is cut off. Old files give `size` as [height, width].
+
+        Raises ValueError where they ask for another size or a crop, or a step is left out.
+        """
+        check_steps(config, ("do_resize", "do_rescale", "do_normalize"))
+        size = config.get("size", image_size)
+        size = [size.get("height"), size.get("width")] if isinstance(size, Mapping) else size
+        if (list(size) if isinstance(size, Sequence) else [size, size]) != [image_size, image_size]:
+            raise ValueError(
+                f"preprocessor_config.json: size {config['size']} is not the {image_size} x {image_size} pixels of "
+                "config.json's vision tower"
+            )
+        if config.get("do_center_crop", False):
+            raise ValueError("preprocessor_config.json: do_center_crop is true; OWL-ViT sees whole pictures")
+        mean, std = tuple(config.get("image_mean", CLIP_MEAN)), tuple(config.get("image_std", CLIP_STD))
+        return cls(image_size, mean, std, False, resample=config.get("resample", Image.Resampling.BICUBIC))
+
+    @classmethod
     def siglip(cls, image_size: int) -> "ImageProcessor":
         return cls(image_size, (0.5,) * 3, (0.5,) * 3, False)
 

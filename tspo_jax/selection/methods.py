@@ -55,6 +55,13 @@ def uniform(scores: np.ndarray, k: int) -> np.ndarray:
     return np.linspace(0, len(scores) - 1, min(k, len(scores)), dtype=int)
 
 
+def fill_evenly(picks: np.ndarray, num_frames: int, k: int) -> np.ndarray:
+    """`picks` (at most k of `num_frames`) and so many evenly spaced others that there are k, or all: ascending int."""
+    others = np.setdiff1d(uniform(np.zeros(num_frames), k), picks)
+    missing = min(k, num_frames) - len(picks)
+    return np.sort([*picks, *others[uniform(others, missing)]]).astype(int) if missing else np.sort(picks)
+
+
 METHODS = {"topk": topk, "bin-max": bin_max, "aks": aks, "uniform": uniform, "clip-topk": topk}
 
 
