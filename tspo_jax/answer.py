@@ -21,6 +21,7 @@ from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.command_line import entry_point
 from tspo_jax.data.decode import VideoError
+from tspo_jax.data.questions import split_options
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, VideoOptions
 from tspo_jax.pages import video_page
 from tspo_jax.pages.contact_sheet import contact_sheet
@@ -106,7 +107,7 @@ def main() -> int:
             shown = source.pictures(picks) if source else frames
             prompt = prompts.render(question, args.template or answerer.template, args.suffix)
             frame_idx = source.frame_idx[picks].tolist() if source else None
-            result = answer(answerer, rollout, shown, prompt) | {"frame_idx": frame_idx}
+            result = answer(answerer, rollout, shown, prompt, split_options(question)[1]) | {"frame_idx": frame_idx}
             if args.contact_sheet:
                 sheet = contact_sheet(shown, source.timestamps[picks].tolist())
                 sheet.save(entry_point.numbered(args.contact_sheet, len(results), single))

@@ -85,8 +85,9 @@ class Specific:
 @dataclasses.dataclass(frozen=True)
 class Data:
     store: str = ""  # folder of the frame store made by predecode
-    questions: str = ""  # jsonl file
+    questions: str = ""  # question file: jsonl, one JSON list, or CSV
     strict: bool = False  # a bad line of it ends the run; else it is listed and left out
+    max_bad: float = 0.1  # share of bad lines above which the file is a wrong one and the run ends
     min_frames: int = 50  # a video with fewer candidates, or more than max_frames, gets max_frames evenly spaced ones
     max_frames: int = 128
     buckets: tuple[int, ...] = (128, 832)  # candidate frames T are padded to the smallest bucket that holds them

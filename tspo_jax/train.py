@@ -91,7 +91,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     warm_start = programs.make_warm_start(graphdef, config, mesh)
 
     # What is frozen: the answerer, and the questions as CLIP and the answerer read them.
-    questions, bad_lines = read_questions(config.data.questions, strict=config.data.strict)
+    questions, bad_lines = read_questions(config.data.questions, strict=config.data.strict, max_bad=config.data.max_bad)
     if config.policy.warm_start_steps and not any(q.evidence or q.kind == "specific" for q in questions):
         raise ValueError(
             f"config.policy.warm_start_steps is {config.policy.warm_start_steps}, but {config.data.questions} has "

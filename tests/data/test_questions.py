@@ -152,3 +152,76 @@ def test_mutated_lines_never_crash(tmp_path):
     questions, errors = read_questions(path, strict=False)
     assert len(questions) + len(errors) == 401
     assert len(errors) > 100
+
+
+def as_list(path, rows, **how):
+    path.write_text(json.dumps(rows, **how))
+    return path
+
+
+@pytest.mark.parametrize("how", [{"indent": 1}, {}])
+def test_one_json_list(tmp_path, how):
+    questions, errors = read_questions(as_list(tmp_path / "q.json", [ROW, ROW, 3], **how), strict=False)
+    assert len(questions) == 2 and questions[0].query == "What is shown first?"
+    assert errors == [f"{tmp_path / 'q.json'}:3: item: is not a json object but int"]
+
+
+def test_fields_that_nobody_reads_are_not_looked_at(tmp_path):
+    questions, errors = read_questions(
+        write(tmp_path / "q.jsonl", ROW | {"original_answer": "", "problem": 3, "complete_answer": ["x"]})
+    )
+    assert len(questions) == 1 and not errors
+
+
+def test_a_file_of_mostly_bad_lines_is_a_wrong_file(tmp_path):
+    path = write(tmp_path / "q.jsonl", *[ROW] * 17, "{", "{")
+    assert len(read_questions(path, strict=False)[0]) == 17
+    with pytest.raises(QuestionError, match=r"2 bad question\(s\) of 19"):
+        read_questions(path, strict=False, max_bad=0.1)
+    assert len(read_questions(path, strict=False, max_bad=0.2)[0]) == 17
+
+
+def test_ten_options(tmp_path):
+    text = ROW["original_question"] + "".join(f"\n{letter}. colour {letter}" for letter in "EFGHIJ")
+    question = read_one(tmp_path, original_question=text, solution="<answer>j</answer>")
+    assert len(question.options) == 10 and question.answer == "J"
+
+
+def test_written_by_hand(tmp_path):
+    plain = {"video": "a.mp4", "question": "What is it?", "options": ["A cat", "A dog"], "answer": "b"}
+    (question,) = read_questions(write(tmp_path / "q.jsonl", plain))[0]
+    assert (question.query, question.options, question.answer) == ("What is it?", ("A cat", "A dog"), "B")
+    assert question.question == "What is it?\nA. A cat\nB. A dog" and question.kind == "general"
+    assert read_questions(write(tmp_path / "q.jsonl", plain | {"answer": "A cat"}))[0][0].answer == "A"
+    for change, field in (
+        ({"options": ["x"]}, "options"),
+        ({"answer": "C"}, "answer"),
+        ({"options": "x|y"}, "options"),
+    ):
+        with pytest.raises(QuestionError, match=f"{field}: "):
+            read_questions(write(tmp_path / "q.jsonl", plain | change))
+    with pytest.raises(QuestionError, match="options: there are 27, at most 26"):
+        read_questions(write(tmp_path / "q.jsonl", plain | {"options": [str(i) for i in range(27)], "answer": "A"}))
+
+
+def test_a_table(tmp_path):
+    path = tmp_path / "q.csv"
+    path.write_bytes(
+        b"\xef\xbb\xbfVideo,Question,Options,Answer,Evidence\r\n"
+        b'a.mp4,"What, exactly?",cat | dog,B,"[[1, 2]]"\r\n'
+        b'b.mp4,Who?,"A. Ann\nB. Bob\nC. Cy",Bob,\r\n'
+        b",,,,\r\n"
+    )
+    questions, errors = read_questions(path)
+    assert [(q.query, q.options, q.answer, q.evidence) for q in questions] == [
+        ("What, exactly?", ("cat", "dog"), "B", ((1.0, 2.0),)),
+        ("Who?", ("Ann", "Bob", "Cy"), "B", ()),
+    ]
+    path.write_text("video;question;A;B;answer\na.mp4;Who?;Ann;Bob;a\n")
+    assert read_questions(path)[0][0].options == ("Ann", "Bob")
+    path.write_text("video,question\na.mp4,Who?\n")
+    with pytest.raises(QuestionError, match="q.csv:1: answer: no such column; the first line has video, question"):
+        read_questions(path)
+    path.write_text("video,question,options,answer\na.mp4,Who?,Ann|Bob,C\na.mp4,Who?,Ann|Bob,A\n")
+    with pytest.raises(QuestionError, match="q.csv:2: answer: 'C' is neither"):
+        read_questions(path)

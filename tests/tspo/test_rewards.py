@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from tspo_jax.data.letters import option_letter
 from tspo_jax.tspo import rewards
 
 
@@ -32,7 +33,7 @@ def test_answer_without_a_letter_is_never_correct():
     ],
 )
 def test_option_letter(text, letter):
-    assert rewards.option_letter(text) == letter
+    assert option_letter(text) == letter
 
 
 def test_solution_in_tags():

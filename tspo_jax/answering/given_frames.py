@@ -10,13 +10,19 @@ from PIL import Image
 from tspo_jax.answering import prompts
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import Answerer
-from tspo_jax.data.letters import option_letter
+from tspo_jax.data.letters import stated_letter
 
+_UNKNOWN_OPTIONS = ("",) * 5  # of a question that does not list them line by line: A-E
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-def answer(answerer: Answerer, rollout: Rollout, frames: Sequence[np.ndarray], prompt: str) -> dict:
-    """The answer to a rendered prompt about frames uint8 [H, W, 3], as the entry point reports it."""
+def answer(
+    answerer: Answerer, rollout: Rollout, frames: Sequence[np.ndarray], prompt: str, options: Sequence[str] = ()
+) -> dict:
+    """The answer to a rendered prompt about frames uint8 [H, W, 3], as the entry point reports it.
+
+    `options` are the texts of the question's options, one of which the answer may name.
+    """
     pixels = [answerer.processor.crop(frame) for frame in frames]
     if len(sizes := {frame.shape[:2] for frame in pixels}) > 1:
         raise ValueError(f"the frames would be shown in several sizes {sorted(sizes)}; give all one with --frame_size")
@@ -28,7 +34,7 @@ def answer(answerer: Answerer, rollout: Rollout, frames: Sequence[np.ndarray], p
     return {
         "answer": text,
         "token_ids": tokens[:length].tolist(),
-        "option": option_letter(text),
+        "option": stated_letter(text, options or _UNKNOWN_OPTIONS),
         "prompt": prompt,
         "num_visual_tokens": answerer.config.num_visual_tokens(*pixels.shape[:3]),
     }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from tspo_jax.data.letters import LETTERS
 from tspo_jax.data.questions import IMAGE_TAG, Question
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
@@ -82,7 +83,7 @@ def option_tokens(questions: Sequence[Question], text: str, tokenizer: PreTraine
       text: how it is written there, with {letter}, e.g. "{letter}", or " {letter}" behind other words.
     Raises: ValueError where that is not one token.
     """
-    letters = "ABCDEFGHIJ"[: max(len(question.options) for question in questions)]
+    letters = LETTERS[: max(len(question.options) for question in questions)]
     ids = [tokenizer(text.format(letter=letter), add_special_tokens=False)["input_ids"] for letter in letters]
     if any(len(of_letter) != 1 for of_letter in ids) or len({tuple(of_letter) for of_letter in ids}) < len(letters):
         raise ValueError(

@@ -1,16 +1,22 @@
-"""Question files in the TSPO-10K jsonl format: one multiple-choice question about one video per line.
+"""Question files: multiple-choice questions about videos, one object per line, one JSON list of them, or a CSV table.
 
-Keys of a line: `video` (path below the video folder), `original_question` ("<image>\n{stem}\nA. ..\nB. .." and maybe
-one of two closing sentences), `solution` ("<answer>a</answer>"), `type` ("general" or "specific"). `original_answer`,
-`problem` and `complete_answer` are part of the format but no one reads them. Optional: `id` (unique), `family` (name of
-a group to report apart) and `evidence` ([[start, end], ...] in seconds).
+Keys in the TSPO-10K format: `video` (path below the video folder), `original_question` ("<image>\n{stem}\nA. ..\nB. .."
+and maybe one of two closing sentences), `solution` ("<answer>a</answer>"), `type` ("general" or "specific").
+`original_answer`, `problem` and `complete_answer` are part of the format but no one reads them. Optional: `id`
+(unique), `family` (name of a group to report apart) and `evidence` ([[start, end], ...] in seconds).
+
+Written by hand, and as the columns of a table: `video`, `question`, `options` (a list; in a table one per line of the
+cell, or separated by |) or a column for each (A, B, C ...), `answer` (a letter, or the text of the right option);
+`type` is general where it is not there.
 """
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from tspo_jax.data.letters import LETTERS, solution_letter
@@ -24,6 +30,7 @@ TAILS = (
 )
 _OPTION = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])\s*(.*)", re.DOTALL)
 _SHOWN_ERRORS = 20
+_TABLES = {".csv": None, ".tsv": "\t"}  # suffix -> what separates cells, None: told by the first line
 
 
 class QuestionError(ValueError):
@@ -59,38 +66,98 @@ class Question:
 
 
 def read_questions(
-    path: str | Path, video_folder: str | Path | None = None, strict: bool = True
+    path: str | Path, video_folder: str | Path | None = None, strict: bool = True, max_bad: float = 1.0
 ) -> tuple[list[Question], list[str]]:
     """The good questions of a file in their order, and one message 'file:line: field: reason' per bad line.
 
     With a `video_folder`, every video must be a file in it. Blank lines are skipped.
-    Raises QuestionError where strict and a line is bad, and always where no line is good.
+    Raises QuestionError where strict and a line is bad, where more than `max_bad` (a share) of the lines are, and
+    always where no line is good.
     """
     path = Path(path)
     questions, errors, first_line_of_id = [], [], {}
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, row in _rows(path):
         source = f"{path}:{number}"
         try:
-            row = _json_object(line)
+            if isinstance(row, QuestionError):
+                raise row
             question = question_of_row(row, len(questions), source, video_folder)
             if row.get("id") is not None and number != (first := first_line_of_id.setdefault(str(row["id"]), number)):
                 raise QuestionError(f"id: {row['id']!r:.60} is also the id of line {first}")
             questions.append(question)
         except QuestionError as error:
             errors.append(f"{source}: {error}")
-    raise_if_bad(path, questions, errors, strict)
+    raise_if_bad(path, questions, errors, strict or len(errors) > max_bad * (len(questions) + len(errors)))
     return questions, errors
 
 
+def _rows(path: Path) -> Iterator[tuple[int, Mapping | QuestionError]]:
+    """(line, or number in a JSON list or table; object) of a file's questions."""
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if path.suffix.lower() in _TABLES:
+        yield from _table_rows(path, data)
+    elif data.lstrip().startswith(b"[") and (rows := _json_list(data)) is not None:
+        for number, row in enumerate(rows, start=1):
+            yield number, row if isinstance(row, dict) else QuestionError(f"item: {_is_no_object(row)}")
+    else:
+        for number, line in enumerate(data.split(b"\n"), start=1):
+            if line.strip():
+                yield number, _json_object(line)
+
+
+def _json_list(data: bytes) -> list | None:
+    """The items of a file that is one JSON list of objects, None where it is none: then its lines are looked at."""
+    try:
+        rows = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return rows if isinstance(rows, list) else None
+
+
+def _table_rows(path: Path, data: bytes) -> Iterator[tuple[int, Mapping | QuestionError]]:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise QuestionError(f"{path}: is not UTF-8 ({error}); save the table as CSV UTF-8") from None
+    header = text.partition("\n")[0]
+    delimiter = _TABLES[path.suffix.lower()] or max(",;\t", key=header.count)  # spreadsheets of some countries write ;
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    names = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = [name if len(name) == 1 else name.lower() for name in names]
+    if missing := [name for name in ("video", "question", "answer") if name not in reader.fieldnames]:
+        raise QuestionError(f"{path}:1: {missing[0]}: no such column; the first line has {', '.join(names) or 'none'}")
+    for number, cells in enumerate(reader, start=2):
+        if None in cells:
+            yield number, QuestionError("line: has more cells than the first line has names")
+        elif any(cell and cell.strip() for cell in cells.values()):
+            yield number, _row_of_cells({name: (cell or "").strip() for name, cell in cells.items()})
+
+
+def _row_of_cells(cells: Mapping[str, str]) -> dict | QuestionError:
+    row = {name: cell for name, cell in cells.items() if cell and name not in LETTERS}
+    by_letter = [cells[letter] for letter in LETTERS if cells.get(letter)]
+    separator = "\n" if "\n" in row.get("options", "") else "|"
+    options = [option.strip() for option in row.get("options", "").split(separator) if option.strip()]
+    row["options"] = by_letter or [re.sub(r"^\(?[A-Z][.):] *", "", option) for option in options]
+    if "evidence" in row:
+        try:
+            row["evidence"] = json.loads(row["evidence"])
+        except ValueError:
+            return QuestionError(f"evidence: must be [[start, end], ...] in seconds, not {row['evidence']!r:.60}")
+    return row
+
+
 def raise_if_bad(path: Path, questions: list, errors: list[str], strict: bool) -> None:
-    """Raises QuestionError that lists the errors, where strict or no question is good."""
+    """Raises QuestionError that lists the errors, where strict or no question is good.
+
+    A file most of whose lines are bad is a wrong file, not one with a few bad lines.
+    """
     if not questions and not errors:
         errors.append(f"{path}: file: has no questions")
     if errors and (strict or not questions):
         more = f"\n... and {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
-        raise QuestionError(f"{len(errors)} bad question(s)\n" + "\n".join(errors[:_SHOWN_ERRORS]) + more)
+        of_all = f" of {len(questions) + len(errors)}" if questions else ""
+        raise QuestionError(f"{len(errors)} bad question(s){of_all}\n" + "\n".join(errors[:_SHOWN_ERRORS]) + more)
 
 
 def video_path(name: str, field: str = "video") -> str:
@@ -115,7 +182,7 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
         options: list[str] = []
         for line in lines[start:]:
             match = _OPTION.match(line)
-            if match and (match[1] or match[2]) == chr(ord("A") + len(options)):
+            if match and (match[1] or match[2]) == LETTERS[len(options) : len(options) + 1]:
                 options.append(match[3])
             elif options:
                 options[-1] += "\n" + line
@@ -142,10 +209,37 @@ def solution_of_option(answer: str) -> str | None:
     return (match[1] or match[2]) if match else None
 
 
+def option_lines(options: Sequence[str]) -> list[str]:
+    """'A. ..', 'B. ..' and so on; raises QuestionError for more options than there are letters."""
+    if len(options) > len(LETTERS):
+        raise QuestionError(f"options: there are {len(options)}, at most {len(LETTERS)} can be asked")
+    return [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+
+
+def _of_plain_row(row: Mapping) -> dict:
+    """The TSPO-10K form of a row written by hand: question, options, answer."""
+    options = row.get("options")
+    if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
+        raise QuestionError(f"options: must be a list of texts, at least two, not {options!r:.60}")
+    if len(options) < 2:
+        raise QuestionError(f"options: {len(options)} given, at least two are needed")
+    question, answer = text_field(row, "question"), text_field(row, "answer").strip()
+    same = [letter for letter, option in zip(LETTERS, options, strict=False) if option.strip() == answer]
+    named = same[0] if len(same) == 1 else solution_of_option(answer.upper() if len(answer) == 1 else answer)
+    if named not in list(LETTERS[: len(options)]):
+        raise QuestionError(f"answer: {answer!r:.60} is neither the letter nor the text of one of the options")
+    return {
+        "type": "general",
+        **row,
+        "original_question": "\n".join([question, *option_lines([option.strip() for option in options])]),
+        "solution": f"<answer>{named.lower()}</answer>",
+    }
+
+
 def row(id: str, video: str, stem: str, options: Sequence[str], answer: str, kind: str) -> dict:
     """A line of a TSPO-10K file; `answer` is the letter."""
-    lines = [f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options)]
-    right = lines[ord(answer) - ord("A")]
+    lines = option_lines(options)
+    right = lines[LETTERS.index(answer)]
     return {
         "id": id,
         "video": video,
@@ -159,10 +253,11 @@ def row(id: str, video: str, stem: str, options: Sequence[str], answer: str, kin
 
 
 def question_of_row(row: dict, index: int, source: str, video_folder: str | Path | None) -> Question:
+    if "question" in row and "original_question" not in row:
+        row = _of_plain_row(row)
     texts = {field: text_field(row, field) for field in ("video", "original_question", "solution", "type")}
-    for field in ("original_answer", "problem", "complete_answer", "family"):
-        if row.get(field) is not None:
-            text_field(row, field)
+    if row.get("family") is not None:
+        text_field(row, "family")
     video = video_path(texts["video"])
     if video_folder is not None and not (Path(video_folder) / video).is_file():
         raise QuestionError(f"video: no file {video} in {video_folder}")
@@ -174,8 +269,8 @@ def question_of_row(row: dict, index: int, source: str, video_folder: str | Path
         raise QuestionError("original_question: has no options (lines 'A. ...' and 'B. ...')")
     if not query:
         raise QuestionError("original_question: has no text before its options")
-    answer = solution_letter(texts["solution"])
-    # The original takes the first lone letter a-e: of "a forest" its article.
+    answer = solution_letter(texts["solution"], len(options))
+    # The original takes the first lone letter: of "a forest" its article.
     named = solution_of_option(re.sub("</?answer>", "", texts["solution"]).upper())
     if answer != named or named not in list(LETTERS[: len(options)]):
         last = LETTERS[: len(options)][-1]
@@ -184,16 +279,18 @@ def question_of_row(row: dict, index: int, source: str, video_folder: str | Path
     return Question(index, video, query, question, options, answer, texts["type"], source, row.get("family"), evidence)
 
 
-def _json_object(line: bytes) -> dict:
+def _json_object(line: bytes) -> dict | QuestionError:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise QuestionError(f"line: not UTF-8 ({error})") from None
+        return QuestionError(f"line: not UTF-8 ({error})")
     except (ValueError, RecursionError) as error:
-        raise QuestionError(f"line: not valid json ({error})") from None
-    if not isinstance(row, dict):
-        raise QuestionError(f"line: is not a json object but {type(row).__name__}")
-    return row
+        return QuestionError(f"line: not valid json ({error})")
+    return row if isinstance(row, dict) else QuestionError(f"line: {_is_no_object(row)}")
+
+
+def _is_no_object(row: object) -> str:
+    return f"is not a json object but {type(row).__name__}"
 
 
 def text_field(row: dict, field: str) -> str:

@@ -6,7 +6,7 @@ numbers (lmms-eval with TSPO's adapters, no subtitles). Answers are read by one 
   published  exactly as in the published numbers, slips included: any capital letter counts, even that of a word;
              two pairs of phrases are fused by a missing comma (MLVU, Video-MME); an answer of LongVideoBench without
              a letter is given a random one (here a function of the seed and the question's id).
-  strict     only a letter that stands for an option counts, else the text of exactly one option; no letter is wrong.
+  strict     what is stated last and plainly, as a person would read it (letters.stated_letter); no letter is wrong.
 """
 
 import dataclasses
@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from tspo_jax.data.letters import LETTERS, stated_letter
+
 PROTOCOLS = ("published", "strict")
-LETTERS = "ABCDEFGH"
 POSITION_FPS = 24  # LongVideoBench counts `position` in frames at 24 fps, whatever the video's own rate
 
 _PHRASES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
@@ -94,6 +95,11 @@ def read_items(benchmark: str, path: str | Path) -> list[Item]:
     for item in items:
         if item.id in seen:
             raise BenchmarkError(f"{path}: question {item.id} occurs twice")
+        if len(item.options) > len(LETTERS):
+            count = len(item.options)
+            raise BenchmarkError(
+                f"{path}: question {item.id}: has {count} options, at most {len(LETTERS)} can be asked"
+            )
         if item.answer not in tuple(LETTERS[: len(item.options)]):
             raise BenchmarkError(f"{path}: question {item.id}: answer {item.answer!r} is not among its options")
         seen.add(item.id)
@@ -301,30 +307,16 @@ def permuted(item: Item, order: Sequence[int]) -> Item:
 def answer_letter(benchmark: str, item: Item, text: str, protocol: str = "strict", seed: int = 0) -> str | None:
     """The option that an answer names, None where it names none.
 
+    Args:
+      benchmark: "" = none: questions of one's own, which no run was published for and which are read strictly.
+
     Raises BenchmarkError for an unknown protocol.
     """
     if protocol not in PROTOCOLS:
         raise BenchmarkError(f"protocol is {protocol!r}, not one of {', '.join(PROTOCOLS)}")
-    if protocol == "published":
+    if protocol == "published" and benchmark:
         return lookup(benchmark).published_letter(text, random.Random(f"{seed} {item.id}")) or None
-    return _strict_letter(text, item.options)
-
-
-def _strict_letter(text: str, options: Sequence[str]) -> str | None:
-    letters = LETTERS[: len(options)]
-    text = re.sub("|".join(map(re.escape, _SEPARATE)), " ", text, flags=re.IGNORECASE).strip()
-    # Inside a sentence "A" may be the article, and then a word follows it.
-    named = re.match(rf"\(?([{letters}])(?:$|[).:,])", text) or re.search(
-        rf"\(([{letters}])\)|(?<![A-Za-z'])(A(?! +(?!is\b)[a-z])|[{letters[1:]}])(?![A-Za-z'])", text
-    )
-    if named:
-        return next(filter(None, named.groups()))
-    said = [
-        letter
-        for letter, option in zip(letters, options, strict=True)
-        if option.strip(" .").casefold() == text.strip(" .").casefold()
-    ]
-    return said[0] if len(said) == 1 else None
+    return stated_letter(text, item.options)
 
 
 def _first_capital(letters: str, phrases: Sequence[str], guess: str = "") -> Callable[[str, random.Random], str]:

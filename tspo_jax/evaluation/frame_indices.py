@@ -171,7 +171,7 @@ def _options(row: Row, field: str) -> tuple[str, ...]:
 
 
 def _text_key(video: str, question: str, options: Sequence[str]) -> tuple:
-    texts = (re.sub(r"^[A-H]\. ", "", str(text)) for text in options)
+    texts = (re.sub(r"^[A-Z]\. ", "", str(text)) for text in options)
     return _name(video), " ".join(question.split()), tuple(" ".join(text.split()) for text in texts)
 
 

@@ -36,7 +36,7 @@ from tspo_jax.command_line.progress_bar import described
 from tspo_jax.config import Config
 from tspo_jax.data import predecoding
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.data.letters import option_letter
+from tspo_jax.data.letters import LETTERS
 from tspo_jax.data.questions import read_questions
 from tspo_jax.devices import sharding
 from tspo_jax.evaluation import benchmarks, frame_indices, results
@@ -340,11 +340,8 @@ def answer(
 def to_rows(frame_set: FrameSet, text: str, store: FrameStore, config: Config) -> list[dict]:
     """The lines of rows.jsonl for an answered frame set, one for each method and budget that chose it."""
     item, asked = frame_set.item, config.evaluation
-    if asked.benchmark:
-        letter = benchmarks.answer_letter(asked.benchmark, item, text, asked.protocol, config.seed)
-    else:
-        letter = option_letter(text)
-    original = dict(zip(benchmarks.LETTERS, (benchmarks.LETTERS[i] for i in frame_set.order), strict=False))
+    letter = benchmarks.answer_letter(asked.benchmark, item, text, asked.protocol, config.seed)
+    original = dict(zip(LETTERS, (LETTERS[i] for i in frame_set.order), strict=False))
     video = store.video(item.video)
     picks = list(frame_set.picks)
     row = {

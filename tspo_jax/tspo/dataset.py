@@ -38,7 +38,7 @@ from tspo_jax.data.shard import Shard
 from tspo_jax.devices import sharding
 from tspo_jax.runs import run_folder
 from tspo_jax.selection.methods import uniform
-from tspo_jax.tspo import rewards
+from tspo_jax.tspo.rewards import accuracy
 
 CAPTION_PROMPT = "Describe in one detailed sentence what happens in this part of the video."
 _SHOWN = 5  # names in one message
@@ -179,7 +179,10 @@ def ask(
                         "id": request.id,
                         "video": request.video,
                         "answers": texts,
-                        "rewards": [rewards.accuracy(text, questions[request.id].answer) for text in texts],
+                        "rewards": [
+                            accuracy(text, questions[request.id].answer, len(questions[request.id].options))
+                            for text in texts
+                        ],
                     }
                     for request, texts in batch
                 ]

@@ -104,9 +104,10 @@ class Environment:
                 completions += prompts.decode(tokens, lengths, self._answerer.tokenizer)
                 options.append(log_probs)
         with watch("reward"):
-            solutions = [self._questions[i].answer for i in rows["index"]]
+            questions = [self._questions[i] for i in rows["index"]]
+            solutions, counts = zip(*((q.answer, len(q.options)) for q in questions), strict=True)
             options = None if options[0] is None else np.concatenate(options)
-            return measure(self._config, rows, picks, completions, solutions, options)
+            return measure(self._config, rows, picks, completions, solutions, options, counts)
 
     def labels(self, rows: Batch) -> np.ndarray:
         """The frames to learn from in a warm start: those of the evidence, else of a needle sample's target video.
@@ -165,10 +166,12 @@ def measure(
     completions: Sequence[Sequence[str]],
     solutions: Sequence[str],
     option_log_probs: np.ndarray | None = None,
+    num_options: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Rewards (by name, and `total`) and `unparsed` [B,G], `unique_frames` and `cosine_spread` [B].
 
-    picks are int [B,G,K], completions [B][G], solutions [B], option_log_probs float [B,G,O] where a reward needs them.
+    picks are int [B,G,K], completions [B][G], solutions and num_options [B], option_log_probs float [B,G,O] where a reward
+    needs them.
     """
     rewards = group_rewards(
         rows["kind"],
@@ -179,8 +182,13 @@ def measure(
         reward_weights(config),
         rows["mask"].sum(axis=1),
         option_log_probs,
+        num_options,
     )
-    unparsed = [[option_letter(completion) is None for completion in group] for group in completions]
+    counts = num_options or [0] * len(completions)
+    unparsed = [
+        [option_letter(completion, count) is None for completion in group]
+        for group, count in zip(completions, counts, strict=True)
+    ]
     return {
         **rewards,
         "unparsed": np.array(unparsed, np.float32),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tspo_jax.data.letters import option_letter, solution_letter
+from tspo_jax.data.letters import LETTERS, option_letter, solution_letter
 
 # Which rewards count for which kind of sample, and how much. The original adds a constant 1 to `general`
 # samples; advantages are centred within a group, so it has no effect and is left out.
@@ -13,13 +13,13 @@ PAPER_WEIGHTS = {"general": {"accuracy": 1.0}, "specific": {"accuracy": 1.0, "lo
 OPTION_REWARDS = ("probability", "margin")  # those that need to know how likely each option is
 
 
-def accuracy(completion: str, solution: str) -> float:
+def accuracy(completion: str, solution: str, num_options: int = 0) -> float:
     """1.0 where the answer names the option of the solution, else 0.0.
 
     An answer without a letter is never correct; the original counts it as correct where the solution has none either.
     """
-    letter = option_letter(completion)
-    return float(letter is not None and letter == solution_letter(solution))
+    letter = option_letter(completion, num_options)
+    return float(letter is not None and letter == solution_letter(solution, num_options))
 
 
 def temporal_location(picks: np.ndarray, needle_mask: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ def right_option(option_log_probs: np.ndarray, solution: str, margin: bool = Fal
 
     Returns: float32 [G].
     """
-    right = ord(solution_letter(solution)) - ord("A")
+    right = LETTERS.index(solution_letter(solution, option_log_probs.shape[1]))
     if not margin:
         return np.exp(option_log_probs[:, right]).astype(np.float32)
     wrong = np.delete(option_log_probs, right, axis=1).max(axis=1)
@@ -59,6 +59,7 @@ def group_rewards(
     weights: Mapping[str, Mapping[str, float]] = PAPER_WEIGHTS,
     num_frames: np.ndarray | None = None,
     option_log_probs: np.ndarray | None = None,
+    num_options: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Rewards of a batch of one kind.
 
@@ -71,6 +72,7 @@ def group_rewards(
       weights: kind -> reward name -> weight; names: accuracy, location, coverage, probability, margin.
       num_frames: int [B], candidate frames of the question; for coverage.
       option_log_probs: float [B,G,O]; for probability and margin.
+      num_options: int [B], of the questions; None = at most five each, the original's rule.
 
     Returns: float32 [B,G] of each reward that counts for this kind, and of `total`, their weighted sum.
 
@@ -78,8 +80,9 @@ def group_rewards(
     """
     if kind not in weights:
         raise ValueError(f"kind is {kind!r}, not one of {', '.join(weights)}")
+    counts = num_options or [0] * len(solutions)
     rules = {
-        "accuracy": lambda b: [accuracy(completion, solutions[b]) for completion in completions[b]],
+        "accuracy": lambda b: [accuracy(completion, solutions[b], counts[b]) for completion in completions[b]],
         "location": lambda b: temporal_location(picks[b], needle_mask[b]),
         "coverage": lambda b: coverage(picks[b], num_frames[b]),
         "probability": lambda b: right_option(option_log_probs[b], solutions[b]),

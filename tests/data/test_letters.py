@@ -1,0 +1,66 @@
+"""The option that a text names: the original's rule, and as a person reads."""
+
+import pytest
+
+from tspo_jax.data.letters import LETTERS, option_letter, solution_letter, stated_letter
+
+OPTIONS = ("the red ball", "a dog", "none of the above", "two cats")
+
+
+def test_the_originals_rule_and_more_options():
+    assert [option_letter(text) for text in ("b.", "a cat", "2a", "none", "F")] == ["B", "A", "A", None, None]
+    assert [option_letter(text, 10) for text in ("F", "j)", "K", "I see a J")] == ["F", "J", None, "I"]
+    assert solution_letter("<answer>f</answer>", 10) == "F" and solution_letter("<answer>f</answer>") is None
+    assert len(LETTERS) >= 10
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        # alone, whatever marks and brackets are around it
+        *((text, "B") for text in ("b", "(b)", "b.", "option b", "B", "(B)", "**B**", "\uff22", "Answer: b", "B!")),
+        # announced, the last time
+        ("The answer is (B).", "B"),
+        ("Answer: **C**", "C"),
+        ("The correct option is D) two cats", "D"),
+        ("I would choose C.", "C"),
+        ("I'd say B", "B"),
+        ("\u9009B", "B"),
+        ("\u7b54\u6848\uff1a\uff22", "B"),
+        ("\u7b54\u6848\u662fC", "C"),
+        ("\\boxed{A}", "A"),
+        ("Final answer: $\\boxed{\\text{D}}$", "D"),
+        ("A man walks in, so the answer is C", "C"),
+        ("A is not correct. The correct answer is B.", "B"),
+        ("Not A. The answer is B.", "B"),
+        ("The answer is not A but B", "B"),
+        ("Both A and C are shown; the answer is D", "D"),
+        # behind reasoning
+        ("<think>A is wrong, C is wrong.</think>B", "B"),
+        ("<think>maybe A", None),
+        ("<answer>C</answer>", "C"),
+        # at the beginning, with reasons behind it
+        ("B: because a cat", "B"),
+        ("b) a dog", "B"),
+        ("A, because the ball is red", "A"),
+        ("B\n\nOption A is about a ball, so it is wrong.", "B"),
+        ("B is incorrect, C is incorrect, so D", "D"),
+        # the text of an option
+        ("A dog", "B"),
+        ("The red ball.", "A"),
+        ("None of the above", "C"),
+        ("The answer is a dog.", "B"),
+        # none, or several
+        *((text, None) for text in ("none", "", "I", "A and B", "C or D", "The answer is A or B", "A. x\nB. y\nC. z")),
+        ("A cat and a dog play.", None),
+        ("I cannot determine from the video. E", None),
+    ],
+)
+def test_as_a_person_reads(text, letter):
+    assert stated_letter(text, OPTIONS) == letter
+
+
+def test_ten_options():
+    options = tuple(f"colour {i}" for i in range(10))
+    assert stated_letter("The answer is J.", options) == "J" and stated_letter("colour 6", options) == "G"
+    assert stated_letter("I think it is F", options) == "F"
