@@ -173,20 +173,12 @@ def ask(
                 requests.append(Request(name, question.video, frames, text))
         advance = watch(path.stem, len(rows), len(rows) - len(requests))
         for batch in answer(requests, tokens):
-            file.append(
-                [
-                    {
-                        "id": request.id,
-                        "video": request.video,
-                        "answers": texts,
-                        "rewards": [
-                            accuracy(text, questions[request.id].answer, len(questions[request.id].options))
-                            for text in texts
-                        ],
-                    }
-                    for request, texts in batch
-                ]
-            )
+            rows = []
+            for request, texts in batch:
+                asked = questions[request.id]
+                rewards = [accuracy(text, asked.answer, len(asked.options)) for text in texts]
+                rows.append({"id": request.id, "video": request.video, "answers": texts, "rewards": rewards})
+            file.append(rows)
             advance(len(batch))
         return {name: file.rows[name]["rewards"] for name in questions}
 

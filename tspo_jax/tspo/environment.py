@@ -170,8 +170,8 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Rewards (by name, and `total`) and `unparsed` [B,G], `unique_frames` and `cosine_spread` [B].
 
-    picks are int [B,G,K], completions [B][G], solutions and num_options [B], option_log_probs float [B,G,O] where a reward
-    needs them.
+    picks are int [B,G,K], completions [B][G], solutions and num_options [B], option_log_probs float [B,G,O] where a
+    reward needs them.
     """
     rewards = group_rewards(
         rows["kind"],
