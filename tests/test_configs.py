@@ -1,13 +1,17 @@
 """Every file in configs/ is complete; the paper's has the paper's numbers."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from tspo_jax import config as cfg
+from tspo_jax.tpo.config import TpoConfig
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+OF_PAIRS = [name for name in NAMES if name.startswith("tpo_")]
+NAMES = [name for name in NAMES if name not in OF_PAIRS]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,6 +39,32 @@ def test_laptop_variant(name, monkeypatch):
     assert (small.answerer.folder, small.data.store) == (toy.answerer.folder, toy.data.store)
     assert small.num_steps * small.batch_size < 100
     with pytest.raises(ValueError, match="variant 'desktop': there is laptop, or none"):
+        module.get_config("desktop")
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
+def test_config_of_preference_training(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    module = importlib.import_module(f"configs.{name}")
+    config = cfg.read(module.get_config(), TpoConfig)
+    for field in (config.answerer.folder, config.data.store, config.data.pairs, config.build.questions):
+        assert field, "a config names its folders"
+    assert config.build.output == str(Path(config.data.pairs).parent)
+
+
+def test_published_preference_training(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    module = importlib.import_module("configs.tpo_llava_video_7b")
+    config = cfg.read(module.get_config("full"), TpoConfig)
+    assert 10_000 <= config.num_steps * config.batch_size < 10_000 + config.batch_size
+    assert (config.preference.beta, config.preference.gamma, config.optimizer.full_rate) == (0.2, 1.0, 3e-7)
+    assert config.full and config.build.recipes == ("incomplete",)
+    small, toy = (
+        cfg.read(c, TpoConfig)
+        for c in (module.get_config("laptop"), importlib.import_module("configs.tpo_toy").get_config())
+    )
+    assert (small.preference, small.answerer.folder) == (config.preference, toy.answerer.folder)
+    with pytest.raises(ValueError, match="there are full and laptop"):
         module.get_config("desktop")
 
 

@@ -1,0 +1,227 @@
+"""Preference training on a tiny store: exact resuming, the same on a mesh, reference kept, clear errors."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_store import LONG, SHORT, make_store
+
+from tspo_jax import config as cfg
+from tspo_jax.checkpoints.folders import load_answerer
+from tspo_jax.runs.metrics import read_rows
+from tspo_jax.runs.preemption import Preemption
+from tspo_jax.runs.run_folder import read_part
+from tspo_jax.tpo import config as tpo_config
+from tspo_jax.tpo import trained, training
+from tspo_jax.tpo.config import TpoConfig
+from tspo_jax.train_answerer import train
+
+PAIRS = [
+    {"id": "a", "video": LONG, "prompt": "<image>\nWhat is shown?", "chosen": "A number.", "rejected": "Nothing"},
+    {"id": "b", "video": SHORT, "prompt": "Which?\nA. one\nB. two", "chosen": "B", "rejected": "A", "answer": "B"},
+    {"id": "c", "video": LONG, "prompt": "Which?\nA. one\nB. two", "chosen": "A", "rejected": "B", "answer": "A"},
+    {"id": "d", "video": LONG, "prompt": "And then?", "chosen": "It counts on.", "rejected": "The end"},
+]
+SHAPES_NOTHING = ("seconds/", "compilations", "device_idle", "steps_per_second")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """The runs of this file share their compiled programs."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def world(golden, tmp_path_factory):
+    """A config of 4 steps of 2 pairs each, on one device."""
+    folder = tmp_path_factory.mktemp("world")
+    picks = {"chosen": [[LONG, 3], [LONG, 4]], "rejected": [[LONG, 9]]}
+    rows = [row | {"picks": picks} for row in PAIRS]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tpo_config.default()
+    config.answerer.folder = str(golden / "llava_video_grid")
+    config.answerer.dtype = "float32"
+    config.answerer.max_new_tokens = 2
+    config.data.store = str(make_store(folder, golden))
+    config.data.pairs = config.data.held_out = str(folder / "pairs.jsonl")
+    config.data.num_frames = 3
+    config.data.answer_buckets = (16,)
+    config.batch_size, config.num_steps, config.checkpoint_every = 2, 4, 2
+    config.optimizer.lora_rate = config.optimizer.full_rate = 1e-2
+    config.lora.r = 2
+    config.held_out.every, config.held_out.num_pairs = 4, 3
+    return config
+
+
+def config_of(world, **changes) -> TpoConfig:
+    changed = world.copy_and_resolve_references()
+    for name, value in changes.items():
+        group, _, field = name.rpartition("__")
+        (changed[group] if group else changed)[field] = value
+    return cfg.read(changed, TpoConfig)
+
+
+def run(config, run_dir, num_devices=1) -> list[dict]:
+    """Trains; the rows of metrics, without what depends on time."""
+    assert train(config, run_dir, jax.devices()[:num_devices])
+    rows = read_rows(run_dir / "metrics.jsonl")
+    return [{name: x for name, x in row.items() if not name.startswith(SHAPES_NOTHING)} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def lora_run(world, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("lora")
+    return run_dir, run(config_of(world, held_out__accuracy=True), run_dir)
+
+
+def test_what_a_run_says(lora_run):
+    _, rows = lora_run
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert steps[0]["losses/dpo"] == pytest.approx(np.log(2)) and steps[0]["rewards/accuracies"] == 0
+    assert steps[0]["learning_rate"] == 0 and steps[1]["learning_rate"] == pytest.approx(1e-2)
+    assert steps[-1]["rewards/margins"] > 0.01
+    (evaluated,) = [row for row in rows if "eval_loss" in row]
+    assert evaluated["step"] == 4 and evaluated["eval_rewards/margins"] > 0
+    assert {"eval_accuracy/full", "eval_accuracy/evidence", "eval_accuracy/without"} <= evaluated.keys()
+
+
+def test_resuming_is_exact(world, lora_run, tmp_path, monkeypatch):
+    """Stopped by the signal after two steps, and started again."""
+    whole_dir, whole = lora_run
+    config = config_of(world, held_out__accuracy=True)
+    monkeypatch.setattr(Preemption, "must_stop", lambda self, done: done == 2)
+    assert not train(config, tmp_path, jax.devices()[:1])
+    monkeypatch.undo()
+    assert run(config, tmp_path) == whole
+    a, b = (read_part(folder, trained.PART) for folder in (whole_dir, tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_full_training_on_a_mesh_with_a_stored_reference(world, tmp_path):
+    """One device, and data 2 x model 2 with accumulation; the second uses the reference of the first."""
+    stored = tmp_path / "reference.jsonl"
+    changes = {"full": True, "reference__file": str(stored), "held_out__every": 0, "num_steps": 2}
+    one = run(config_of(world, **changes, batch_size=4), tmp_path / "one")
+    assert len(stored.read_text().splitlines()) == 1 + len(PAIRS)
+    before = stored.read_bytes()
+    axes = (("data", 2), ("model", 2))
+    many = run(config_of(world, **changes, batch_size=4, accumulate=2, mesh__axes=axes), tmp_path / "many", 4)
+    assert stored.read_bytes() == before
+    for a, b in zip(one, many, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"rewards/accuracies"}:  # at the first step of rounding alone
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-4), name
+
+
+def test_reference_of_other_weights_is_refused(world, tmp_path):
+    stored = tmp_path / "reference.jsonl"
+    changes = {"reference__mode": "stored", "reference__file": str(stored), "held_out__every": 0, "num_steps": 2}
+    run(config_of(world, **changes), tmp_path / "run")
+    with pytest.raises(ValueError, match="another reference.*\n.*num_frames: 3 there, 2 here"):
+        train(config_of(world, **changes, data__num_frames=2), tmp_path / "other", jax.devices()[:1])
+    rows = [json.loads(line) for line in stored.read_text().splitlines()]
+    for row in rows[1:]:
+        row["chosen"] -= 5
+    stored.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="rewards are not 0 at the first step: .*chosen answers differ"):
+        train(config_of(world, **changes), tmp_path / "again", jax.devices()[:1])
+
+
+def test_adapter_and_merged_folder_answer_alike(world, lora_run, golden, tmp_path):
+    """The exported adapter, and the merged weights, give the trained model's logits."""
+    run_dir, _ = lora_run
+    said = []
+    trained.write_adapter(run_dir, tmp_path / "adapter")
+    trained.write_merged(run_dir, tmp_path / "merged", np.float32, said.append)
+    assert "of the change of the weights, 0.0%" in said[0]
+    base = golden / "llava_video_grid"
+    adapted, merged = load_answerer(base, adapter=tmp_path / "adapter"), load_answerer(tmp_path / "merged")
+    own = read_part(run_dir, trained.PART)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        own,
+        jax.tree.map(np.asarray, training.programs.partition(adapted.params, lora=True)[0]),
+    )
+    ids = np.arange(3, 40)[None]
+
+    def logits(answerer):
+        language = training.merge_params(answerer.graphdef, answerer.params).language_model
+        hidden, _ = language(language.embed_tokens(ids), np.arange(ids.shape[1])[None])
+        return np.asarray(language.logits(hidden))
+
+    np.testing.assert_allclose(logits(adapted), logits(merged), atol=1e-4)
+    assert np.abs(logits(adapted) - logits(load_answerer(base))).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"optimizer__lora_rate": 0.0}, "learning_rate is 0.0: nothing would be learnt"),
+        ({"num_steps": 1}, "warm-up takes 1 of 1 steps"),
+        ({"data__max_tokens": 130}, "more than the 130 of the context; 2 frames would fit"),
+        ({"preference__beta": 0.0}, "beta is 0.0"),
+        ({"batch_size": 3, "accumulate": 3, "mesh__axes": (("data", 2), ("model", 1))}, "batch_size / accumulate is 1"),
+        ({"lora__targets": ("q_proj", "lm_head")}, "lora.targets names lm_head"),
+        ({"data__held_out": ""}, "held_out names no pairs"),
+    ],
+)
+def test_bad_settings_are_refused(world, tmp_path, changes, said):
+    num_devices = 2 if "mesh__axes" in changes else 1
+    with pytest.raises(ValueError, match=said):
+        train(config_of(world, **changes), tmp_path, jax.devices()[:num_devices])
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ({"video": "none.mp4"}, "pair x: video none.mp4 is not in .*; run python -m tspo_jax.predecode"),
+        ({"shown": [[SHORT, 99]]}, "shows frame 99 of short.mp4"),
+        ({"rejected": "B"}, "rejected: is equal to chosen"),
+        ({"chosen": " "}, "chosen: must be a text that is not empty"),
+    ],
+)
+def test_bad_pairs_are_listed(world, tmp_path, row, said):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(PAIRS[1] | {"id": "x"} | row) + "\n")
+    with pytest.raises(ValueError, match=said):
+        train(config_of(world, data__pairs=str(path), held_out__every=0), tmp_path / "run", jax.devices()[:1])
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_first_step(world, tmp_path, monkeypatch):
+    usage = dataclasses.make_dataclass("Usage", ["free"])(1000)
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match=r"5 checkpoints of .* GiB .*are free"):
+        train(config_of(world), tmp_path, jax.devices()[:1])
+
+
+def test_configs_that_contradict_themselves(world):
+    for changes, said in [
+        ({"accumulate": 3}, "accumulate is 3: it must divide batch_size"),
+        ({"full": True, "reference__mode": "online"}, "take stored"),
+        ({"data__answer_buckets": (32, 8)}, "must ascend"),
+        ({"optimizer__warmup": 1.0}, "warmup is 1.0"),
+    ]:
+        with pytest.raises(cfg.ConfigError, match=said):
+            config_of(world, **changes)
+
+
+def test_run_folders_are_told_apart(lora_run, tmp_path):
+    run_dir, _ = lora_run
+    assert trained.is_run(run_dir)
+    assert isinstance(trained.run_config(run_dir), TpoConfig)
+    assert Path(run_dir / "config.json").is_file()
