@@ -272,7 +272,7 @@ def changed(before, after):
     return any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), before, after)))
 
 
-def test_projection_leaves_the_language_models_layers_as_they_are(tiny, tokenizer):
+def test_projection_leaves_the_language_models_layers_as_they_are(tiny, tokenizer, tmp_path):
     graphdef, params = tiny
     # Frames that are told apart by their brightness: what they show is easily learned.
     pixels = np.broadcast_to((BANK.setting * 20).astype(np.uint8)[:, None, None, None], BANK.pixels.shape)
@@ -284,6 +284,7 @@ def test_projection_leaves_the_language_models_layers_as_they_are(tiny, tokenize
         tokenizer,
         seed=0,
         num_steps=30,
+        run_dir=tmp_path,
         report=lambda *report: reports.append(report),
     )
     steps, losses = zip(*reports, strict=True)
@@ -299,7 +300,7 @@ def test_projection_leaves_the_language_models_layers_as_they_are(tiny, tokenize
         assert changed(params[name], trained[name])
 
 
-def test_language_training_leaves_the_tower_as_it_is(tiny, tokenizer):
+def test_language_training_leaves_the_tower_as_it_is(tiny, tokenizer, tmp_path):
     graphdef, params = tiny
     reports = []
     trained = training.train_language(
@@ -310,6 +311,7 @@ def test_language_training_leaves_the_tower_as_it_is(tiny, tokenizer):
         seed=0,
         num_steps=4,
         batch_size=8,
+        run_dir=tmp_path,
         report=lambda *report: reports.append(report),
     )
     steps, losses = zip(*reports, strict=True)

@@ -70,7 +70,7 @@ def test_processor_keeps_what_the_renderer_draws():
     assert crop[20, 0, 0] > 200 and crop[-1, 20, 0] > 200 and crop[20, 20, 0] < 50
 
 
-def test_training_brings_pictures_and_their_sentences_together():
+def test_training_brings_pictures_and_their_sentences_together(tmp_path):
     tokenizer = sentence_tokenizer()
     config = clip_config(len(tokenizer), tokenizer.eos_token_id)
     small = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -88,7 +88,14 @@ def test_training_brings_pictures_and_their_sentences_together():
 
     reports = []
     params = train_clip(
-        config, bank, token_ids, seed=0, num_steps=40, batch_size=24, report=lambda *report: reports.append(report)
+        config,
+        bank,
+        token_ids,
+        seed=0,
+        num_steps=40,
+        batch_size=24,
+        run_dir=tmp_path,
+        report=lambda *report: reports.append(report),
     )
     steps, losses = zip(*reports, strict=True)
     assert steps == tuple(range(1, 41)) and np.all(np.isfinite(losses))

@@ -1,12 +1,16 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from tspo_jax.checkpoints.weights import flatten
 from tspo_jax.models.layers import Embed, FeedForward, LayerNorm, Linear, patch_conv, stack_layers
-from tspo_jax.toy.fitting import fit, fresh_params, muon
+from tspo_jax.runs.run_folder import RunFolderError
+from tspo_jax.toy.fitting import Fitting, adamw, fit, fresh_params, muon
 
 SLOPE = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
 
@@ -22,9 +26,16 @@ def regression_batches(seed):
         yield x, x @ SLOPE + 0.7
 
 
-def test_fit_solves_a_regression_and_reports_every_step():
+def test_fit_solves_a_regression_and_reports_every_step(tmp_path):
     start, reports = {"slope": jnp.zeros(4), "offset": jnp.zeros(())}, []
-    fitted = fit(squared_error, start, regression_batches(0), 150, 0.2, lambda *report: reports.append(report))
+    fitted = fit(
+        squared_error,
+        start,
+        regression_batches(0),
+        Fitting(num_steps=150, learning_rate=0.2),
+        tmp_path,
+        lambda *report: reports.append(report),
+    )
     steps, losses = zip(*reports, strict=True)
     assert steps == tuple(range(1, 151))
     np.testing.assert_allclose(losses[0], squared_error(start, *next(regression_batches(0))), rtol=1e-5)
@@ -34,23 +45,67 @@ def test_fit_solves_a_regression_and_reports_every_step():
     assert not start["slope"].any()
 
 
-def test_learning_rate_starts_and_ends_at_nothing():
+def test_learning_rate_starts_and_ends_at_nothing(tmp_path):
     """One batch for ever: without a step its loss stays the same."""
     batch, losses = next(regression_batches(1)), []
     start = {"slope": jnp.zeros(4), "offset": jnp.zeros(())}
-    fit(squared_error, start, iter([batch] * 100), 100, 0.01, lambda _, loss: losses.append(loss))
+    fit(
+        squared_error,
+        start,
+        iter([batch] * 100),
+        Fitting(num_steps=100, learning_rate=0.01),
+        tmp_path,
+        lambda _, loss: losses.append(loss),
+    )
     change = -np.diff(losses)
     assert change[0] == 0  # the first step of the warm-up
     assert np.all(change[1:-2] > 0)
     assert change[-1] < 0.02 * change.max()
 
 
-def test_a_run_shorter_than_the_warm_up():
+def test_a_run_shorter_than_the_warm_up(tmp_path):
     reports = []
     start = {"slope": jnp.zeros(4), "offset": jnp.zeros(())}
-    fitted = fit(squared_error, start, regression_batches(2), 3, 0.1, lambda *report: reports.append(report))
+    fitted = fit(
+        squared_error,
+        start,
+        regression_batches(2),
+        Fitting(num_steps=3, learning_rate=0.1),
+        tmp_path,
+        lambda *report: reports.append(report),
+    )
     assert [step for step, _ in reports] == [1, 2, 3]
     assert np.abs(fitted["slope"]).min() > 0.05
+
+
+def stacked_error(params, x, y):
+    for kernel in params["layers"]["kernel"]:
+        x = x + x @ kernel
+    return squared_error(params, x, y)
+
+
+@pytest.mark.parametrize("optimizer", [adamw, muon])
+def test_a_stopped_fit_goes_on_exactly(tmp_path, optimizer):
+    """After step 7, from the checkpoint of step 5; and a finished one gives its parameters."""
+    start = {"slope": jnp.ones(4), "offset": jnp.zeros(()), "layers": {"kernel": jnp.full((2, 4, 4), 0.1)}}
+    config, reports = Fitting(num_steps=12, checkpoint_every=5, learning_rate=0.1), []
+
+    def run(folder, report=lambda *_: None):
+        return fit(stacked_error, start, regression_batches(0), config, folder, report, optimizer)
+
+    def stop(step, loss):
+        reports.append(step)
+        if step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", stop)
+    resumed, whole = (run(tmp_path / name, lambda step, _: reports.append(step)) for name in ("stopped", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert reports == [*range(1, 8), *range(6, 13), *range(1, 13)]
+    jax.tree.map(np.testing.assert_array_equal, run(tmp_path / "stopped"), whole)
+    with pytest.raises(RunFolderError, match="seed: 42 there, 1 here"):
+        fit(stacked_error, start, [], dataclasses.replace(config, seed=1), tmp_path / "whole", None)
 
 
 def test_muon_orthogonalises_the_kernels_of_layers_and_no_other_leaf():

@@ -20,18 +20,18 @@ def made(tmp_path_factory):
     """What main() leaves when nothing is trained: the folder, and what was seen on the way."""
     seen = SimpleNamespace(folder=tmp_path_factory.mktemp("checkpoints"))
 
-    def train_clip(config, bank, token_ids, *, seed, num_steps, report):
+    def train_clip(config, bank, token_ids, *, seed, num_steps, run_dir, report):
         assert bank.pixels.shape == (train_models.CLIP_FRAMES, 48, 48, 3)
         seen.clip_config, seen.clip_params = config, fresh_params(lambda rngs: Clip(config, rngs=rngs), seed)[1]
         seen.clip_ids = token_ids(["A tree in the desert", "the sea"])
         report(num_steps, 1.5)
         return seen.clip_params
 
-    def train_projection(graphdef, params, bank, tokenizer, *, seed, num_steps, report):
+    def train_projection(graphdef, params, bank, tokenizer, *, seed, num_steps, run_dir, report):
         assert bank.pixels.shape == (train_models.LLAVA_FRAMES, 48, 48, 3)
         return params
 
-    def train_language(graphdef, params, bank, tokenizer, *, seed, num_steps, report):
+    def train_language(graphdef, params, bank, tokenizer, *, seed, num_steps, run_dir, report):
         seen.llava_params, seen.prompt_ids = params, tokenizer("<|im_start|>A. red<|im_end|>")["input_ids"]
         return params
 
@@ -46,7 +46,9 @@ def made(tmp_path_factory):
         patch.setattr(answerer_training, "train_projection", train_projection)
         patch.setattr(answerer_training, "train_language", train_language)
         patch.setattr(train_models, "measure", measure)
-        patch.setattr(train_models.flags, "FLAGS", SimpleNamespace(output=str(seen.folder), seed=3))
+        patch.setattr(
+            train_models.flags, "FLAGS", SimpleNamespace(output=str(seen.folder), run_dir=str(seen.folder), seed=3)
+        )
         train_models.main()
     return seen
 

@@ -100,8 +100,8 @@ class _Taken(NamedTuple):
 class Loop(ExitStack):
     """One start of a run (a `with` block), which goes on from the newest checkpoint of its folder.
 
-    `start` is the number of updates that are done, `clock` the device's, `watch` the stopwatch of the step in progress
-    and `note` writes a line to the terminal.
+    `start` is the number of updates that were done before, `state` the newest one, `clock` the device's, `watch` the
+    stopwatch of the step in progress, and `note` writes a line to the terminal.
 
     Args:
       run_dir: made where it does not exist.
@@ -167,6 +167,7 @@ class Loop(ExitStack):
             self.note(f"{self._run_dir}: all {self._config.num_steps} steps are done")
         elif self.start:
             self.note(f"{self._run_dir}: resuming after step {self.start}")
+        self.state = state
         return state
 
     def batch(self, step: int) -> Any:
@@ -206,7 +207,7 @@ class Loop(ExitStack):
             for number in range(self.start, config.num_steps):
                 if profiled and number == profiled[0]:
                     profile.enter_context(jax.profiler.trace(str(self._run_dir / "profile")))
-                state = self._step(number, state, step)
+                self.state = state = self._step(number, state, step)
                 if profiled and number == profiled[-1]:
                     profile.close()
                 done = number + 1

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.models.qwen2 import Qwen2Config
 from tspo_jax.models.siglip import SiglipConfig
-from tspo_jax.toy.fitting import fit, fresh_params, muon
+from tspo_jax.toy.fitting import Fitting, fit, fresh_params, muon
 from tspo_jax.toy.frame_bank import BALL_NAMES, NOTHING, SETTING_NAMES, THING_NAMES, FrameBank
 from tspo_jax.toy.settings import SETTINGS
 
@@ -112,6 +113,7 @@ def train_projection(
     *,
     seed: int,
     num_steps: int,
+    run_dir: Path,
     report: Callable[[int, float], None],
 ) -> dict:
     """`params` of a LlavaVideo with its tower, projector and embeddings trained to agree.
@@ -149,7 +151,8 @@ def train_projection(
 
     visual = {name: params[name] for name in params if name != "language_model"}
     trained = {"visual": visual, "embed_tokens": language["embed_tokens"]}
-    trained = fit(loss, trained, batches(np.random.default_rng(seed)), num_steps, 4e-3, report)
+    fitting = Fitting(seed=seed, batch_size=128, num_steps=num_steps, learning_rate=4e-3)
+    trained = fit(loss, trained, batches(np.random.default_rng(seed)), fitting, run_dir, report)
     words = trained["embed_tokens"]["embedding"]
     # An option's letter reads the same in the list ("B. red") and in the answer ("red B").
     words = words.at[np.array(word_ids(tokenizer, "ABCD"))].set(words[np.array(word_ids(tokenizer, "ABCD", ""))])
@@ -389,6 +392,7 @@ def train_language(
     *,
     seed: int,
     num_steps: int,
+    run_dir: Path,
     report: Callable[[int, float], None],
     batch_size: int = 32,
 ) -> dict:
@@ -421,5 +425,6 @@ def train_language(
             batch = draw_batch(rng, writer, tokenizer, num_frames=num_frames, batch_size=batch_size)
             yield tokens[batch.frames], batch.ids, batch.weights
 
-    trained = fit(loss, trained, batches(np.random.default_rng(seed)), num_steps, 5e-3, report, optimizer=muon)
+    fitting = Fitting(seed=seed, batch_size=batch_size, num_steps=num_steps, learning_rate=5e-3)
+    trained = fit(loss, trained, batches(np.random.default_rng(seed)), fitting, run_dir, report, optimizer=muon)
     return {**trained, "vision_tower": tower}

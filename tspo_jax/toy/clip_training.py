@@ -1,6 +1,7 @@
 """Contrastive training of the tiny CLIP (Radford et al. 2021) on rendered frames and sentences about them."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import optax
 from tspo_jax.models.clip import Clip, ClipConfig, TextConfig, VisionConfig
 from tspo_jax.models.layers import merge_params
 from tspo_jax.models.preprocessing import CLIP_MEAN, CLIP_STD, ImageProcessor
-from tspo_jax.toy.fitting import fit, fresh_params
+from tspo_jax.toy.fitting import Fitting, fit, fresh_params
 from tspo_jax.toy.frame_bank import FrameBank
 from tspo_jax.toy.scenes import caption
 from tspo_jax.toy.settings import SETTINGS
@@ -69,6 +70,7 @@ def train_clip(
     seed: int,
     num_steps: int,
     batch_size: int = 128,
+    run_dir: Path,
     report: Callable[[int, float], None],
 ) -> dict:
     """Parameters of a CLIP trained from scratch.
@@ -76,7 +78,7 @@ def train_clip(
     Args:
       bank: frames with the processor's crop.
       token_ids: texts -> int32 [n, N].
-      report: as in `fit`.
+      run_dir, report: as in `fit`.
     """
     graphdef, params = fresh_params(lambda rngs: Clip(cfg, rngs=rngs), seed)
     params["logit_scale"] = jnp.log(LOGIT_SCALE)
@@ -91,4 +93,5 @@ def train_clip(
         clip = merge_params(graphdef, params)
         return contrastive_loss(clip.image_features(processor.normalize(pixels)), clip.text_features(ids))
 
-    return fit(loss, params, batches(np.random.default_rng(seed)), num_steps, 2e-3, report)
+    fitting = Fitting(seed=seed, batch_size=batch_size, num_steps=num_steps, learning_rate=2e-3)
+    return fit(loss, params, batches(np.random.default_rng(seed)), fitting, run_dir, report)

@@ -1,14 +1,22 @@
 """Training of a tiny network from scratch by AdamW, shared by the toy world's CLIP, image tower and language model."""
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from optax import contrib
 
 from tspo_jax.checkpoints.weights import flatten, unflatten
+from tspo_jax.config import General
 from tspo_jax.models.layers import split_params
+from tspo_jax.runs.loop import Batches, Loop
+from tspo_jax.runs.preemption import EXIT_STATUS
 
 
 def fresh_params(make_module: Callable[[nnx.Rngs], nnx.Module], seed: int) -> tuple[nnx.GraphDef, dict]:
@@ -51,33 +59,50 @@ def muon(schedule: optax.Schedule) -> optax.GradientTransformation:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Fitting(General):
+    """Of `fit`; `seed` is that of the parameters and batches that it is given."""
+
+    learning_rate: float = 1e-3  # the highest: it rises, and falls along a cosine
+    keep_checkpoints: int = 1
+
+
+class State(NamedTuple):
+    params: dict
+    optimizer: optax.OptState
+
+
 def fit(
     loss: Callable[..., jax.Array],
     params: dict,
     batches: Iterable[tuple],
-    num_steps: int,
-    learning_rate: float,
+    config: Fitting,
+    run_dir: Path,
     report: Callable[[int, float], None],
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation] = adamw,
 ) -> dict:
-    """Parameters after `num_steps` (warm-up, cosine decay, clipping at 1.0) on `loss(params, *batch)`.
+    """Parameters after `config.num_steps` (warm-up, cosine decay, clipping at 1.0) on `loss(params, *batch)`.
 
-    `report` is called with every step and, one step late so that the device is not waited for, its loss.
+    It goes on where another start in `run_dir` ended, and ends the program with the status of runs/preemption.py at
+    SIGTERM. `batches` begin with the first of the run, and those that were used are drawn again. `report` is called
+    with every step and, one step late so that the device is not waited for, its loss.
     """
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(50, num_steps // 10), num_steps)
+    num_steps = config.num_steps
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, min(50, num_steps // 10), num_steps)
     transform = optax.chain(optax.clip_by_global_norm(1.0), optimizer(schedule))
 
     @jax.jit
-    def step(params, opt_state, *batch):
-        value, grads = jax.value_and_grad(loss)(params, *batch)
-        updates, opt_state = transform.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
+    def update(state: State, *batch) -> tuple[State, dict]:
+        value, grads = jax.value_and_grad(loss)(state.params, *batch)
+        updates, opt_state = transform.update(grads, state.optimizer, state.params)
+        return State(optax.apply_updates(state.params, updates), opt_state), {"loss": value}
 
-    opt_state, last = transform.init(params), None
-    for i, batch in zip(range(num_steps), batches, strict=False):
-        params, opt_state, value = step(params, opt_state, *batch)
-        if last is not None:
-            report(i, float(last))
-        last = value
-    report(num_steps, float(last))
-    return params
+    def row(values: Mapping[str, float]) -> None:
+        report(values["step"], values["loss"])
+
+    params = jax.tree.map(jnp.asarray, params)
+    with Loop(run_dir, config, Batches(lambda first: islice(batches, first, None)), report=row, quiet=True) as loop:
+        state = loop.restore(State(params, transform.init(params)))
+        if not loop.run(state, lambda step, state: update(state, *loop.batch(step))):
+            raise SystemExit(EXIT_STATUS)
+        return loop.state.params

@@ -1,6 +1,6 @@
 """Makes the toy world's tiny checkpoints: CLIP and LLaVA-Video, from a fixed seed, in the big ones' folder formats.
 
-    python -m tspo_jax.toy.train_models --output=tspo_jax/toy/checkpoints [--seed=0]
+    python -m tspo_jax.toy.train_models --output=tspo_jax/toy/checkpoints [--seed=0 --run_dir=runs/toy_models]
 
 CLIP learns from pairs of frames and sentences. LLaVA-Video first learns to see (tower, projector and embeddings agree
 on what a frame shows), then to converse about sets of frames. Both see single rendered frames of random contents, no
@@ -48,7 +48,7 @@ def steps(progress: Progress, name: str, total: int) -> Iterator:
     yield report
 
 
-def make_clip(folder: Path, seed: int, progress: Progress) -> None:
+def make_clip(folder: Path, run_dir: Path, seed: int, progress: Progress) -> None:
     rng = np.random.default_rng(seed)
     processor = clip_training.clip_processor()
     bank = draw_frame_bank(rng, CLIP_FRAMES, processor.crop, lambda rows: progress.track(rows, description="Frames"))
@@ -61,14 +61,16 @@ def make_clip(folder: Path, seed: int, progress: Progress) -> None:
 
     config = clip_training.clip_config(len(tokenizer), tokenizer.eos_token_id)
     with steps(progress, "CLIP", CLIP_STEPS) as report:
-        params = clip_training.train_clip(config, bank, token_ids, seed=seed, num_steps=CLIP_STEPS, report=report)
+        params = clip_training.train_clip(
+            config, bank, token_ids, seed=seed, num_steps=CLIP_STEPS, run_dir=run_dir, report=report
+        )
     weights.save_params(folder, params, weights.CLIP, ml_dtypes.bfloat16)
     tokenizer.save_pretrained(folder)
     write_json(folder / "config.json", clip_config_json(config, tokenizer.bos_token_id))
     write_json(folder / "preprocessor_config.json", clip_processor_json(processor))
 
 
-def make_llava_video(folder: Path, seed: int, progress: Progress) -> None:
+def make_llava_video(folder: Path, run_dir: Path, seed: int, progress: Progress) -> None:
     rng = np.random.default_rng(seed)
     processor = ImageProcessor.siglip(answerer_training.IMAGE_SIZE)
     bank = draw_frame_bank(rng, LLAVA_FRAMES, processor.crop, lambda rows: progress.track(rows, description="Frames"))
@@ -78,11 +80,25 @@ def make_llava_video(folder: Path, seed: int, progress: Progress) -> None:
     graphdef, params = answerer_training.initial_params(config, seed)
     with steps(progress, "LLaVA-Video, tower", PROJECTION_STEPS) as report:
         params = answerer_training.train_projection(
-            graphdef, params, bank, tokenizer, seed=seed, num_steps=PROJECTION_STEPS, report=report
+            graphdef,
+            params,
+            bank,
+            tokenizer,
+            seed=seed,
+            num_steps=PROJECTION_STEPS,
+            run_dir=run_dir / "tower",
+            report=report,
         )
     with steps(progress, "LLaVA-Video, language", LANGUAGE_STEPS) as report:
         params = answerer_training.train_language(
-            graphdef, params, bank, tokenizer, seed=seed, num_steps=LANGUAGE_STEPS, report=report
+            graphdef,
+            params,
+            bank,
+            tokenizer,
+            seed=seed,
+            num_steps=LANGUAGE_STEPS,
+            run_dir=run_dir / "language",
+            report=report,
         )
     weights.save_params(folder, params, weights.LLAVA_VIDEO, ml_dtypes.bfloat16)
     tokenizer.save_pretrained(folder)
@@ -138,10 +154,10 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def main() -> None:
-    output, seed = Path(flags.FLAGS.output), flags.FLAGS.seed
+    output, run_dir, seed = Path(flags.FLAGS.output), Path(flags.FLAGS.run_dir), flags.FLAGS.seed
     with Progress(console=Console(stderr=True)) as progress:
-        make_clip(output / "clip", seed, progress)
-        make_llava_video(output / "llava_video", seed, progress)
+        make_clip(output / "clip", run_dir / "clip", seed, progress)
+        make_llava_video(output / "llava_video", run_dir / "llava_video", seed, progress)
     seeds = [video_seed("models", 1, i) for i in range(QUALITY_VIDEOS)]
     quality = measure(load_clip(output / "clip"), load_answerer(output / "llava_video"), seeds, World())
     write_json(output / "quality.json", quality)
@@ -151,4 +167,5 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("output", None, "Folder to write clip/ and llava_video/ to.", required=True)
     flags.DEFINE_integer("seed", 0, "Of everything that is drawn.")
+    flags.DEFINE_string("run_dir", "runs/toy_models", "Folder of what a stopped start goes on from.")
     entry_point.run(main)
