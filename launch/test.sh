@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Sets up and runs the checks: ruff, then the tests (on the CPU, also where there is an accelerator).
+# Sets up and runs the checks: ruff, the order of the rooms (pyproject.toml), then the tests, on the CPU also where there
+# is an accelerator.
 #   bash launch/test.sh [pytest's arguments, e.g. tests/tspo/test_policy.py -k gumbel]
 #   WITH_TORCH=1 bash launch/test.sh   also installs PyTorch and compares with Hugging Face's classes
 source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
+PYTHONPATH=. lint-imports --no-cache
 exec python -m pytest --numprocesses=2 --dist=loadfile "$@"

@@ -46,9 +46,8 @@ def made(tmp_path_factory):
         patch.setattr(answerer_training, "train_projection", train_projection)
         patch.setattr(answerer_training, "train_language", train_language)
         patch.setattr(train_models, "measure", measure)
-        patch.setattr(
-            train_models.flags, "FLAGS", SimpleNamespace(output=str(seen.folder), run_dir=str(seen.folder), seed=3)
-        )
+        given = SimpleNamespace(output=str(seen.folder), run_dir=str(seen.folder / "runs"), seed=3)
+        patch.setattr(train_models.flags, "FLAGS", given)
         train_models.main()
     return seen
 
