@@ -14,16 +14,15 @@ from tiny_store import LONG, SHORT, make_store
 from tspo_jax.command_line.job_array import Shard
 from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, VideoEntry, open_settings, write_frames
 from tspo_jax.data.questions import QuestionError, question_of_row, read_questions
+from tspo_jax.data.stages import number
 from tspo_jax.runs.run_folder import RunFolderError, in_use, write_run_config
 from tspo_jax.tspo.dataset import (
     Settings,
-    _number,
     build,
     event_requests,
     find_annotations,
     join_shards,
     random_picks,
-    split_by_video,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +74,7 @@ class FakeAnswerer:
     def text(self, request, picks):
         if "Describe" in request.text:
             return f"{request.video} at {picks[0]}."
-        return "B." if _number(f"{request.text} {picks.tolist()}") % 2 else "A."
+        return "B." if number(f"{request.text} {picks.tolist()}") % 2 else "A."
 
 
 def unwatched(stage, total, done):
@@ -196,14 +195,6 @@ def test_random_frames(store):
     for request in event_requests(list(LENGTHS), store, Settings(events=4)):
         assert request.picks.min() >= 0 and request.picks.max() < LENGTHS[request.video]
         assert (np.diff(request.picks) == 1).all() and request.picks.shape == (1, min(8, request.picks.size))
-
-
-def test_split_does_not_depend_on_other_videos():
-    lines = [{"id": str(i), "video": f"{i // 2}.mp4"} for i in range(200)]
-    whole = split_by_video(lines, 0.2, 0)
-    assert 20 <= len(whole["heldout"]) <= 60
-    part = split_by_video(lines[:50], 0.2, 0)
-    assert {row["id"] for row in part["heldout"]} == {row["id"] for row in whole["heldout"]} & set(map(str, range(50)))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from tspo_jax.data.llava_video_178k import MULTIPLE_CHOICE, read_conversations
 from tspo_jax.data.questions import Question, QuestionError, question_of_row, read_questions, row
 from tspo_jax.data.row_file import RowFile
 from tspo_jax.data.shard import Shard
+from tspo_jax.data.stages import number, shuffled, split_by_video, write_rows
 from tspo_jax.devices import sharding
 from tspo_jax.runs import run_folder
 from tspo_jax.selection.methods import uniform
@@ -153,7 +154,7 @@ def random_picks(num_sets: int, k: int, seed: int) -> Picks:
     """G random sets of K frames, a function of the seed and the question."""
 
     def picks(question: Question, T: int) -> np.ndarray:
-        rng = np.random.default_rng((seed, _number(question.source)))
+        rng = np.random.default_rng((seed, number(question.source)))
         return np.stack([np.sort(rng.choice(T, min(k, T), replace=False)) for _ in range(num_sets)])
 
     return picks
@@ -191,7 +192,7 @@ def event_requests(videos: list[str], store: FrameStore, settings: Settings) -> 
     requests = []
     for video in videos:
         T = store.video(video).num_frames
-        rng = np.random.default_rng((settings.seed, _number(video)))
+        rng = np.random.default_rng((settings.seed, number(video)))
         for i in range(settings.events):
             low, high = i * T // settings.events, (i + 1) * T // settings.events
             length = min(settings.event_frames, high - low)
@@ -230,32 +231,6 @@ def describe(
 
 
 # ---- (d) the mixture --------------------------------------------------------------------------------------
-
-
-def split_by_video(rows: list[dict], heldout: float, seed: int) -> dict[str, list[dict]]:
-    """Training and held-out rows, in random order. A video's side depends on its name and the seed alone."""
-    sides: dict[str, list[dict]] = {"train": [], "heldout": []}
-    for line in _shuffled(rows, seed):
-        share = _number(f"{seed} {line['video']}") / 2**60
-        sides["heldout" if share < heldout else "train"].append(line)
-    return sides
-
-
-def _shuffled(rows: list[dict], seed: int, count: int = 0) -> list[dict]:
-    """In an order that does not depend on the other rows; the first `count`, 0 = all."""
-    return sorted(rows, key=lambda line: _number(f"{seed} {line['id']}"))[: count or None]
-
-
-def _number(text: str) -> int:
-    """A number below 2^60, the same in every run."""
-    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
-
-
-def write_rows(path: Path, rows: list[dict]) -> str:
-    """Writes a jsonl file, whole or not at all; returns its sha256."""
-    data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows).encode()
-    publish(path, lambda partial: partial.write_bytes(data))
-    return hashlib.sha256(data).hexdigest()
 
 
 def card(result: dict, settings: Settings) -> str:
@@ -301,7 +276,7 @@ def build(
             f"{settings.min_seconds:g} s; not in the store: {_some(absent)}"
         )
     videos = [{"id": video} for video in dict.fromkeys(line["video"] for line in flat)]
-    targets = sorted(video["id"] for video in _shuffled(videos, settings.seed, settings.num_targets))
+    targets = sorted(video["id"] for video in shuffled(videos, settings.seed, settings.num_targets))
     flat, targets = shard.of(flat), shard.of(targets)
     for path in output.glob("**/1_flat.jsonl"):
         _check_same_questions(path, flat)
@@ -333,8 +308,8 @@ def build(
     hashes["6_needle.jsonl"] = write_rows(output / "6_needle.jsonl", needle)
     counts["needle_questions"] = len(needle)
 
-    chosen = _shuffled(general, settings.seed, settings.num_general)
-    chosen += _shuffled(needle, settings.seed, settings.num_specific)
+    chosen = shuffled(general, settings.seed, settings.num_general)
+    chosen += shuffled(needle, settings.seed, settings.num_specific)
     for side, rows in split_by_video(chosen, settings.heldout, settings.seed).items():
         hashes[f"{side}.jsonl"] = write_rows(output / f"{side}.jsonl", rows)
         for kind in ("general", "specific"):
