@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from tspo_jax.models.attention import IMPLEMENTATIONS
 from tspo_jax.models.video_prompt import VideoOptions
 
 flags.disclaim_key_flags()  # --config is one of the program that defines it, whose --help lists it
@@ -42,6 +43,7 @@ class Agent:
 class Answerer:
     folder: str = ""  # of the frozen Video-MLLM
     dtype: str = "bfloat16"  # of its weights and arithmetic: bfloat16 or float32
+    attention: str = "auto"  # what computes it: auto, xla, cudnn (NVIDIA, bfloat16) or pallas (TPU)
     max_new_tokens: int = 256
     encode_chunk: int = 16  # frames of a question that are encoded at a time; bounds memory
     prefill_chunk: int = 0  # frame sets of a question that are prefilled at a time, a divisor of group_size; 0 = all
@@ -243,6 +245,7 @@ AT_LEAST = {
 ONE_OF = {
     "agent.kind": ("paper", "question_aware"),
     "answerer.dtype": ("bfloat16", "float32"),
+    "answerer.attention": IMPLEMENTATIONS,
     "policy.stale_steps": (0, 1),
 }
 
@@ -250,7 +253,7 @@ ONE_OF = {
 GENERAL_MAY_DIFFER = ("mesh", "distributed", "log_every", "checkpoint_every", "keep_checkpoints", "wandb")
 GENERAL_MAY_DIFFER += ("profile_steps",)
 MAY_DIFFER = (*GENERAL_MAY_DIFFER, "evaluation", "held_out", "data.workers", "data.decode_threads")
-MAY_DIFFER += ("answerer.encode_chunk", "answerer.prefill_chunk", "answerer.question_chunk")
+MAY_DIFFER += ("answerer.attention", "answerer.encode_chunk", "answerer.prefill_chunk", "answerer.question_chunk")
 
 
 def default(kind: type[General] = Config) -> ConfigDict:

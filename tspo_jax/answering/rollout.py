@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from tspo_jax.checkpoints.folders import Answerer, Generation
 from tspo_jax.devices import sharding
+from tspo_jax.models import attention
 from tspo_jax.models.layers import merge_params
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
@@ -75,6 +76,7 @@ class Rollout:
       prefill_chunk: frame sets of each question that are prefilled at a time, a divisor of G; bounds memory. 0 = all.
       mesh: over which the arguments are split, if they are.
       return_first_logits: also return the first token's logits.
+      attention: what computes it, one of models.attention.IMPLEMENTATIONS. Raises ValueError where the devices cannot.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Rollout:
         prefill_chunk: int = 0,
         mesh: Mesh | None = None,
         return_first_logits: bool = False,
+        attention: str = "auto",
     ):
         for name, value in (("max_new_tokens", max_new_tokens), ("encode_chunk", encode_chunk)):
             if value < 1:
@@ -100,12 +103,16 @@ class Rollout:
         self.prefill_chunk = prefill_chunk
         self.mesh = mesh
         self.return_first_logits = return_first_logits
+        self.attention = attention
         self.num_compilations = 0
         self.program = jax.jit(self._answer)
 
     @classmethod
     def of(cls, answerer: Answerer, **options) -> "Rollout":
-        return cls(answerer.graphdef, answerer.processor.normalize, answerer.generation, **options)
+        rollout = cls(answerer.graphdef, answerer.processor.normalize, answerer.generation, **options)
+        dtype = jax.tree.leaves(answerer.params)[0].dtype
+        attention.check(rollout.attention, attention.platform_of(rollout.mesh), dtype)
+        return rollout
 
     def __call__(
         self,
@@ -130,6 +137,10 @@ class Rollout:
         return self.program(params, frames, index, prompt_ids, prompt_lengths, options)
 
     def _answer(self, params, frames, index, prompt_ids, prompt_lengths, options=None) -> Answers:
+        with attention.computed_by(self.attention, self.mesh):
+            return self._traced(params, frames, index, prompt_ids, prompt_lengths, options)
+
+    def _traced(self, params, frames, index, prompt_ids, prompt_lengths, options) -> Answers:
         self.num_compilations += 1  # runs while tracing, which is once per set of shapes
         model = merge_params(self.graphdef, params)
         B, G, _ = index.shape

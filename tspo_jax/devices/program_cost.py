@@ -60,6 +60,8 @@ def arithmetic(jaxpr: ClosedJaxpr, while_trips: Mapping[str, int]) -> Arithmetic
                 if trips.setdefault(here, times) != times:
                     raise ValueError(f"two loops are both called {'/'.join(here)}: give them named scopes")
                 total += times * count(body.jaxpr, here)
+            elif name == "pallas_call":  # its jaxpr is one step of its grid
+                total += _live_steps(params["grid_mapping"].grid, here) * count(params["jaxpr"], here)
             elif name == "cond":
                 total += max(count(branch.jaxpr, here) for branch in params["branches"])
             else:
@@ -67,6 +69,13 @@ def arithmetic(jaxpr: ClosedJaxpr, while_trips: Mapping[str, int]) -> Arithmetic
         return total
 
     return Arithmetic(count(jaxpr.jaxpr, ()), trips)
+
+
+def _live_steps(grid: tuple[int, ...], here: Path) -> float:
+    """Steps of a kernel that do something. Causal attention (models/attention.py) skips the blocks of keys, the last
+    axis of its grid, that lie behind the block of queries."""
+    steps = math.prod(grid)
+    return steps * (grid[-1] + 1) / (2 * grid[-1]) if "causal_kernel" in here else steps
 
 
 def _inner_jaxprs(params: Mapping) -> Iterator[Jaxpr]:

@@ -128,7 +128,13 @@ def evaluate(
             answerer = _load_answerer(config, mesh)
             sets = choose(items, store, Scorer(clip, agent), todo, chosen, config.seed)
             a = config.answerer
-            rollout = Rollout.of(answerer, max_new_tokens=a.max_new_tokens, encode_chunk=a.encode_chunk, mesh=mesh)
+            rollout = Rollout.of(
+                answerer,
+                max_new_tokens=a.max_new_tokens,
+                encode_chunk=a.encode_chunk,
+                mesh=mesh,
+                attention=a.attention,
+            )
             for batch in answer(sets, items, store, answerer, config, rollout, mesh):
                 rows = [row for frame_set, text in batch for row in to_rows(frame_set, text, store, config)]
                 file.append(rows)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tspo_jax.models import attention
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -113,7 +115,8 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, causal: bool) -> jax.Array:
         q, k, v = (p(x).reshape(*x.shape[:2], self.num_heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(jax.nn.dot_product_attention(q, k, v, is_causal=causal).reshape(x.shape))
+        attend = attention.causal if causal else attention.bidirectional
+        return self.out_proj(attend(q, k, v).reshape(x.shape))
 
 
 class FeedForward(nnx.Module):

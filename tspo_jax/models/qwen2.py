@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tspo_jax.models import attention
 from tspo_jax.models.layers import Embed, Linear, RMSNorm, layer_at, scan_layers, stack_layers
 
 
@@ -74,25 +75,6 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
 
 
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention of each of N tokens to itself and those before, a block of queries at a time.
-
-    The scores in memory are [B, H, block, N] and never N x N, and a block does not look at the keys behind it, which
-    saves almost half of the arithmetic.
-
-    q [B, N, H, head_dim], k and v [B, N, num_key_value_heads, head_dim] -> [B, N, H, head_dim].
-    """
-    N = q.shape[1]
-    block = min(128 * -(-N // 1024), 512)  # about 8 blocks; tiles of a matrix unit; and few scores at a time
-
-    def attend(start):
-        stop = min(start + block, N)
-        visible = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
-        return jax.nn.dot_product_attention(q[:, start:stop], k[:, :stop], v[:, :stop], mask=visible[None, None])
-
-    return jnp.concatenate([attend(start) for start in range(0, N, block)], axis=1)
-
-
 class Attention(nnx.Module):
     """Grouped-query attention: query, key and value projections have a bias, the output projection has none."""
 
@@ -109,7 +91,7 @@ class Attention(nnx.Module):
         """[B, N, hidden], and the keys and values of x or, given a cache, that with them in its `slots` of `layer`."""
         kv = self.keys_values(x, angles)
         if cache is None:
-            out = causal_attention(self.queries(x, angles), *kv)
+            out = attention.causal(self.queries(x, angles), *kv)
             return self.o_proj(out.reshape(*x.shape[:2], -1)), kv
         rows = jnp.arange(x.shape[0])[:, None]
         cache = KVCache(*(old.at[layer, rows, slots].set(new) for old, new in zip(cache, kv, strict=True)))
@@ -123,8 +105,7 @@ class Attention(nnx.Module):
 
     def attend(self, x, angles, kv, slots):
         """[B, N, hidden]: each token of x sees the keys and values [B, S, ...] up to its own of the `slots` [B, N]."""
-        visible = jnp.arange(kv.k.shape[1]) <= slots[:, None, :, None]  # [B, 1, N, S]
-        out = jax.nn.dot_product_attention(self.queries(x, angles), *kv, mask=visible)
+        out = attention.cached(self.queries(x, angles), *kv, slots)
         return self.o_proj(out.reshape(*x.shape[:2], -1))
 
     def _heads(self, project, x):

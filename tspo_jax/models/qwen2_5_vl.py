@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tspo_jax.models import attention
 from tspo_jax.models.layers import Linear, Mlp, RMSNorm, scan_layers, stack_layers
 from tspo_jax.models.preprocessing import patchify
 from tspo_jax.models.qwen2 import (
@@ -25,8 +26,6 @@ from tspo_jax.models.qwen2 import (
     rotate,
 )
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, Prompt, VideoOptions, splice, video_start
-
-QUERY_BLOCK = 512  # queries that a full-attention layer looks at at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,17 +174,13 @@ class VisionAttention(nnx.Module):
         q, k = (rotate(y.astype(jnp.float32), angles[None]).astype(x.dtype) for y in (q, k))
         side = self.cfg.window_size // self.cfg.unit
 
-        def full(q, k, v):
-            blocks = (q[:, start : start + QUERY_BLOCK] for start in range(0, N, QUERY_BLOCK))
-            return jnp.concatenate([jax.nn.dot_product_attention(block, k, v) for block in blocks], axis=1)
-
         def windowed(q, k, v):
-            is_patch = to_windows(jnp.ones((F, N), bool), grid, side)
-            q, k, v = (to_windows(y, grid, side) for y in (q, k, v))
-            out = jax.nn.dot_product_attention(q, k, v, mask=is_patch[:, None, None])
-            return from_windows(out, grid, side, F)
+            is_patch = to_windows(jnp.ones((1, N), bool), grid, side)
+            q, k, v = (to_windows(y, grid, side).reshape(F, *is_patch.shape, *y.shape[2:]) for y in (q, k, v))
+            out = attention.windowed(q, k, v, is_patch)
+            return from_windows(out.reshape(-1, *out.shape[2:]), grid, side, F)
 
-        return self.proj(jax.lax.cond(is_full, full, windowed, q, k, v).reshape(x.shape))
+        return self.proj(jax.lax.cond(is_full, attention.bidirectional, windowed, q, k, v).reshape(x.shape))
 
 
 class VisionBlock(nnx.Module):

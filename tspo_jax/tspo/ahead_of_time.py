@@ -71,6 +71,7 @@ def training_step(config: Config, answerer: Architecture, clip_width: int, mesh:
         encode_chunk=config.answerer.encode_chunk,
         prefill_chunk=config.answerer.prefill_chunk,
         mesh=mesh,
+        attention=config.answerer.attention,
     )
     chunks = num_chunks(config, mesh)
     b = B // chunks  # questions that are answered at a time

@@ -68,6 +68,7 @@ class Environment:
             encode_chunk=a.encode_chunk,
             prefill_chunk=a.prefill_chunk,
             mesh=mesh,
+            attention=a.attention,
         )
 
     def show(self, rows: Batch, picks: np.ndarray, watch: Stopwatch) -> Iterator[Shown]:

@@ -1,0 +1,162 @@
+"""Every way of computing attention against the textbook form; its memory; over a mesh; what cannot be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tspo_jax.devices import sharding
+from tspo_jax.models import attention
+
+# Tokens and head width of CLIP L/14, CLIP L/14-336, SigLIP so400m, Qwen2.5-VL's tower and Qwen2 (4 queries to a key).
+SHAPES = [(257, 64, 2), (577, 64, 1), (729, 72, 1), (300, 80, 2), (640, 128, 4)]
+
+
+def textbook(q, k, v, seen):
+    """In float64: q [B,N,H,d], k and v [B,S,heads,d], seen bool, broadcast to [B,H,N,S]."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = np.where(seen, np.einsum("bqhd,bkhd->bhqk", q, k, optimize=True) / np.sqrt(q.shape[-1]), -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v, optimize=True)
+
+
+def values(tokens, width, heads, kv_heads, rows=2):
+    rng = np.random.default_rng(tokens)
+    return [rng.normal(size=(rows, tokens, h, width)).astype(np.float32) for h in (heads, kv_heads, kv_heads)]
+
+
+def computed(implementation, function, *args, mesh=None):
+    """`function(*args)` compiled anew, the TPU's kernel interpreted."""
+
+    def call(*args):
+        with attention.computed_by(implementation, mesh, interpret=implementation == "pallas"):
+            return function(*args)
+
+    return jax.jit(call)(*args)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+@pytest.mark.parametrize("tokens, width, group", SHAPES)
+def test_all_shapes_of_the_models(implementation, tokens, width, group):
+    q, k, v = values(tokens, width, group, 1, rows=1)
+    out = computed(
+        implementation, lambda q, k, v: (attention.causal(q, k, v), attention.bidirectional(q, k, v)), q, k, v
+    )
+    before = np.tril(np.ones((tokens, tokens), bool))
+    np.testing.assert_allclose(out[0], textbook(q, k, v, before), atol=1e-5)
+    np.testing.assert_allclose(out[1], textbook(q, k, v, True), atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+def test_keys_that_do_not_count(implementation):
+    q, k, v = values(150, 16, 4, 2)
+    is_key = np.arange(150) < np.array([[150], [37]])
+    out = computed(implementation, attention.bidirectional, q, k, v, is_key)
+    np.testing.assert_allclose(out, textbook(q, k, v, is_key[:, None, None]), atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+def test_windows_are_apart(implementation):
+    """Five windows of 60 tokens, of which one is half empty; the kernel takes several of them at a time."""
+    q, k, v = (x.reshape(2, 5, 60, 2, 16) for x in values(300, 16, 2, 2))
+    is_token = np.ones((5, 60), bool)
+    is_token[3, 30:] = False
+    out = computed(implementation, attention.windowed, q, k, v, is_token)
+    for w in range(5):
+        expected = textbook(q[:, w], k[:, w], v[:, w], is_token[w])
+        np.testing.assert_allclose(out[:, w, is_token[w]], expected[:, is_token[w]], atol=1e-5)
+
+
+def test_new_tokens_see_the_cache_up_to_their_slot():
+    q, k, v = values(9, 8, 6, 2)
+    slots = np.array([[3, 4], [7, 8]])
+    out = attention.cached(q[:, :2], k, v, slots)
+    np.testing.assert_allclose(out, textbook(q[:, :2], k, v, np.arange(9) <= slots[:, None, :, None]), atol=1e-5)
+
+
+def gradients(function, mesh=None, implementation="xla"):
+    """Of a loss of q, k and v in which every output counts differently."""
+
+    def loss(q, k, v):
+        with attention.computed_by(implementation, mesh, interpret=implementation == "pallas"):
+            return jnp.sum(jnp.sin(function(q, k, v)))
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("implementation, tokens", [("xla", 1100), ("pallas", 300)])
+def test_gradients(implementation, tokens, is_causal):
+    args = values(tokens, 8, 4, 2, rows=1)
+    function = attention.causal if is_causal else attention.bidirectional
+    expected = jax.jit(
+        jax.grad(
+            lambda *qkv: jnp.sum(jnp.sin(jax.nn.dot_product_attention(*qkv, is_causal=is_causal))), argnums=(0, 1, 2)
+        )
+    )(*args)
+    for found, exact in zip(gradients(function, None, implementation)(*args), expected, strict=True):
+        np.testing.assert_allclose(found, exact, atol=3e-5)
+
+
+@pytest.mark.parametrize("function", [attention.causal, attention.bidirectional])
+def test_gradients_take_memory_linear_in_the_tokens(function):
+    def temporaries(tokens):
+        x = jax.ShapeDtypeStruct((1, tokens, 4, 64), jnp.float32)
+        return gradients(function).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+
+    half, whole = temporaries(2048), temporaries(4096)
+    assert whole < 2.2 * half
+    assert whole < 131e6  # of 4 x 4,096 x 4,096 scores, 268 MB, nothing is kept
+
+
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+@pytest.mark.parametrize("data, model, kv_heads", [(2, 4, 4), (4, 2, 2), (2, 4, 2)])
+def test_sharded_equals_unsharded(implementation, data, model, kv_heads):
+    """With key and value heads that the mesh divides, and with fewer, which every device then has."""
+    mesh = sharding.make_mesh((("data", data), ("model", model)), jax.devices())
+    args = values(140, 16, 4, kv_heads, rows=8)
+
+    def both(q, k, v):
+        return attention.causal(q, k, v), attention.bidirectional(q, k, v)
+
+    alone = computed("xla", both, *args)
+    spread = computed(implementation, both, *sharding.put_batch(mesh, args), mesh=mesh)
+    for one, other in zip(alone, spread, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_rows_that_the_mesh_does_not_divide():
+    mesh = sharding.make_mesh((("data", 2), ("model", 4)), jax.devices())
+    q, k, v = values(140, 16, 3, 3, rows=3)
+    for function in (attention.causal, attention.bidirectional):
+        spread = computed("pallas", function, q, k, v, mesh=mesh)
+        np.testing.assert_allclose(spread, computed("xla", function, q, k, v), atol=1e-5)
+
+
+def test_automatic_choice(monkeypatch):
+    def choice(platform, dtype=jnp.bfloat16, tokens=1024, width=128):
+        monkeypatch.setattr(attention, "platform_of", lambda mesh: platform)
+        monkeypatch.setattr(attention, "_has_cudnn", lambda computer: True)
+        return attention.chosen(width, dtype, tokens)
+
+    assert choice("cpu") == "xla"
+    assert choice("tpu") == "pallas" and choice("gpu") == "cudnn"
+    # What a kernel cannot do, or gains nothing by.
+    assert choice("tpu", jnp.float32) == choice("gpu", jnp.float32) == "xla"
+    assert choice("tpu", tokens=77) == choice("gpu", tokens=77) == "xla"
+    assert choice("gpu", width=100) == choice("gpu", width=256) == "xla"
+
+
+def test_what_cannot_be_says_why(monkeypatch):
+    with pytest.raises(ValueError, match="'cudnn', a kernel for GPUs, but the devices are CPUs"):
+        computed("cudnn", attention.causal, *values(8, 8, 2, 2))
+    with pytest.raises(ValueError, match="'pallas', a kernel for TPUs, but the devices are GPUs"):
+        attention.check("pallas", "gpu")
+    with pytest.raises(ValueError, match="'flash', not one of auto, xla, cudnn, pallas"):
+        computed("flash", attention.causal, *values(8, 8, 2, 2))
+    with pytest.raises(ValueError, match="bfloat16 or float16, but the values are float32"):
+        attention.check("cudnn", "gpu", jnp.float32)
+    monkeypatch.setattr(attention, "platform_of", lambda mesh: "gpu")
+    with attention.computed_by("cudnn"), pytest.raises(ValueError, match="multiples of 8 up to 128 wide, not 100"):
+        attention.chosen(100, jnp.bfloat16, 512)
