@@ -127,6 +127,14 @@ def test_numbers_without_end_are_left_out():
     assert report.curves([]) == {}
 
 
+def test_a_method_has_its_colour_in_its_curve():
+    (curves,) = report.curves([{"step": 10, "held_out/topk": 0.5, "held_out/clip-topk": 0.4}]).values()
+    assert [(curve.name, curve.colour) for curve in curves] == [
+        ("trained agent", "topk"),
+        ("CLIP top-k, untrained", "clip-topk"),
+    ]
+
+
 def test_facts_of_a_training():
     metrics = [{"step": i, "seconds/answer": 6.0, "device_idle": 0.9 if i <= 5 else 0.04} for i in range(1, 11)]
     facts = report.facts(cfg.Config(), metrics)

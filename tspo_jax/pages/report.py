@@ -35,8 +35,12 @@ NAMES = {
 }  # method -> name for the reader
 SHOWN = ("uniform", "clip-topk", "topk")
 NUM_EXAMPLES = 6
+HELD_OUT = "held_out/"  # metrics of a method
 CURVES = {
-    "Accuracy on held-out questions": {"held_out/topk": "trained agent", "held_out/clip-topk": "CLIP top-k, untrained"},
+    "Accuracy on held-out questions": {
+        f"{HELD_OUT}topk": "trained agent",
+        f"{HELD_OUT}clip-topk": "CLIP top-k, untrained",
+    },
     "Accuracy reward": {"accuracy/general": "general", "accuracy/specific": "needle"},
     "Temporal location reward": {"location/specific": "needle"},
     "Entropy of the scores (nats)": {"score_entropy": ""},
@@ -147,6 +151,7 @@ def curves(metrics: Sequence[dict]) -> dict[str, list[Curve]]:
         for (metric, name), colour in zip(wanted.items(), ("first", "second"), strict=False):
             points = [(row["step"], row[metric]) for row in metrics if _is_number(row.get(metric))]
             if points:
+                colour = metric.removeprefix(HELD_OUT) if metric.startswith(HELD_OUT) else colour
                 lines.append(Curve(name or title, colour, *zip(*points, strict=True)))
         if lines:
             charts[title] = lines
