@@ -223,13 +223,13 @@ def probe(path: str | Path) -> VideoInfo:
     if size == 0:
         raise VideoError(path, "is empty (0 bytes)")
     try:
-        with _open(path) as container:
+        with open_container(path) as container:
             info = _read_times(path, container)
         # Opened anew: a seek back to the start needs an index, which transport streams and raw streams do not have.
-        with _open(path) as container:
+        with open_container(path) as container:
             return _with_picture(info, container)
     except (av.error.FFmpegError, OSError, IndexError) as error:  # IndexError: a stream that appears in mid-file
-        raise VideoError(path, f"is not a video, truncated or damaged ({_reason(error)})") from error
+        raise VideoError(path, f"is not a video, truncated or damaged ({short_reason(error)})") from error
 
 
 class _Packets:
@@ -259,7 +259,7 @@ class _Packets:
 
 def _read_times(path: str, container: av.container.InputContainer) -> VideoInfo:
     """All but what a picture must be decoded for: size, rotation, and whether the first pictures can be decoded."""
-    streams = _picture_streams(container)
+    streams = picture_streams(container)
     if not streams:
         raise VideoError(path, "has no picture stream")
     step = _CLOCK_STEP if container.format.name in _CLOCK_IS_SET else math.inf
@@ -274,13 +274,7 @@ def _read_times(path: str, container: av.container.InputContainer) -> VideoInfo:
         if packet.stream_index in packets:
             packets[packet.stream_index].add(packet)
 
-    def rank(stream: av.video.stream.VideoStream) -> tuple:
-        """As players choose: what moves, then what is marked as the default, then the largest and longest."""
-        pictures, context = packets[stream.index].pictures, stream.codec_context
-        default = bool(stream.disposition & av.stream.Disposition.default)
-        return pictures > 1, default, (context.width or 0) * (context.height or 0), pictures
-
-    stream = max(streams, key=rank)
+    stream = max(streams, key=lambda stream: rank(stream, packets[stream.index].pictures))
     found = packets[stream.index]
     pictures, ticks = found.pictures, np.frombuffer(found.times, np.int64)
     if not pictures:
@@ -392,7 +386,7 @@ def _read_decord(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], thr
                 raise VideoError(info.path, f"decord gives pictures of shape {frame.shape} for {size[0]} x {size[1]}")
             yield frame
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:
-        raise VideoError(info.path, f"decord cannot read it ({_reason(error)})") from error
+        raise VideoError(info.path, f"decord cannot read it ({short_reason(error)})") from error
 
 
 def _read_pyav(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threads: int) -> Iterator[np.ndarray]:
@@ -402,7 +396,7 @@ def _read_pyav(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threa
 
         def start() -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
             opened.close()
-            container = opened.enter_context(_open(info.path))
+            container = opened.enter_context(open_container(info.path))
             stream = container.streams[info.stream]
             stream.codec_context.thread_count = threads
             stream.codec_context.thread_type = "AUTO"
@@ -430,7 +424,7 @@ def _read_pyav(info: VideoInfo, wanted: np.ndarray, size: tuple[int, int], threa
                     raise VideoError(info.path, f"frame {target} at {info.times(target):.2f} s cannot be decoded")
                 yield as_rgb(picture)
         except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(info.path, f"PyAV cannot read it ({_reason(error)})") from error
+            raise VideoError(info.path, f"PyAV cannot read it ({short_reason(error)})") from error
 
 
 def _decode(
@@ -471,20 +465,27 @@ def _rgb_converter(rotation: int, size: tuple[int, int], threads: int) -> Callab
     return convert
 
 
-def _open(path: str) -> av.container.InputContainer:
+def open_container(path: str) -> av.container.InputContainer:
     """A path is a path: never a URL, whatever stands before a colon in it; and a list of addresses that poses as a
     video (HLS) makes no connection. Titles in another encoding are no reason to refuse a video."""
     return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
 
 
-def _picture_streams(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
+def picture_streams(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
     """The streams that hold a video: no cover images and no thumbnails."""
     marks = av.stream.Disposition
     pictures_alone = marks.attached_pic | marks.timed_thumbnails
     return [stream for stream in container.streams.video if not stream.disposition & pictures_alone]
 
 
-def _reason(error: Exception) -> str:
+def rank(stream: av.video.stream.VideoStream, pictures: int) -> tuple:
+    """Players choose the stream with the highest: what moves, then what is marked as the default, then the largest and
+    longest."""
+    context, default = stream.codec_context, bool(stream.disposition & av.stream.Disposition.default)
+    return pictures > 1, default, (context.width or 0) * (context.height or 0), pictures
+
+
+def short_reason(error: Exception) -> str:
     """The telling part of a decoder's message: one line, the same at every run (decord's has the time in it)."""
     text = getattr(error, "strerror", None) or str(error)
     line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tspo_jax.data.decode import VideoError, _open, _picture_stream
+from tspo_jax.data.decode import VideoError, open_container, picture_streams, rank, short_reason
 
 AT = 0.2  # of the length: past titles and fades
 
@@ -32,10 +32,11 @@ def preview(path: str | Path, width: int) -> Preview:
     """
     path = str(path)
     try:
-        with _open(path) as container:
-            stream = _picture_stream(container)
-            if stream is None:
+        with open_container(path) as container:
+            streams = picture_streams(container)
+            if not streams:
                 raise VideoError(path, "has no picture stream")
+            stream = max(streams, key=lambda stream: rank(stream, stream.frames or 2))  # many do not count theirs
             seconds = container.duration / av.time_base if container.duration else None
             if seconds:
                 with contextlib.suppress(av.error.FFmpegError):  # no index: the first picture will do
@@ -52,4 +53,4 @@ def preview(path: str | Path, width: int) -> Preview:
             rgb = picture.reformat(*size, "rgb24").to_ndarray()
             return Preview(seconds, np.ascontiguousarray(np.rot90(rgb, turns)))
     except (av.error.FFmpegError, OSError, IndexError) as error:
-        raise VideoError(path, f"is not a video, truncated or damaged ({error})") from error
+        raise VideoError(path, f"is not a video, truncated or damaged ({short_reason(error)})") from error

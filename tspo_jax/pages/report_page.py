@@ -4,12 +4,12 @@ The page is well-formed XML after its doctype, so that a test can parse it. Its 
 static/style.css.
 """
 
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from tspo_jax.data.letters import LETTERS
 from tspo_jax.evaluation.results import difference_text, notes
 from tspo_jax.pages import charts, templates
 
@@ -68,7 +68,7 @@ class Example:
 
     def lettered(self) -> Iterator[tuple[str, str]]:
         """(letter, text) of each option."""
-        return zip(string.ascii_uppercase, self.options, strict=False)
+        return zip(LETTERS, self.options, strict=False)
 
     def is_evidence(self, seconds: float) -> bool:
         return any(start <= seconds <= end for start, end in self.evidence)
