@@ -54,7 +54,7 @@ class Answerer:
 
 
 @dataclasses.dataclass(frozen=True)
-class General:
+class GeneralSamples:
     """Samples that need the whole video: the paper's comprehensive understanding."""
 
     k: int = 8  # frames to pick
@@ -67,7 +67,7 @@ class General:
 
 
 @dataclasses.dataclass(frozen=True)
-class Specific:
+class SpecificSamples:
     """Needle samples: groups of frames of the target video shuffled among groups of other videos."""
 
     k: int = 16
@@ -95,8 +95,8 @@ class Data:
     buckets: tuple[int, ...] = (128, 832)  # candidate frames T are padded to the smallest bucket that holds them
     workers: int = 0  # processes that load batches ahead; 0 = threads of this one
     decode_threads: int = 16  # threads that read and decode the picked frames
-    general: General = group(General)
-    specific: Specific = group(Specific)
+    general: GeneralSamples = group(GeneralSamples)
+    specific: SpecificSamples = group(SpecificSamples)
 
 
 @dataclasses.dataclass(frozen=True)

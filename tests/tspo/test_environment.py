@@ -47,7 +47,7 @@ def test_labels_are_the_evidence_or_else_the_target(world):
 
 
 def test_measure_by_hand():
-    general = cfg.General(accuracy=2.0, coverage=1.0)
+    general = cfg.GeneralSamples(accuracy=2.0, coverage=1.0)
     config = dataclasses.replace(Config(), data=dataclasses.replace(Config().data, general=general))
     rows = {
         "kind": "general",
@@ -67,7 +67,7 @@ def test_measure_by_hand():
 
 
 def test_further_rewards_count_where_they_have_a_weight():
-    data = dataclasses.replace(Config().data, specific=cfg.Specific(margin=0.5))
+    data = dataclasses.replace(Config().data, specific=cfg.SpecificSamples(margin=0.5))
     weights = environment.reward_weights(dataclasses.replace(Config(), data=data))
     assert weights == {"general": {"accuracy": 1.0}, "specific": {"accuracy": 1.0, "location": 1.0, "margin": 0.5}}
 
