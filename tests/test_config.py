@@ -60,5 +60,27 @@ def test_bad_overrides(override, message):
         cfg.check_overrides(["train", override])
 
 
+@dataclasses.dataclass(frozen=True)
+class Regression(cfg.General):
+    """The config of another trainer."""
+
+    degree: int = 3
+    optimizer: cfg.Optimizer = cfg.group(cfg.Optimizer)
+
+
+def test_the_config_of_another_trainer():
+    values = cfg.default(Regression)
+    assert cfg.read(values, Regression) == Regression() and values.num_steps == 1000
+    values.degree, values.optimizer.b1 = 2, 0.5
+    assert cfg.read(values, Regression) == Regression(degree=2, optimizer=cfg.Optimizer(b1=0.5))
+    with pytest.raises(ConfigError, match="config.degree does not exist"):
+        cfg.read(values, Config)
+    with pytest.raises(ConfigError, match="config.num_steps is 0, it must be at least 1"):
+        cfg.read({**values.to_dict(), "num_steps": 0}, Regression)
+    cfg.check_overrides(["x", "--config.degree=4", "--config.mesh.axes=()"], Regression)
+    with pytest.raises(ConfigError, match="config.policy does not exist"):
+        cfg.check_overrides(["x", "--config.policy.kl=1"], Regression)
+
+
 def test_good_overrides():
     cfg.check_overrides(["train", "--run_dir=x", "--config.data.specific.k=4", f"--config={__file__}"])

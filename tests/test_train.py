@@ -337,7 +337,7 @@ def test_one_step_stale_resumes_exactly(needles, tmp_path, monkeypatch):
     same = ("location/specific", "unique_frames")
     assert all(rows[0][name] == plain[0][name] for name in same), "the first agent drew the first picks"
     assert any(row[name] != other[name] for row, other in zip(rows, plain, strict=True) for name in same)
-    assert all(row["clipped"] >= 0 for row in rows)
+    assert all(row["clipped"] >= 0 for row in rows) and len(rows) == NUM_STEPS
 
     def stop_after_5(self, measured, original=TrainingLog.start_row):
         original(self, measured)
