@@ -246,7 +246,9 @@ def their_logits(reference, ids, pixels, video):
 
 
 @pytest.mark.parametrize(
-    "video", [VideoOptions(), VideoOptions(next_position="after_space", second_per_grid=1.6)], ids=["4.49", "5"]
+    "video",
+    [VideoOptions(second_per_grid=1.0), VideoOptions(next_position="after_space", second_per_grid=1.6)],
+    ids=["4.49", "5"],
 )
 def test_answers_of_hugging_face(folder, reference, video):
     """Two questions of different lengths, three sets of five frames each: the last frame is shown twice. Decoding step

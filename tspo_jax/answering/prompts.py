@@ -1,22 +1,24 @@
 """Conversation templates, and prompts as token ids with one place for the video."""
 
+import functools
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.data.letters import LETTERS
-from tspo_jax.data.questions import IMAGE_TAG, Question
-from tspo_jax.models.video_prompt import VIDEO_TOKEN
+from tspo_jax.data.questions import Question
+from tspo_jax.models.video_prompt import VIDEO_TOKEN, FrameTimes
+from tspo_jax.models.video_tags import IMAGE_TAG, VIDEO_TAG
 
 LETTER_SUFFIX = "Please answer with the option's letter from the given choices directly."
 
-VIDEO_TAG = "<|video_pad|>"  # what Qwen2.5-VL's chat template has for IMAGE_TAG
-
 # A conversation of one user turn, with IMAGE_TAG or VIDEO_TAG where the visual tokens go, exactly as the original has
 # it. `qwen_1_5` is LLaVA-Video's template of training and of the demo, `chatml_direct` that of the published evaluation
-# numbers; `qwen2_5_vl` is the chat template of Qwen2.5-VL.
+# numbers; `qwen2_5_vl` and `qwen3_vl` are the chat templates of Qwen2.5-VL and Qwen3-VL.
 TEMPLATES = {
     "qwen_1_5": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<image>\n{text}<|im_end|>\n<|im_start|>assistant\n",
@@ -24,6 +26,8 @@ TEMPLATES = {
     "<|im_start|>user\n<image>\n{text}<|im_end|><|im_start|>assistant\n",
     "qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n",
+    "qwen3_vl": "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{text}<|im_end|>\n"
+    "<|im_start|>assistant\n",
 }
 
 
@@ -49,10 +53,47 @@ def render(question: str, template: str = "qwen_1_5", suffix: str = LETTER_SUFFI
 
 
 def tokenize(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a rendered prompt. The texts before and after the tag are tokenised apart, VIDEO_TOKEN between."""
-    before, after = re.split(f"{IMAGE_TAG}|{re.escape(VIDEO_TAG)}", prompt)
-    ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
-    return [*ids[0], VIDEO_TOKEN, *ids[1]]
+    """Token ids of a rendered prompt: the texts between the tags are tokenised apart, a VIDEO_TOKEN for each tag."""
+    first, *others = re.split(f"{IMAGE_TAG}|{re.escape(VIDEO_TAG)}", prompt)
+    ids = list(_token_ids(tokenizer, first))
+    for part in others:
+        ids += [VIDEO_TOKEN, *_token_ids(tokenizer, part)]
+    return ids
+
+
+@functools.lru_cache(maxsize=4096)  # the words between the frames of a video are few, and come again and again
+def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class Prompts(NamedTuple):
+    """Prompts of B questions with G sets of frames each, as the rollout takes them.
+
+    Attributes:
+      ids: int32 [B, G, N], right padded.
+      lengths: int32 [B, G].
+      steps: int32 [B, G, pairs], where the frames lie in time, for a model whose text does not tell it; else None.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    steps: np.ndarray | None
+
+
+def write(
+    rendered: Sequence[str], times: Sequence[Sequence[FrameTimes]], answerer: Answerer, multiple: int = 1
+) -> Prompts:
+    """Rendered prompts [B] with the times of each one's frame sets [B][G], each of K frames; see `pad`."""
+    config, tokenizer = answerer.config, answerer.tokenizer
+    texts = [[config.write_times(text, of_set) for of_set in sets] for text, sets in zip(rendered, times, strict=True)]
+    ids, lengths = pad(
+        [tokenize(text, tokenizer) for sets in texts for text in sets], answerer.generation.pad_token_id, multiple
+    )
+    steps = [[config.time_steps(of_set) for of_set in sets] for sets in times]
+    shape = len(texts), len(texts[0])
+    return Prompts(
+        ids.reshape(*shape, -1), lengths.reshape(shape), None if steps[0][0] is None else np.array(steps, np.int32)
+    )
 
 
 def pad(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -122,6 +122,7 @@ class Rollout:
         prompt_ids: jax.Array,
         prompt_lengths: jax.Array,
         options: jax.Array | None = None,
+        steps: jax.Array | None = None,
     ) -> Answers:
         """Answers from every frame set.
 
@@ -129,22 +130,26 @@ class Rollout:
           params: of the answerer.
           frames: uint8 [B, U, S, S, 3], cropped for the answerer (`processor.crop`); see `unique_frames`.
           index: int [B, G, K] into the U frames; frames behind the largest index in use are not encoded.
-          prompt_ids: int [B, N], right padded, with one VIDEO_TOKEN each (prompts.pad).
-          prompt_lengths: int [B].
+          prompt_ids: int [B, N], right padded (prompts.pad), or [B, G, N] where a set's text tells its frames' times.
+          prompt_lengths: int [B] or [B, G].
           options: int [B, O], the token that names each option in an answer (prompts.option_tokens), -1 for none; then
             the answers say how likely each is.
+          steps: int [B, G, pairs], where the frames lie in time (prompts.Prompts); None where nobody knows.
         """
-        return self.program(params, frames, index, prompt_ids, prompt_lengths, options)
+        return self.program(params, frames, index, prompt_ids, prompt_lengths, options, steps)
 
-    def _answer(self, params, frames, index, prompt_ids, prompt_lengths, options=None) -> Answers:
+    def _answer(self, params, frames, index, prompt_ids, prompt_lengths, options=None, steps=None) -> Answers:
         with attention.computed_by(self.attention, self.mesh):
-            return self._traced(params, frames, index, prompt_ids, prompt_lengths, options)
+            return self._traced(params, frames, index, prompt_ids, prompt_lengths, options, steps)
 
-    def _traced(self, params, frames, index, prompt_ids, prompt_lengths, options) -> Answers:
+    def _traced(self, params, frames, index, prompt_ids, prompt_lengths, options, steps) -> Answers:
         self.num_compilations += 1  # runs while tracing, which is once per set of shapes
         model = merge_params(self.graphdef, params)
         B, G, _ = index.shape
         split = partial(sharding.split_questions, self.mesh)
+        if prompt_ids.ndim == 2:  # one text for all sets of a question
+            prompt_ids, prompt_lengths = (jnp.repeat(x[:, None], G, axis=1) for x in (prompt_ids, prompt_lengths))
+        texts = prompt_ids, prompt_lengths, steps
 
         units, index = encode_units(index, frames.shape[1], model.cfg.temporal_patch_size)
 
@@ -155,12 +160,12 @@ class Rollout:
             tokens = model.encode_frames(self.normalize(shown.reshape(-1, *shown.shape[2:])))
             return split(tokens.reshape(*units.shape[:2], *tokens.shape[1:]))
 
-        def prefill(index):
-            """Frame sets [B, g, K] -> where their answers begin [B, g, ...], first logits [B, g, V], the cache."""
-            g = index.shape[1]
-            shown = jax.vmap(lambda tokens, picks: tokens[picks])(unit_tokens, index)  # [B, g, K, ...]
-            shown = shown.reshape(B * g, *shown.shape[2:])
-            prompt = split(model.prompt(shown, _repeat(prompt_ids, g), _repeat(prompt_lengths, g)))
+        def prefill(sets):
+            """Frame sets [B, g, K] and their texts [B, g, ...] -> where their answers begin [B, g, ...], first logits
+            [B, g, V], the cache."""
+            g = sets[0].shape[1]
+            shown = jax.vmap(lambda tokens, picks: tokens[picks])(unit_tokens, sets[0])  # [B, g, K, ...]
+            prompt = split(model.prompt(*jax.tree.map(_flat, (shown, *sets[1:]))))
             logits, cache, place = model.prefill(prompt)
             cache = jax.tree.map(lambda x: x.reshape(x.shape[0], B, g, *x.shape[2:]), cache.extend(self.max_new_tokens))
             return place.reshape(B, g, *place.shape[1:]), split(logits.reshape(B, g, -1)), split(cache, axis=1)
@@ -169,7 +174,7 @@ class Rollout:
             chunk = max(1, self.encode_chunk // units.shape[-1])
             unit_tokens = _encode_used(encode, units, index.max() + 1, chunk)
         with jax.named_scope("prefill"):
-            places, first_logits, cache = _in_chunks(prefill, index, self.prefill_chunk or G)
+            places, first_logits, cache = _in_chunks(prefill, (index, *texts), self.prefill_chunk or G)
         with jax.named_scope("decode"):
             tokens, lengths, steps, scores = greedy_decode(
                 model.decode,
@@ -178,8 +183,8 @@ class Rollout:
                 places.reshape(B * G, *places.shape[2:]),
                 self.generation,
                 self.max_new_tokens,
-                _repeat(penalized_tokens(prompt_ids, prompt_lengths, self.generation, first_logits.shape[-1]), G),
-                None if options is None else _repeat(options, G),
+                penalized_tokens(_flat(prompt_ids), _flat(prompt_lengths), self.generation, first_logits.shape[-1]),
+                None if options is None else jnp.repeat(options, G, axis=0),
             )
         scores = None if options is None else scores.reshape(B, G, -1)
         logits = first_logits if self.return_first_logits else None
@@ -219,21 +224,22 @@ def penalized_tokens(ids: jax.Array, lengths: jax.Array, generation: Generation,
     return none.at[jnp.arange(B)[:, None], ids].set(True, mode="drop")
 
 
-def _repeat(x: jax.Array, times: int) -> jax.Array:
-    return jnp.repeat(x, times, axis=0)
+def _flat(x: jax.Array) -> jax.Array:
+    """[B, G, ...] -> [B * G, ...]."""
+    return x.reshape(-1, *x.shape[2:])
 
 
-def _in_chunks(prefill, index: jax.Array, chunk: int):
-    """`prefill` over frame sets [B, G, K], `chunk` of the G at a time."""
-    G = index.shape[1]
+def _in_chunks(prefill, sets, chunk: int):
+    """`prefill` over frame sets and their texts, a tree of [B, G, ...], `chunk` of the G at a time."""
+    G = sets[0].shape[1]
     if chunk >= G:
-        return prefill(index)
+        return prefill(sets)
     if G % chunk:
         raise ValueError(f"prefill_chunk is {chunk}; it must divide the group size {G}")
     axes = 1, 1, 2  # where the frame sets are in the places, the logits and the cache
 
     def place(i, filled):
-        part = prefill(jax.lax.dynamic_slice_in_dim(index, i * chunk, chunk, axis=1))
+        part = prefill(jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1), sets))
         put = jax.lax.dynamic_update_slice_in_dim
         return tuple(
             jax.tree.map(partial(put, start_index=i * chunk, axis=axis), *pair)
@@ -243,7 +249,7 @@ def _in_chunks(prefill, index: jax.Array, chunk: int):
     def room(x, axis):
         return jnp.zeros((*x.shape[:axis], G, *x.shape[axis + 1 :]), x.dtype)
 
-    one = jax.eval_shape(prefill, index[:, :chunk])
+    one = jax.eval_shape(prefill, jax.tree.map(lambda x: x[:, :chunk], sets))
     empty = tuple(jax.tree.map(partial(room, axis=axis), x) for x, axis in zip(one, axes, strict=True))
     return jax.lax.fori_loop(0, G // chunk, place, empty)
 

@@ -21,9 +21,10 @@ from tspo_jax.devices.sharding import ParamSharding, check_memory
 from tspo_jax.models.clip import Clip, ClipConfig
 from tspo_jax.models.layers import abstract_module, merge_params, split_params
 from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
-from tspo_jax.models.preprocessing import ImageProcessor, QwenProcessor
+from tspo_jax.models.preprocessing import ImageProcessor, Qwen3Processor, QwenProcessor
 from tspo_jax.models.question_aware_agent import QuestionAwareAgent
 from tspo_jax.models.qwen2_5_vl import Qwen25VL, Qwen25VLConfig
+from tspo_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, VideoOptions
 
@@ -240,11 +241,11 @@ class Answerer:
     (see models/llava_video.py); rollout.py composes them. `template` is the conversation that it was trained on."""
 
     folder: Path
-    config: LlavaVideoConfig | Qwen25VLConfig
+    config: LlavaVideoConfig | Qwen25VLConfig | Qwen3VLConfig
     graphdef: nnx.GraphDef
     params: dict
     tokenizer: PreTrainedTokenizerBase
-    processor: ImageProcessor | QwenProcessor
+    processor: ImageProcessor | QwenProcessor | Qwen3Processor
     generation: Generation
     template: str
 
@@ -253,12 +254,12 @@ class Answerer:
 class Architecture:
     """A Video-MLLM without weights, as its config.json describes it: `abstract` are the shapes of its parameters."""
 
-    config: LlavaVideoConfig | Qwen25VLConfig
+    config: LlavaVideoConfig | Qwen25VLConfig | Qwen3VLConfig
     graphdef: nnx.GraphDef
     abstract: dict
     format: weights.Format
     tokenizer: type
-    processor: ImageProcessor | QwenProcessor
+    processor: ImageProcessor | QwenProcessor | Qwen3Processor
     template: str
 
     @classmethod
@@ -269,17 +270,32 @@ class Architecture:
 
 
 def llava_video(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
-    if video != DEFAULT_VIDEO:
-        raise ValueError(f"LLaVA-Video shows every frame at its tower's size, and no times: it cannot do {video}")
-    config = LlavaVideoConfig.from_hf(description)
+    if dataclasses.replace(video, time_instruction=False) != DEFAULT_VIDEO:
+        raise ValueError(
+            "LLaVA-Video shows every frame at its tower's size, and times by time_instruction alone: it cannot do "
+            f"{video}"
+        )
+    config = dataclasses.replace(LlavaVideoConfig.from_hf(description), video=video)
     processor = ImageProcessor.siglip(config.vision.image_size)
     return Architecture.of(LlavaVideo, config, weights.LLAVA_VIDEO, processor, "qwen_1_5")
 
 
 def qwen2_5_vl(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
+    if video.time_instruction:
+        raise ValueError("time_instruction is LLaVA-Video's; Qwen2.5-VL is told times by the positions of its tokens")
     config = Qwen25VLConfig.from_hf(description, video)
     processor = QwenProcessor.from_hf(preprocessing, config.vision.unit, video.frame_size)
     return Architecture.of(Qwen25VL, config, weights.QWEN2_5_VL, processor, "qwen2_5_vl")
+
+
+def qwen3_vl(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
+    if video.time_instruction or video.next_position != DEFAULT_VIDEO.next_position:
+        raise ValueError(f"Qwen3-VL is told the times of pairs of frames in words: it cannot do {video}")
+    config = Qwen3VLConfig.from_hf(description, video)
+    tower = config.vision
+    sizes = tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size
+    processor = Qwen3Processor.from_hf(preprocessing, *sizes, video.frame_size)
+    return Architecture.of(Qwen3VL, config, weights.QWEN3_VL, processor, "qwen3_vl")
 
 
 # model_type of config.json -> (config.json, preprocessor_config.json, options) -> architecture. A further answerer is
@@ -288,6 +304,7 @@ ANSWERERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], VideoOption
     "llava_qwen": llava_video,
     "llava_onevision": llava_video,
     "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
 }
 
 

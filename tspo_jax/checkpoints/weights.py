@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-STACKED = ("layers", "blocks")  # nodes of a path whose parameters carry a leading layer axis
+STACKED = ("layers", "blocks", "deepstack_merger_list")  # nodes of a path whose parameters carry a leading layer axis
 SELECTOR, TRAINING = "selector.", "multiModal_align."  # the agent's prefix in TSPO-0.4B and in training checkpoints
 QUESTION_AWARE = "question_aware_selector."  # that of the other kind of agent, which the original's code cannot load
 AGENTS = (SELECTOR, TRAINING, QUESTION_AWARE)
@@ -128,6 +128,17 @@ QWEN2_5_VL = Format(
     ),
     ignored=(r"\.rotary_emb\.inv_freq$",),
     aliases=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),  # transformers since 4.52
+)
+
+QWEN3_VL = Format(
+    rename=(
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.", "model.language_model."),
+        (r"^visual\.patch_embed\.", "model.visual.patch_embed.proj."),
+        (r"^visual\.", "model.visual."),
+    ),
+    ignored=(r"\.rotary_(pos_)?emb\.inv_freq$",),
+    aliases=((r"^visual\.", "model.visual."), (r"^language_model\.", "model.language_model.")),
 )
 
 

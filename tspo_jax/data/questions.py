@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from tspo_jax.data.letters import LETTERS, solution_letter
+from tspo_jax.models.video_tags import IMAGE_TAG
 
 KINDS = ("general", "specific")
-IMAGE_TAG = "<image>"
 # The closing sentences of LLaVA-Video-178K, which the original removes from the text of the agent and of the MLLM.
 TAILS = (
     "Please provide your answer by stating the letter followed by the full option.",

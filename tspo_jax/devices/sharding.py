@@ -39,13 +39,21 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mm_projector\.linear_1\.kernel", ("width", None)),
     (r"mm_projector\.linear_2\.kernel", (None, "width")),
     (r"mm_projector\.linear_[12]\.bias|image_newline", ()),
-    # Qwen2.5-VL's image tower
+    # Qwen2.5-VL's image tower, and what Qwen3-VL's has of it
     (r"visual\.patch_embed\.kernel", (None, None, None, None, "width")),
     (r"visual\.blocks\.(attn\.qkv|mlp\.(gate|up)_proj)\.kernel", (None, "width", None)),
     (r"visual\.blocks\.(attn\.proj|mlp\.down_proj)\.kernel", (None, None, "width")),
     (r"visual\.merger\.mlp\.linear_1\.kernel", ("width", None)),
     (r"visual\.merger\.mlp\.linear_2\.kernel", (None, "width")),
     (r"visual\..*\.(bias|scale)", ()),
+    # Qwen3-VL's, besides
+    (r"visual\.pos_embed\.embedding", (None, "width")),
+    (r"visual\.blocks\.mlp\.linear_fc1\.kernel", (None, "width", None)),
+    (r"visual\.blocks\.mlp\.linear_fc2\.kernel", (None, None, "width")),
+    (r"visual\.merger\.linear_fc1\.kernel", ("width", None)),
+    (r"visual\.merger\.linear_fc2\.kernel", (None, "width")),
+    (r"visual\.deepstack_merger_list\.linear_fc1\.kernel", (None, "width", None)),
+    (r"visual\.deepstack_merger_list\.linear_fc2\.kernel", (None, None, "width")),
     # Qwen2
     (r"language_model\.embed_tokens\.embedding", ("vocabulary", "width")),
     (r"language_model\.lm_head\.kernel", ("width", "vocabulary")),

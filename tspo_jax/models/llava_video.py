@@ -10,7 +10,8 @@ from flax import nnx
 from tspo_jax.models.layers import Mlp
 from tspo_jax.models.qwen2 import KVCache, Qwen2, Qwen2Config, rope_angles
 from tspo_jax.models.siglip import SiglipConfig, SiglipVision
-from tspo_jax.models.video_prompt import Prompt, splice
+from tspo_jax.models.video_prompt import DEFAULT_VIDEO, FrameTimes, Prompt, VideoOptions, splice
+from tspo_jax.models.video_tags import IMAGE_TAG
 
 POOL_MODES = ("bilinear", "average", "max")
 NEWLINES = ("grid", "frame", "one_token", "no_token")
@@ -23,6 +24,7 @@ class LlavaVideoConfig:
     pool_mode: str = "bilinear"
     newline: str = "grid"
     has_newline_parameter: bool = True
+    video: VideoOptions = DEFAULT_VIDEO
 
     @classmethod
     def from_hf(cls, config: dict) -> "LlavaVideoConfig":
@@ -78,6 +80,25 @@ class LlavaVideoConfig:
     def temporal_patch_size(self) -> int:
         """Frames that are encoded together."""
         return 1
+
+    def write_times(self, prompt: str, times: FrameTimes) -> str:
+        """A rendered prompt, with the sentence of LLaVA-Video's own evaluation about the video's length and the frames'
+        times before the question, where `time_instruction` says so. Raises ValueError where the length is not known.
+        """
+        if not self.video.time_instruction:
+            return prompt
+        if times.duration is None:
+            raise ValueError("time_instruction says how long the video is, but only its frames are known")
+        of_frames = ",".join(f"{second:.2f}s" for second in times.seconds)
+        sentence = (
+            f"The video lasts for {times.duration:.2f} seconds, and {len(times.seconds)} frames are uniformly sampled "
+            f"from it. These frames are located at {of_frames}.Please answer the following questions related to this "
+            "video."
+        )
+        return prompt.replace(f"{IMAGE_TAG}\n", f"{IMAGE_TAG}\n{sentence}\n")
+
+    def time_steps(self, times: FrameTimes) -> None:
+        """Nothing: the tokens of frames have no times."""
 
     def num_visual_tokens(self, num_frames: int, *frame_size: int) -> int:
         """Visual tokens of a prompt with `num_frames` frames, newlines included; all frames are of the tower's size."""
@@ -164,10 +185,12 @@ class LlavaVideo(nnx.Module):
         """
         newline = self.image_newline[...] if self.cfg.has_newline_parameter else None
         visual = insert_newlines(frame_tokens, newline, self.cfg.newline)
-        return splice(self.language_model.embed_tokens(jnp.maximum(ids, 0)), visual, ids)
+        return splice(self.language_model.embed_tokens(jnp.maximum(ids, 0)), visual[:, None], ids)
 
-    def prompt(self, frame_tokens: jax.Array, ids: jax.Array, lengths: jax.Array) -> Prompt:
-        """`embed_prompt` with lengths int [P], of the ids."""
+    def prompt(
+        self, frame_tokens: jax.Array, ids: jax.Array, lengths: jax.Array, steps: jax.Array | None = None
+    ) -> Prompt:
+        """`embed_prompt` with lengths int [P], of the ids. `steps` are not looked at."""
         embeddings = self.embed_prompt(frame_tokens, ids)
         P, N, _ = embeddings.shape
         lengths = lengths + N - ids.shape[1]

@@ -1,4 +1,4 @@
-"""CLIP's, SigLIP's and Qwen2.5-VL's image preprocessing in numpy + Pillow, as in the slow Hugging Face processors.
+"""CLIP's, SigLIP's and Qwen-VL's image preprocessing in numpy + Pillow, as in the slow Hugging Face processors.
 
 Images stay uint8 up to the crop, so that they travel to the device as bytes; `normalize` runs on host or device.
 """
@@ -109,6 +109,10 @@ class ImageProcessor:
         top, left = (image.shape[0] - self.size) // 2, (image.shape[1] - self.size) // 2
         return image[top : top + self.size, left : left + self.size]
 
+    def for_frames(self, num_frames: int) -> "ImageProcessor":
+        """The processor of a video with so many frames: the same for all."""
+        return self
+
     @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width of every frame."""
@@ -148,8 +152,7 @@ class QwenProcessor:
         Raises ValueError for a `frame_size` whose sides are no multiples of `unit`, or a step that is left out.
         """
         check_steps(config, ("do_resize", "do_rescale", "do_normalize"))
-        if frame_size and (len(frame_size) != 2 or any(side < 1 or side % unit for side in frame_size)):
-            raise ValueError(f"frame_size is {tuple(frame_size)}, not height and width, both multiples of {unit}")
+        check_frame_size(frame_size, unit)
         size = config.get("size") or {}
         least = config.get("min_pixels") or size.get("shortest_edge") or cls.min_pixels
         most = min(config.get("max_pixels") or size.get("longest_edge") or cls.max_pixels, cls.max_pixels)
@@ -162,6 +165,10 @@ class QwenProcessor:
             tuple(config.get("image_std", CLIP_STD)),
             config.get("resample", cls.resample),
         )
+
+    def for_frames(self, num_frames: int) -> "QwenProcessor":
+        """The processor of a video with so many frames: the same for all."""
+        return self
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] -> uint8 [h, w, 3], nothing is cut off."""
@@ -176,14 +183,127 @@ class QwenProcessor:
         return normalize(pixels, self.mean, self.std)
 
 
+def check_frame_size(frame_size: Sequence[int], unit: int) -> None:
+    """Raises ValueError for a size of all frames whose sides are no multiples of `unit`; () is none."""
+    if frame_size and (len(frame_size) != 2 or any(side < 1 or side % unit for side in frame_size)):
+        raise ValueError(f"frame_size is {tuple(frame_size)}, not height and width, both multiples of {unit}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen3Processor:
+    """Resizing for Qwen3-VL: the frames of a video share its pixels, or are all of one size.
+
+    Attributes:
+      unit: both sides are multiples of it.
+      frames_per_grid: frames that are encoded together.
+      min_pixels, max_pixels: limits of all frames of a video together.
+      max_frame_pixels: limit of a frame's area; None = none.
+      num_frames: of the video.
+      frame_size: (height, width) of all frames; () = by `video_resize`.
+    """
+
+    unit: int
+    frames_per_grid: int = 2
+    min_pixels: int = 128 * 32 * 32
+    max_pixels: int = 768 * 32 * 32
+    max_frame_pixels: int | None = None
+    num_frames: int = 2
+    frame_size: tuple[int, ...] = ()
+    mean: tuple[float, ...] = (0.5,) * 3
+    std: tuple[float, ...] = (0.5,) * 3
+    resample: int = Image.Resampling.BICUBIC
+
+    @classmethod
+    def from_hf(
+        cls, config: Mapping, patch_size: int, merge_size: int, frames_per_grid: int, frame_size: Sequence[int] = ()
+    ) -> "Qwen3Processor":
+        """From video_preprocessor_config.json ({} where a folder has none), for a tower of the given sizes.
+
+        Raises ValueError for a processor of another tower, a step that is left out, or a `frame_size` whose sides are
+        no multiples of a visual token's.
+        """
+        check_steps(config, ("do_resize", "do_rescale", "do_normalize"))
+        tower = {"patch_size": patch_size, "merge_size": merge_size, "temporal_patch_size": frames_per_grid}
+        for name, expected in tower.items():
+            if config.get(name, expected) != expected:
+                raise ValueError(
+                    f"preprocessor_config.json: {name} is {config[name]}, but config.json's tower has {expected}"
+                )
+        unit = patch_size * merge_size
+        check_frame_size(frame_size, unit)
+        size = config.get("size") or {}
+        capped = config.get("cap_pixels_per_frame")
+        return cls(
+            unit,
+            frames_per_grid,
+            size.get("shortest_edge") or cls.min_pixels,
+            size.get("longest_edge") or cls.max_pixels,
+            (config.get("max_video_tokens") or 768) * unit * unit if capped else None,
+            frames_per_grid,
+            tuple(frame_size),
+            tuple(config.get("image_mean", cls.mean)),
+            tuple(config.get("image_std", cls.std)),
+            config.get("resample", cls.resample),
+        )
+
+    def for_frames(self, num_frames: int) -> "Qwen3Processor":
+        """The processor of a video with so many frames: the more, the smaller each may be."""
+        return dataclasses.replace(self, num_frames=num_frames)
+
+    def crop(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> uint8 [h, w, 3], nothing is cut off."""
+        return resize(image, *self.size_of(*image.shape[:2]), self.resample)
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """The size that a frame of height x width is shown in."""
+        if self.frame_size:
+            return self.frame_size
+        n = max(self.num_frames, self.frames_per_grid)  # one frame is shown as a pair of it
+        most = self.max_pixels
+        if self.max_frame_pixels is not None:
+            most = n * max(min(self.max_frame_pixels, most // n), int(1.05 * self.min_pixels))
+        return video_resize(n, height, width, self.unit, self.frames_per_grid, self.min_pixels, most)
+
+    def normalize(self, pixels):
+        """uint8 [..., H, W, 3] (numpy or jax) -> float32 of the same kind."""
+        return normalize(pixels, self.mean, self.std)
+
+
+def video_resize(
+    num_frames: int, height: int, width: int, unit: int, frames_per_grid: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """The size that Qwen3-VL shows the frames of height x width of a video in: multiples of `unit`, about the same
+    aspect ratio, and together between the limits where that is possible.
+
+    Raises ValueError for frames more than 200 times as long as wide.
+    """
+    if min(height, width) < unit:
+        scale = max(unit / height, unit / width)
+        height, width = int(height * scale), int(width * scale)
+    check_aspect(height, width)
+    sides = [round(side / unit) * unit for side in (height, width)]
+    area = round(num_frames / frames_per_grid) * frames_per_grid * math.prod(sides)
+    if area > max_pixels:
+        scale = math.sqrt(num_frames * height * width / max_pixels)
+        sides = [max(unit, math.floor(side / scale / unit) * unit) for side in (height, width)]
+    elif area < min_pixels:
+        scale = math.sqrt(min_pixels / (num_frames * height * width))
+        sides = [math.ceil(side * scale / unit) * unit for side in (height, width)]
+    return sides[0], sides[1]
+
+
+def check_aspect(height: int, width: int) -> None:
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"a frame of {height} x {width} pixels: its sides may differ by a factor of 200 at most")
+
+
 def smart_resize(height: int, width: int, unit: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """The size that Qwen2.5-VL shows a frame of height x width in: multiples of `unit`, about the same aspect ratio,
     an area between the limits where that is possible.
 
     Raises ValueError for a frame more than 200 times as long as wide.
     """
-    if max(height, width) > 200 * min(height, width):
-        raise ValueError(f"a frame of {height} x {width} pixels: its sides may differ by a factor of 200 at most")
+    check_aspect(height, width)
     sides = [max(unit, round(side / unit) * unit) for side in (height, width)]
     if math.prod(sides) > max_pixels:
         scale = math.sqrt(height * width / max_pixels)

@@ -22,6 +22,14 @@ class Qwen2Config:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
+    # Qwen3's differences: heads of a width of their own, no biases, queries and keys normalised within each head.
+    head_dim: int = 0  # 0 = hidden_size / num_attention_heads
+    attention_bias: bool = True
+    use_qk_norm: bool = False
+
+    def __post_init__(self):
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
 
     @classmethod
     def from_hf(cls, config: dict) -> "Qwen2Config":
@@ -37,14 +45,10 @@ class Qwen2Config:
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         if missing := [name for name in required if name not in config]:
             raise ValueError(f"config.json: lacks {', '.join(missing)}")
-        names = {f.name for f in dataclasses.fields(cls)}
+        names = {f.name for f in dataclasses.fields(cls)} - {"head_dim", "attention_bias", "use_qk_norm"}
         values = {k: v for k, v in config.items() if k in names}
         values["rope_theta"] = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
         return cls(**values)
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
 
 
 class KVCache(NamedTuple):
@@ -76,16 +80,19 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention: query, key and value projections have a bias, the output projection has none."""
+    """Grouped-query attention. Qwen2: query, key and value projections have a bias, the output projection has none;
+    Qwen3: none has, and the queries and keys of each head are normalised."""
 
     def __init__(self, cfg: Qwen2Config, *, rngs: nnx.Rngs):
         q_width = cfg.num_attention_heads * cfg.head_dim
         kv_width = cfg.num_key_value_heads * cfg.head_dim
-        self.q_proj = Linear(cfg.hidden_size, q_width, rngs=rngs)
-        self.k_proj = Linear(cfg.hidden_size, kv_width, rngs=rngs)
-        self.v_proj = Linear(cfg.hidden_size, kv_width, rngs=rngs)
+        self.q_proj = Linear(cfg.hidden_size, q_width, use_bias=cfg.attention_bias, rngs=rngs)
+        self.k_proj = Linear(cfg.hidden_size, kv_width, use_bias=cfg.attention_bias, rngs=rngs)
+        self.v_proj = Linear(cfg.hidden_size, kv_width, use_bias=cfg.attention_bias, rngs=rngs)
         self.o_proj = Linear(q_width, cfg.hidden_size, use_bias=False, rngs=rngs)
-        self.head_dim = cfg.head_dim
+        if cfg.use_qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(cfg.head_dim, cfg.rms_norm_eps) for _ in range(2))
+        self.head_dim, self.use_qk_norm = cfg.head_dim, cfg.use_qk_norm
 
     def __call__(self, x, angles, slots, cache, layer):
         """[B, N, hidden], and the keys and values of x or, given a cache, that with them in its `slots` of `layer`."""
@@ -98,10 +105,12 @@ class Attention(nnx.Module):
         return self.attend(x, angles, KVCache(cache.k[layer], cache.v[layer]), slots), cache
 
     def queries(self, x, angles):
-        return rotate(self._heads(self.q_proj, x), angles)
+        q = self._heads(self.q_proj, x)
+        return rotate(self.q_norm(q) if self.use_qk_norm else q, angles)
 
     def keys_values(self, x, angles):
-        return KVCache(rotate(self._heads(self.k_proj, x), angles), self._heads(self.v_proj, x))
+        k = self._heads(self.k_proj, x)
+        return KVCache(rotate(self.k_norm(k) if self.use_qk_norm else k, angles), self._heads(self.v_proj, x))
 
     def attend(self, x, angles, kv, slots):
         """[B, N, hidden]: each token of x sees the keys and values [B, S, ...] up to its own of the `slots` [B, N]."""
@@ -183,18 +192,26 @@ class Qwen2(nnx.Module):
         return self.norm(h), new if cache is None else filled
 
     def prefill(
-        self, embeddings: jax.Array, positions: jax.Array, last: jax.Array, angles: jax.Array | None = None
+        self,
+        embeddings: jax.Array,
+        positions: jax.Array,
+        last: jax.Array,
+        angles: jax.Array | None = None,
+        added: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """As a call without a cache, but with the hidden state of one token of each prompt: `last`, int [B].
 
         Of the last layer nothing but the keys and values of the other tokens is ever needed, so nothing else is
-        computed. Returns [B, hidden] and the cache.
+        computed. `added` [B, D, N, hidden] is added to the outputs of the first D layers (to that of the last layer of
+        all nothing is). Returns [B, hidden] and the cache.
         """
         if angles is None:
             angles = rope_angles(positions, self.cfg.head_dim, self.cfg.rope_theta)
 
         def step(h, i):
             (h, _), kv = layer_at(self.layers, i)((h, None), angles, positions, i)
+            if added is not None:
+                h = jax.lax.cond(i < added.shape[1], lambda h: h + added[:, i].astype(h.dtype), lambda h: h, h)
             return h, kv
 
         final = self.cfg.num_hidden_layers - 1

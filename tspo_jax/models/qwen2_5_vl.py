@@ -25,7 +25,16 @@ from tspo_jax.models.qwen2 import (
     rope_angles,
     rotate,
 )
-from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, Prompt, VideoOptions, splice, video_start
+from tspo_jax.models.video_prompt import (
+    DEFAULT_VIDEO,
+    NEXT_POSITION_RULES,
+    UNKNOWN_SECOND_PER_GRID,
+    FrameTimes,
+    Prompt,
+    VideoOptions,
+    splice,
+    video_start,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +103,27 @@ class Qwen25VLConfig:
     def temporal_patch_size(self) -> int:
         """Frames that are encoded together."""
         return self.vision.temporal_patch_size
+
+    @property
+    def axis_of_frequency(self) -> np.ndarray:
+        """int [head_dim // 2]: whether time (0), height or width turns a frequency."""
+        return np.repeat(np.arange(3), self.mrope_section)
+
+    def write_times(self, prompt: str, times: FrameTimes) -> str:
+        """The text of a prompt with a video of these times: they are not in the text."""
+        return prompt
+
+    def time_steps(self, times: FrameTimes) -> np.ndarray | None:
+        """Positions on the axis of time of the pairs of frames, after the first: int32 [pairs].
+
+        A pair lies where its first frame does: evenly spaced frames lie as Hugging Face's class puts them. None where
+        `second_per_grid` says how long each pair lasts.
+        """
+        if self.video.second_per_grid:
+            return None
+        seconds = times.seconds[:: self.temporal_patch_size] - times.seconds[0]
+        steps = seconds * self.vision.tokens_per_second
+        return np.floor(steps + 1e-6).astype(np.int32)  # times such as 2.9999999 are 3
 
     def num_visual_tokens(self, num_frames: int, height: int, width: int) -> int:
         """Visual tokens of a prompt with `num_frames` frames of height x width pixels."""
@@ -198,13 +228,17 @@ class VisionBlock(nnx.Module):
 class PatchEmbed(nnx.Module):
     """A 3-D convolution whose kernel is its stride: one matrix product with flattened patches."""
 
-    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg, *, use_bias: bool = False, rngs: nnx.Rngs):
         shape = (3, cfg.temporal_patch_size, cfg.patch_size, cfg.patch_size, cfg.hidden_size)
         self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+        if use_bias:
+            self.bias = nnx.Param(jnp.zeros(cfg.hidden_size))
+        self.use_bias = use_bias
 
     def __call__(self, patches: jax.Array) -> jax.Array:
         kernel = self.kernel[...]
-        return patches.astype(kernel.dtype) @ kernel.reshape(-1, kernel.shape[-1])
+        out = patches.astype(kernel.dtype) @ kernel.reshape(-1, kernel.shape[-1])
+        return out + self.bias[...] if self.use_bias else out
 
 
 class Merger(nnx.Module):
@@ -266,7 +300,7 @@ def video_offsets(grid: tuple[int, int, int], seconds: float, tokens_per_second:
 
 
 def prompt_positions(
-    start: jax.Array, num_tokens: int, lengths: jax.Array, offsets: np.ndarray, next_position: str
+    start: jax.Array, num_tokens: int, lengths: jax.Array, offsets: jax.Array | np.ndarray, next_position: str
 ) -> tuple[jax.Array, jax.Array]:
     """Three-axis positions of prompts with a video, and of what is generated for them.
 
@@ -274,25 +308,25 @@ def prompt_positions(
       start: int [P], tokens before the video.
       num_tokens: N, of the padded prompts, the video's M tokens included.
       lengths: int [P], tokens of each prompt.
-      offsets: from `video_offsets`.
+      offsets: of the video's tokens after its start, int [M, 3] (from `video_offsets`) or [P, M, 3].
       next_position: one of NEXT_POSITION_RULES.
     Returns:
       int [P, N, 3]; and int [P], the position of the first generated token on all three axes: generated text goes on
       as text of the prompt would.
     """
-    M, start = len(offsets), start[:, None]
-    jump = 1 + (offsets.max() if next_position == "after_all" else offsets[:, 1:].max())  # from the start to the text
+    M, start = offsets.shape[-2], start[:, None]
+    jump = 1 + (offsets if next_position == "after_all" else offsets[..., 1:]).max((-2, -1))  # from start to text
     slot = jnp.arange(num_tokens)[None]
-    text = jnp.where(slot < start, slot, slot - M + jump)
-    visual = start[..., None] + jnp.asarray(offsets)[(slot - start).clip(0, M - 1)]
+    text = jnp.where(slot < start, slot, slot - M + jnp.reshape(jump, (-1, 1)))
+    offsets = jnp.broadcast_to(offsets, (len(start), M, 3))
+    visual = start[..., None] + jnp.take_along_axis(offsets, (slot - start).clip(0, M - 1)[..., None], axis=1)
     is_visual = (slot >= start) & (slot < start + M)
     return jnp.where(is_visual[..., None], visual, text[..., None]), lengths - M + jump
 
 
-def mrope_angles(positions: jax.Array, head_dim: int, theta: float, section: tuple[int, int, int]) -> jax.Array:
+def mrope_angles(positions: jax.Array, axis_of_frequency: np.ndarray, head_dim: int, theta: float) -> jax.Array:
     """Positions int [P, N, 3] -> rotary angles float32 [P, N, head_dim // 2], each frequency turned by its own axis."""
-    of_frequency = positions[..., np.repeat(np.arange(3), section)]
-    return of_frequency.astype(jnp.float32) * inverse_frequencies(head_dim, theta)
+    return positions[..., axis_of_frequency].astype(jnp.float32) * inverse_frequencies(head_dim, theta)
 
 
 # ---- the whole model -------------------------------------------------------------------------------------
@@ -323,23 +357,28 @@ class Qwen25VL(nnx.Module):
         lm = self.cfg.language
         if positions.ndim == 2:
             return rope_angles(positions, lm.head_dim, lm.rope_theta)
-        return mrope_angles(positions, lm.head_dim, lm.rope_theta, self.cfg.mrope_section)
+        return mrope_angles(positions, self.cfg.axis_of_frequency, lm.head_dim, lm.rope_theta)
 
-    def prompt(self, tokens: jax.Array, ids: jax.Array, lengths: jax.Array) -> Prompt:
+    def prompt(self, tokens: jax.Array, ids: jax.Array, lengths: jax.Array, steps: jax.Array | None = None) -> Prompt:
         """Text with the visual tokens spliced in.
 
         Args:
           tokens: [P, pairs, rows, columns, hidden], of each prompt's video.
           ids: int [P, N], right padded, exactly one VIDEO_TOKEN per row.
           lengths: int [P], of the ids.
+          steps: int [P, pairs], from `Qwen25VLConfig.time_steps`; None where nobody knows the frames' times.
         """
         P, *grid, _ = tokens.shape
         text = self.language_model.embed_tokens(jnp.maximum(ids, 0))
-        embeddings = splice(text, tokens.reshape(P, math.prod(grid), -1), ids)
+        embeddings = splice(text, tokens.reshape(P, 1, math.prod(grid), -1), ids)
         N = embeddings.shape[1]
         lengths = lengths + N - ids.shape[1]
         video = self.cfg.video
-        offsets = video_offsets(grid, video.second_per_grid, self.cfg.vision.tokens_per_second)
+        seconds = video.second_per_grid or UNKNOWN_SECOND_PER_GRID
+        offsets = video_offsets(grid, seconds, self.cfg.vision.tokens_per_second)
+        if steps is not None:
+            of_token = jnp.repeat(steps, math.prod(grid[1:]), axis=1)
+            offsets = jnp.broadcast_to(offsets, (P, *offsets.shape)).at[..., 0].set(of_token)
         positions, following = prompt_positions(video_start(ids), N, lengths, offsets, video.next_position)
         return Prompt(embeddings, positions, lengths, following)
 
@@ -348,7 +387,7 @@ class Qwen25VL(nnx.Module):
         token goes: int [P, 2], its slot and its position."""
         slots = jnp.broadcast_to(jnp.arange(prompt.embeddings.shape[1]), prompt.positions.shape[:2])
         angles = self.angles(prompt.positions)
-        hidden, cache = self.language_model.prefill(prompt.embeddings, slots, prompt.lengths - 1, angles)
+        hidden, cache = self.language_model.prefill(prompt.embeddings, slots, prompt.lengths - 1, angles, prompt.added)
         return self.language_model.logits(hidden), cache, jnp.stack([prompt.lengths, prompt.following], axis=1)
 
     def decode(self, token: jax.Array, place: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
