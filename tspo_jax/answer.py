@@ -4,9 +4,10 @@
     python -m tspo_jax.answer --answerer=DIR --question="Why?" --frames=frames.npz
 
 The frames come from a video (chosen by an agent; evenly spaced without one), from `frames` uint8 [K, H, W, 3] of an npz
-file, or from a folder of pictures in the order of their names. Greedy decoding. Several questions or
-videos give {"answers": [..]}; a video is decoded and encoded once for all its questions, one of a frame store
-(`--store=DIR --video=NAME`) not at all.
+file (and `timestamps` float [K], in seconds), or from a folder of pictures in the order of their names, or of the
+manifest that `select_frames --frames_dir` wrote. A model that is told times is told the frames' own. Greedy decoding.
+Several questions or videos give {"answers": [..]}; a video is decoded and encoded once for all its questions, one of a
+frame store (`--store=DIR --video=NAME`) not at all.
 """
 
 from pathlib import Path
@@ -47,13 +48,26 @@ def define_flags() -> None:
     flags.DEFINE_string("suffix", prompts.LETTER_SUFFIX, "Last line of the user's text; may be empty.")
     flags.DEFINE_integer("max_new_tokens", 256, "Length at which the answer is cut.", lower_bound=1)
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the answerer; default: bfloat16, float32 on a CPU.")
-    flags.DEFINE_list("frame_size", [], "Qwen2.5-VL: height,width of every frame; near its own if empty.")
-    flags.DEFINE_float("second_per_grid", DEFAULT_VIDEO.second_per_grid, "Qwen2.5-VL: seconds of a pair of frames.")
+    flags.DEFINE_list("frame_size", [], "Qwen: height,width of every frame; near its own if empty.")
+    flags.DEFINE_float(
+        "second_per_grid",
+        DEFAULT_VIDEO.second_per_grid,
+        "Qwen: seconds of a pair of frames, as if they were evenly spaced; 0 = by the frames' own times.",
+        lower_bound=0,
+    )
     flags.DEFINE_enum(
         "next_position",
         DEFAULT_VIDEO.next_position,
         NEXT_POSITION_RULES,
         "Qwen2.5-VL: text goes on after_all positions of the video (transformers 4), or after_space (5).",
+    )
+    flags.DEFINE_bool(
+        "outer_markers",
+        DEFAULT_VIDEO.outer_markers,
+        "Qwen3-VL: markers around the whole video too (transformers since 5.10), not only around pairs of frames.",
+    )
+    flags.DEFINE_bool(
+        "time_instruction", False, "LLaVA-Video: a sentence with the video's length and the frames' times."
     )
     flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
     flags.DEFINE_string("page", "", "HTML page to write: scores over time, the frames of every method, the answers.")
@@ -78,9 +92,15 @@ def main() -> int:
         prompts.render(question, suffix=args.suffix)  # wrong questions are refused before anything is loaded
     if not all(number.strip().isdecimal() for number in args.frame_size):
         raise ValueError(f"--frame_size={','.join(args.frame_size)} is not height,width in pixels")
-    options = VideoOptions(tuple(map(int, args.frame_size)), args.second_per_grid, args.next_position)
+    options = VideoOptions(
+        tuple(map(int, args.frame_size)),
+        args.second_per_grid,
+        args.next_position,
+        args.outer_markers,
+        args.time_instruction,
+    )
     names, open_video = ([args.frames], None) if args.frames else open_videos(args.video, args.store)
-    frames = read_frames(args.frames) if args.frames else None
+    frames, times = read_frames(args.frames) if args.frames else (None, None)
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     answerer = load_answerer(args.answerer, jnp.dtype(dtype), video=options)
     rollout = Rollout.of(answerer, max_new_tokens=args.max_new_tokens)
@@ -107,7 +127,8 @@ def main() -> int:
             shown = source.pictures(picks) if source else frames
             prompt = prompts.render(question, args.template or answerer.template, args.suffix)
             frame_idx = source.frame_idx[picks].tolist() if source else None
-            result = answer(answerer, rollout, shown, prompt, split_options(question)[1]) | {"frame_idx": frame_idx}
+            of_frames, options = source.times(picks) if source else times, split_options(question)[1]
+            result = answer(answerer, rollout, shown, prompt, options, of_frames) | {"frame_idx": frame_idx}
             if args.contact_sheet:
                 sheet = contact_sheet(shown, source.timestamps[picks].tolist())
                 sheet.save(entry_point.numbered(args.contact_sheet, len(results), single))

@@ -110,7 +110,8 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     )
     a = config.answerer
     answerer = load_answerer(a.folder, jnp.dtype(a.dtype), where, a.video)
-    environment.check_frame_sizes(store, answerer)
+    budgets = (config.data.general.k, config.data.specific.k)
+    environment.check_frame_sizes(store, answerer, budgets)
     per_question |= environment.arrays_per_question(config, questions, answerer)
 
     def shape_of(step: int, rows: Batch) -> tuple[str, int] | None:

@@ -13,6 +13,7 @@ from tspo_jax.answering.rollout import Answers, Rollout, unique_frames
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
+from tspo_jax.models.video_prompt import FrameTimes
 
 PROMPT_MULTIPLE = 64  # tokens
 
@@ -54,13 +55,21 @@ def answer_requests(
 
     def shape(request: Request) -> tuple:
         video = store.video(request.video)
-        return request.picks.shape, answerer.processor.size_of(video.height, video.width)
+        return request.picks.shape, processor(request).size_of(video.height, video.width)
+
+    def processor(request: Request):
+        return answerer.processor.for_frames(request.picks.shape[1])
+
+    def times(request: Request) -> list[FrameTimes]:
+        video = store.video(request.video)
+        return [FrameTimes.of(video.timestamps[picks], video.duration) for picks in request.picks]
 
     def read(request: Request) -> tuple[np.ndarray, np.ndarray]:
         """The unique frames uint8 [U, ...] and the index [G,K] into them."""
         frames, index = unique_frames(request.picks[None])
         unique, places = np.unique(frames[0], return_inverse=True)
-        shown = np.stack([answerer.processor.crop(frame) for frame in store.frames(request.video, unique)])
+        crop = processor(request).crop
+        shown = np.stack([crop(frame) for frame in store.frames(request.video, unique)])
         return np.zeros_like(shown[places]) if request.blank else shown[places], index[0]
 
     def start(batch: list[Request]) -> Answers:
@@ -68,9 +77,9 @@ def answer_requests(
         distinct, places = np.unique(rows, return_inverse=True)
         frames, index = map(np.stack, zip(*pool.map(read, [batch[row] for row in distinct]), strict=True))
         texts = [prompts.render(request.text, template or answerer.template, "") for request in batch]
-        tokens = [prompts.tokenize(text, answerer.tokenizer) for text in texts]
-        ids, lengths = prompts.pad(tokens, answerer.generation.pad_token_id, prompt_multiple)
-        shown = frames[places], index[places], ids[rows], lengths[rows]
+        ids, lengths, steps = prompts.write(texts, [times(request) for request in batch], answerer, prompt_multiple)
+        steps = None if steps is None else steps[rows]
+        shown = frames[places], index[places], ids[rows], lengths[rows], None, steps
         return rollout(answerer.params, *sharding.put_batch(mesh, shown))
 
     def finish(batch: list[Request], answers: Answers) -> list[tuple[Request, list[str]]]:

@@ -1,5 +1,6 @@
 """The answer to a question about frames that are at hand: of an npz file, a folder of pictures, or a video."""
 
+import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,55 +12,93 @@ from tspo_jax.answering import prompts
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.data.letters import stated_letter
+from tspo_jax.models.video_prompt import FrameTimes
 
+MANIFEST = "manifest.json"  # of a folder of chosen frames
 _UNKNOWN_OPTIONS = ("",) * 5  # of a question that does not list them line by line: A-E
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def answer(
-    answerer: Answerer, rollout: Rollout, frames: Sequence[np.ndarray], prompt: str, options: Sequence[str] = ()
+    answerer: Answerer,
+    rollout: Rollout,
+    frames: Sequence[np.ndarray],
+    prompt: str,
+    options: Sequence[str] = (),
+    times: FrameTimes | None = None,
 ) -> dict:
     """The answer to a rendered prompt about frames uint8 [H, W, 3], as the entry point reports it.
 
-    `options` are the texts of the question's options, one of which the answer may name.
+    Args:
+      options: the texts of the question's options, one of which the answer may name.
+      times: the frames' own; None where nobody knows them (FrameTimes.unknown).
     """
-    pixels = [answerer.processor.crop(frame) for frame in frames]
+    times = times or FrameTimes.unknown(len(frames))
+    if len(times.seconds) != len(frames):
+        raise ValueError(f"{len(times.seconds)} times for {len(frames)} frames")
+    processor = answerer.processor.for_frames(len(frames))
+    pixels = [processor.crop(frame) for frame in frames]
     if len(sizes := {frame.shape[:2] for frame in pixels}) > 1:
         raise ValueError(f"the frames would be shown in several sizes {sorted(sizes)}; give all one with --frame_size")
     pixels = np.stack(pixels)
-    ids, lengths = prompts.pad([prompts.tokenize(prompt, answerer.tokenizer)], answerer.generation.pad_token_id)
-    answers = rollout(answerer.params, pixels[None], np.arange(len(pixels))[None, None], ids, lengths)
+    ids, lengths, steps = prompts.write([prompt], [[times]], answerer)
+    index = np.arange(len(pixels))[None, None]
+    answers = rollout(answerer.params, pixels[None], index, ids, lengths, None, steps)
     tokens, length = np.asarray(answers.tokens)[0, 0], np.asarray(answers.lengths)[0, 0]
     text = prompts.decode(tokens, length, answerer.tokenizer)
     return {
         "answer": text,
         "token_ids": tokens[:length].tolist(),
         "option": stated_letter(text, options or _UNKNOWN_OPTIONS),
-        "prompt": prompt,
+        "prompt": answerer.config.write_times(prompt, times),
         "num_visual_tokens": answerer.config.num_visual_tokens(*pixels.shape[:3]),
     }
 
 
-def read_frames(path: str | Path) -> list[np.ndarray]:
-    """Frames uint8 [H, W, 3] of an npz file (array `frames`) or a folder of pictures."""
+def read_frames(path: str | Path) -> tuple[list[np.ndarray], FrameTimes | None]:
+    """Frames uint8 [H, W, 3] and their times, of an npz file (arrays `frames` and maybe `timestamps`), or of a folder
+    of pictures (with the times in its MANIFEST, if it has one)."""
     path = Path(path)
     if path.is_dir():
+        if (path / MANIFEST).is_file():
+            return _read_manifest(path)
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
         if not files:
             raise ValueError(f"--frames: {path} holds no picture ({', '.join(PICTURES)})")
-        return [_read_picture(file) for file in files]
+        return [_read_picture(file) for file in files], None
     if not path.is_file():
         raise FileNotFoundError(f"--frames: {path}: no such file or folder")
     try:
         with np.load(path) as arrays:
-            frames = arrays["frames"]
+            frames, seconds = arrays["frames"], arrays.get("timestamps")
     except (zipfile.BadZipFile, ValueError, EOFError, TypeError, AttributeError) as error:
         raise ValueError(f"--frames: {path} is not a readable npz file ({error})") from error
     except KeyError:
         raise ValueError(f"--frames: {path} has no array `frames`") from None
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise ValueError(f"--frames: `frames` of {path} is {frames.dtype} {list(frames.shape)}, not uint8 [K, H, W, 3]")
-    return list(frames)
+    return list(frames), None if seconds is None else _times(path, seconds, None, len(frames))
+
+
+def _read_manifest(folder: Path) -> tuple[list[np.ndarray], FrameTimes]:
+    """What `select_frames --frames_dir` wrote: the pictures that the manifest names, in its order."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files, seconds = zip(*((row["file"], row["timestamp"]) for row in manifest["frames"]), strict=True)
+        duration = manifest.get("duration")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"--frames: {folder / MANIFEST} is not a manifest of select_frames ({error!r})") from error
+    return [_read_picture(folder / file) for file in files], _times(folder / MANIFEST, seconds, duration, len(files))
+
+
+def _times(path: Path, seconds: Sequence[float], duration: float | None, num_frames: int) -> FrameTimes:
+    try:
+        times = FrameTimes.of(seconds, duration)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--frames: {path}: {error}") from error
+    if len(times.seconds) != num_frames:
+        raise ValueError(f"--frames: {path} has {len(times.seconds)} timestamps for {num_frames} frames")
+    return times
 
 
 def _read_picture(file: Path) -> np.ndarray:

@@ -81,29 +81,33 @@ class Prompts(NamedTuple):
 
 
 def write(
-    rendered: Sequence[str], times: Sequence[Sequence[FrameTimes]], answerer: Answerer, multiple: int = 1
+    rendered: Sequence[str],
+    times: Sequence[Sequence[FrameTimes]],
+    answerer: Answerer,
+    multiple: int = 1,
+    at_least: int = 1,
 ) -> Prompts:
     """Rendered prompts [B] with the times of each one's frame sets [B][G], each of K frames; see `pad`."""
     config, tokenizer = answerer.config, answerer.tokenizer
     texts = [[config.write_times(text, of_set) for of_set in sets] for text, sets in zip(rendered, times, strict=True)]
-    ids, lengths = pad(
-        [tokenize(text, tokenizer) for sets in texts for text in sets], answerer.generation.pad_token_id, multiple
-    )
+    tokens = [tokenize(text, tokenizer) for sets in texts for text in sets]
+    ids, lengths = pad(tokens, answerer.generation.pad_token_id, multiple, at_least)
     steps = [[config.time_steps(of_set) for of_set in sets] for sets in times]
+    steps = None if steps[0][0] is None else np.array(steps, np.int32)
     shape = len(texts), len(texts[0])
-    return Prompts(
-        ids.reshape(*shape, -1), lengths.reshape(shape), None if steps[0][0] is None else np.array(steps, np.int32)
-    )
+    return Prompts(ids.reshape(*shape, -1), lengths.reshape(shape), steps)
 
 
-def pad(prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def pad(
+    prompts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1, at_least: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of B prompts as one array, padded on the right.
 
-    Returns: int32 [B, N] with N the longest length rounded up to `multiple` (few lengths, few compilations), and the
-    lengths int32 [B].
+    Returns: int32 [B, N] with N the longest length, or `at_least`, rounded up to `multiple` (few lengths, few
+    compilations), and the lengths int32 [B].
     """
     lengths = np.array([len(ids) for ids in prompts], np.int32)
-    N = -(-lengths.max() // multiple) * multiple
+    N = -(-max(lengths.max(), at_least) // multiple) * multiple
     padded = np.full((len(prompts), N), pad_token_id, np.int32)
     for row, ids in zip(padded, prompts, strict=True):
         row[: len(ids)] = ids

@@ -145,7 +145,7 @@ class Rollout:
     def _traced(self, params, frames, index, prompt_ids, prompt_lengths, options, steps) -> Answers:
         self.num_compilations += 1  # runs while tracing, which is once per set of shapes
         model = merge_params(self.graphdef, params)
-        B, G, _ = index.shape
+        B, G, K = index.shape
         split = partial(sharding.split_questions, self.mesh)
         if prompt_ids.ndim == 2:  # one text for all sets of a question
             prompt_ids, prompt_lengths = (jnp.repeat(x[:, None], G, axis=1) for x in (prompt_ids, prompt_lengths))
@@ -166,6 +166,7 @@ class Rollout:
             g = sets[0].shape[1]
             shown = jax.vmap(lambda tokens, picks: tokens[picks])(unit_tokens, sets[0])  # [B, g, K, ...]
             prompt = split(model.prompt(*jax.tree.map(_flat, (shown, *sets[1:]))))
+            _check_context(model.cfg, prompt, K, self.max_new_tokens)
             logits, cache, place = model.prefill(prompt)
             cache = jax.tree.map(lambda x: x.reshape(x.shape[0], B, g, *x.shape[2:]), cache.extend(self.max_new_tokens))
             return place.reshape(B, g, *place.shape[1:]), split(logits.reshape(B, g, -1)), split(cache, axis=1)
@@ -189,6 +190,15 @@ class Rollout:
         scores = None if options is None else scores.reshape(B, G, -1)
         logits = first_logits if self.return_first_logits else None
         return Answers(tokens.reshape(B, G, -1), lengths.reshape(B, G), steps, logits, scores)
+
+
+def _check_context(config, prompt, num_frames: int, max_new_tokens: int) -> None:
+    tokens, most = prompt.embeddings.shape[1], config.language.max_position_embeddings
+    if most and tokens + max_new_tokens > most:
+        raise ValueError(
+            f"a prompt with {num_frames} frames takes {tokens} tokens and its answer up to {max_new_tokens}, more than "
+            f"the {most} that the model can read (max_position_embeddings): show it fewer frames, or smaller ones"
+        )
 
 
 def encode_units(index: jax.Array, num_frames: int, size: int) -> tuple[jax.Array, jax.Array]:

@@ -93,6 +93,11 @@ class VideoEntry:
     def num_frames(self) -> int:
         return len(self.timestamps)
 
+    @property
+    def duration(self) -> float:
+        """Seconds, as the original counts them: frames of the source by its average frame rate."""
+        return self.num_video_frames / self.fps
+
     def to_json(self) -> bytes:
         fields = dataclasses.asdict(self)
         return json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}).encode()

@@ -22,6 +22,7 @@ class Qwen2Config:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
+    max_position_embeddings: int | None = None  # tokens of a prompt and its answer; None = not told
     # Qwen3's differences: heads of a width of their own, no biases, queries and keys normalised within each head.
     head_dim: int = 0  # 0 = hidden_size / num_attention_heads
     attention_bias: bool = True

@@ -21,6 +21,7 @@ from tspo_jax.data.decode import Video, VideoError
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.shard import Shard
 from tspo_jax.data.video_files import VIDEO_SUFFIXES, is_video_name
+from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.pages import templates, video_page
 from tspo_jax.selection.choosing import choose
 from tspo_jax.selection.scoring import Scorer
@@ -134,7 +135,7 @@ class Library:
         if self.answer:
             job.state = "answering"
             picks = choose(source, self.scorer, question, num_frames, method)
-            job.answer = answers[method] = self.answer(source.pictures(picks), question)
+            job.answer = answers[method] = self.answer(source.pictures(picks), question, source.times(picks))
         if not show:
             return ""
         example = video_page.example(self.scorer, source, question, num_frames, answers)
@@ -181,12 +182,12 @@ class Library:
             os.unlink(partial)
 
 
-def load_answer(folder: str | Path, max_new_tokens: int) -> Callable[[list, str], str]:
-    """(frames, question) -> text, by the Video-MLLM of a folder."""
+def load_answer(folder: str | Path, max_new_tokens: int) -> Callable[[list, str, FrameTimes], str]:
+    """(frames, question, times) -> text, by the Video-MLLM of a folder."""
     answerer = load_answerer(folder, jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     rollout = Rollout.of(answerer, max_new_tokens=max_new_tokens)
 
-    def say(frames: list, question: str) -> str:
-        return answer(answerer, rollout, frames, prompts.render(question, answerer.template))["answer"]
+    def say(frames: list, question: str, times: FrameTimes) -> str:
+        return answer(answerer, rollout, frames, prompts.render(question, answerer.template), times=times)["answer"]
 
     return say

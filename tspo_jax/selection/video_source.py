@@ -13,6 +13,7 @@ from tspo_jax.checkpoints.folders import ClipEncoder
 from tspo_jax.data.decode import Video
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.video_files import VIDEO_SUFFIXES, not_taken, videos_below
+from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.selection.scoring import Candidates, encode_video, stored_candidates
 
 
@@ -23,6 +24,7 @@ class Source:
     Attributes:
       name: of the video.
       frame_idx, timestamps: of its candidates, int [T] and seconds [T].
+      duration: seconds.
       candidates: () -> Candidates; the first call decodes and encodes unless they are in a store.
       pictures: ascending candidate indices -> frames uint8 [H, W, 3].
     """
@@ -30,8 +32,13 @@ class Source:
     name: str
     frame_idx: np.ndarray
     timestamps: np.ndarray
+    duration: float
     candidates: Callable[[], Candidates]
     pictures: Callable[[Sequence[int]], list[np.ndarray]]
+
+    def times(self, picks: Sequence[int]) -> FrameTimes:
+        """Of candidates, ascending."""
+        return FrameTimes.of(self.timestamps[list(picks)], self.duration)
 
 
 def file_source(path: str | Path, name: str, clip: ClipEncoder | None) -> Source:
@@ -44,6 +51,7 @@ def file_source(path: str | Path, name: str, clip: ClipEncoder | None) -> Source
         name,
         frame_idx,
         video.timestamps[frame_idx],
+        len(video.timestamps) / video.fps,
         functools.cache(lambda: encode_video(video, clip, _progress_bar)),
         lambda picks: list(video.frames(frame_idx[list(picks)])),
     )
@@ -56,6 +64,7 @@ def stored_source(store: FrameStore, name: str) -> Source:
         name,
         video.frame_idx,
         video.timestamps,
+        video.duration,
         functools.cache(lambda: stored_candidates(store, name)),
         lambda picks: list(store.frames(name, picks)),
     )

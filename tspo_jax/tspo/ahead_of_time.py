@@ -2,14 +2,15 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from tspo_jax.answering import prompts
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import AGENT_KINDS, Architecture, Generation, answerer_architecture
@@ -18,12 +19,13 @@ from tspo_jax.devices import chips, sharding
 from tspo_jax.devices.compiling import Call, compile_call
 from tspo_jax.models.clip import ClipConfig
 from tspo_jax.models.layers import abstract_module
+from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.tspo import programs
-from tspo_jax.tspo.environment import num_chunks
+from tspo_jax.tspo.environment import PROMPT_MULTIPLE, num_chunks
 from tspo_jax.tspo.programs import TrainState
 
 PROMPT_TOKENS = 256  # of a question with its options, padded
-FRAME = np.zeros((720, 1280, 3), np.uint8)  # a frame as it comes from a video
+FRAME_SIZE = (720, 1280)  # height and width of a frame as it comes from a video
 
 
 def training_step(config: Config, answerer: Architecture, clip_width: int, mesh: jax.sharding.Mesh) -> dict[str, Call]:
@@ -75,17 +77,31 @@ def training_step(config: Config, answerer: Architecture, clip_width: int, mesh:
     )
     chunks = num_chunks(config, mesh)
     b = B // chunks  # questions that are answered at a time
-    frames = of(rows, b, G * K, *answerer.processor.crop(FRAME).shape, dtype=jnp.uint8)
+    size = answerer.processor.for_frames(K).size_of(*FRAME_SIZE)
+    frames = of(rows, b, G * K, *size, 3, dtype=jnp.uint8)
     index = of(rows, b, G, K, dtype=jnp.int32)
-    prompt = of(rows, b, PROMPT_TOKENS, dtype=jnp.int32), of(rows, b, dtype=jnp.int32)
+    times = FrameTimes.of([float(T)] * K, float(T))
+    ids = of(rows, b, G, prompt_tokens(answerer, times), dtype=jnp.int32)
+    lengths = of(rows, b, G, dtype=jnp.int32)
+    steps = answerer.config.time_steps(times)
+    steps = None if steps is None else of(rows, b, G, len(steps), dtype=jnp.int32)
     draws = of(rows, B, G, K, dtype=jnp.int32)
     trips = {"encode": -(-G * K // config.answerer.encode_chunk), "decode": config.answerer.max_new_tokens - 1}
     update = programs.make_update(graphdef, config, mesh)
     return {
         "sample": Call(programs.make_sample(graphdef, config, mesh), (state.agent, batch, step), {"k": K}, {}),
-        "answer": Call(rollout.program, (params, frames, index, *prompt), {}, trips, chunks),
+        "answer": Call(rollout.program, (params, frames, index, ids, lengths, None, steps), {}, trips, chunks),
         "update": Call(update, (state, batch, draws, measured, step, initial), {}, {}),
     }
+
+
+def prompt_tokens(answerer: Architecture, times: FrameTimes) -> int:
+    """Tokens of a padded prompt, each place of visual tokens being one, for frames of these times. Without a tokenizer
+    the words that tell the times are counted: a marker, a word, a digit and any other character are a token each."""
+    question = prompts.render("?", answerer.template)
+    told = answerer.config.write_times(question, times)
+    words = [len(re.findall(r"<\|\w+\|>|<image>|\d| ?[A-Za-z]+|[^\w\s]", text)) for text in (question, told)]
+    return -(-(PROMPT_TOKENS + words[1] - words[0]) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
 
 
 def answerer_where(config: Config, answerer: Architecture, mesh: jax.sharding.Mesh) -> sharding.ParamSharding:

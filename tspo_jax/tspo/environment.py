@@ -5,6 +5,7 @@ decoded while the device works.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from tspo_jax.data.letters import option_letter
 from tspo_jax.data.loader import Batch, fetch_frames
 from tspo_jax.data.questions import Question
 from tspo_jax.devices import sharding
+from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.runs.metrics import DeviceClock, Stopwatch
 from tspo_jax.tspo.rewards import OPTION_REWARDS, group_rewards
 
@@ -32,9 +34,10 @@ class Shown(NamedTuple):
 
     frames: np.ndarray  # uint8 [b,U,S,S,3]
     index: np.ndarray  # int [b,G,K] into them
-    prompt_ids: np.ndarray
+    prompt_ids: np.ndarray  # int [b,G,N]
     prompt_lengths: np.ndarray
     options: np.ndarray | None
+    steps: np.ndarray | None  # see prompts.Prompts
 
 
 class Environment:
@@ -62,6 +65,8 @@ class Environment:
         self._names, self._answerer, self._pool, self._clock = names, answerer, pool, clock
         self._num_chunks = num_chunks(config, mesh)
         a = config.answerer
+        template = a.template or answerer.template
+        self._texts = [prompts.render(question.question, template) for question in questions]
         self.rollout = Rollout.of(
             answerer,
             max_new_tokens=a.max_new_tokens,
@@ -78,10 +83,35 @@ class Environment:
                 part = slice(start, stop)
                 candidates, index = unique_frames(picks[part])
                 video, frame = (np.take_along_axis(rows[name][part], candidates, axis=1) for name in ("video", "frame"))
-                frames = fetch_frames(self._store, self._names, video, frame, self._answerer.processor.crop, self._pool)
-                of_question = (rows[name][part] for name in ("prompt_ids", "prompt_lengths"))
-                shown = Shown(frames, index, *of_question, rows["options"][part] if "options" in rows else None)
+                crop = self._answerer.processor.for_frames(picks.shape[-1]).crop
+                frames = fetch_frames(self._store, self._names, video, frame, crop, self._pool)
+                ids, lengths, steps = self._prompts(rows, picks, start, stop)
+                options = rows["options"][part] if "options" in rows else None
+                shown = Shown(frames, index, ids, lengths, options, steps)
             yield shown
+
+    def _prompts(self, rows: Batch, picks: np.ndarray, start: int, stop: int) -> prompts.Prompts:
+        """Of rows [start:stop], all as long as the longest of any batch with as many picks."""
+        texts = [self._texts[i] for i in rows["index"][start:stop]]
+        times = [[self._times(rows, row, of_set) for of_set in picks[row]] for row in range(start, stop)]
+        longest = self._longest_prompt(picks.shape[-1])
+        return prompts.write(texts, times, self._answerer, PROMPT_MULTIPLE, longest)
+
+    def _times(self, rows: Batch, row: int, picks: np.ndarray) -> FrameTimes:
+        """When picks int [K] are shown: in their video, or in the needle sample, a video of one frame a second."""
+        if rows["kind"] == "specific":
+            return FrameTimes.of(picks, float(rows["mask"][row].sum()))
+        video = self._store.video(self._names[rows["video"][row, 0]])
+        return FrameTimes.of(video.timestamps[rows["frame"][row, picks]], video.duration)
+
+    @functools.cache  # noqa: B019 (an environment lives as long as its run)
+    def _longest_prompt(self, k: int) -> int:
+        """Tokens of the longest prompt with k frames: the times that take the most words are the latest."""
+        latest = max(self._store.video(name).duration for name in self._names)
+        latest = max(latest, float(max(self._config.data.buckets)))  # of needle samples
+        config, tokenizer = self._answerer.config, self._answerer.tokenizer
+        times = FrameTimes.of([latest] * k, latest)
+        return max(len(prompts.tokenize(config.write_times(text, times), tokenizer)) for text in self._texts)
 
     def ask(self, shown: Iterable[Shown], watch: Stopwatch) -> list[Answers]:
         """Starts the answers to all chunks; returns before they are there."""
@@ -130,10 +160,11 @@ class Environment:
         """The rollout's program and its arguments as shapes, for a chunk of a batch like `rows` with K = k."""
         b, G = len(rows["index"]) // self._num_chunks, self._config.policy.group_size
         video = self._store.video(self._names[rows["video"][0, 0]])
-        picture = self._answerer.processor.crop(np.zeros((video.height, video.width, 3), np.uint8))
-        frames, index = np.empty((b, G * k, *picture.shape), np.uint8), np.empty((b, G, k), np.int32)
+        size = self._answerer.processor.for_frames(k).size_of(video.height, video.width)
+        frames, index = np.empty((b, G * k, *size, 3), np.uint8), np.zeros((b, G, k), np.int32)
         options = rows["options"][:b] if "options" in rows else None
-        chunk = Shown(frames, index, rows["prompt_ids"][:b], rows["prompt_lengths"][:b], options)
+        ids, lengths, steps = self._prompts(rows, index, 0, b)
+        chunk = Shown(frames, index, ids, lengths, options, steps)
         return self.rollout.program, (self._answerer.params, *sharding.abstract_batch(self._mesh, chunk))
 
     def _chunks(self, num_rows: int) -> list[tuple[int, int]]:
@@ -149,15 +180,10 @@ def num_chunks(config: Config, mesh: jax.sharding.Mesh) -> int:
 
 
 def arrays_per_question(config: Config, questions: Sequence[Question], answerer: Answerer) -> dict[str, np.ndarray]:
-    """What the loader puts beside each question: `prompt_ids`, `prompt_lengths`, and `options` where they count."""
-    template = config.answerer.template or answerer.template
-    texts = [prompts.render(question.question, template) for question in questions]
-    ids = [prompts.tokenize(text, answerer.tokenizer) for text in texts]
-    prompt_ids, prompt_lengths = prompts.pad(ids, answerer.generation.pad_token_id, PROMPT_MULTIPLE)
-    arrays = {"prompt_ids": prompt_ids, "prompt_lengths": prompt_lengths}
-    if any(name in weights for weights in reward_weights(config).values() for name in OPTION_REWARDS):
-        arrays["options"] = prompts.option_tokens(questions, config.answerer.option_text, answerer.tokenizer)
-    return arrays
+    """What the loader puts beside each question: `options`, where they count."""
+    if not any(name in weights for weights in reward_weights(config).values() for name in OPTION_REWARDS):
+        return {}
+    return {"options": prompts.option_tokens(questions, config.answerer.option_text, answerer.tokenizer)}
 
 
 def measure(
@@ -217,13 +243,18 @@ def cosine_spread(rows: Batch) -> np.ndarray:
     return np.std(cosines, axis=1, where=rows["mask"])
 
 
-def check_frame_sizes(store: FrameStore, answerer: Answerer) -> None:
-    """Raises ValueError where videos would be shown in different sizes: a batch, and a needle sample, has one."""
+def check_frame_sizes(store: FrameStore, answerer: Answerer, budgets: Sequence[int] = ()) -> None:
+    """Raises ValueError where videos would be shown in different sizes: a batch, and a needle sample, has one.
+
+    `budgets` are the numbers of frames that are shown, for a model that shows fewer frames larger.
+    """
     if answerer.processor.frame_size:
         return
-    videos = map(store.video, store.names())
-    sizes = {answerer.processor.size_of(video.height, video.width) for video in videos}
-    if len(sizes) > 1:
+    videos = [store.video(name) for name in store.names()]
+    for processor in [answerer.processor.for_frames(k) for k in budgets] or [answerer.processor]:
+        sizes = {processor.size_of(video.height, video.width) for video in videos}
+        if len(sizes) <= 1:
+            continue
         found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
         raise ValueError(
             f"the videos of {store.folder} would be shown in several sizes ({found}); give all frames one, "
