@@ -110,7 +110,8 @@ def test_pictures_of_a_folder_come_in_the_order_of_their_names(tmp_path):
     for name, shade in shades.items():
         Image.new("L", (8, 6), shade).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not a picture")
-    frames = read_frames(tmp_path)
+    frames, times = read_frames(tmp_path)
+    assert times is None
     assert [frame.shape for frame in frames] == [(6, 8, 3)] * 3
     assert [frame[0, 0, 0] for frame in frames] == [100, 200, 50]
 
