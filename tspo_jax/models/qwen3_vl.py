@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tspo_jax.models import attention
 from tspo_jax.models.layers import Embed, LayerNorm, Linear, activation, layer_at, scan_layers, stack_layers
 from tspo_jax.models.preprocessing import patchify
 from tspo_jax.models.qwen2 import Qwen2, Qwen2Config, rotate
@@ -206,7 +207,7 @@ class VisionAttention(nnx.Module):
         F, N, _ = x.shape
         q, k, v = (y.reshape(F, N, self.num_heads, -1) for y in jnp.split(self.qkv(x), 3, axis=-1))
         q, k = (rotate(y.astype(jnp.float32), angles[None]).astype(x.dtype) for y in (q, k))
-        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
+        return self.proj(attention.bidirectional(q, k, v).reshape(x.shape))
 
 
 class VisionMlp(nnx.Module):
