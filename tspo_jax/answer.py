@@ -52,7 +52,7 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "second_per_grid",
         DEFAULT_VIDEO.second_per_grid,
-        "Qwen: seconds of a pair of frames, as if they were evenly spaced; 0 = by the frames' own times (1 s where nobody knows them).",
+        "Qwen: seconds of a pair of frames, as if evenly spaced; 0 = the frames' own times (1 where nobody knows).",
         lower_bound=0,
     )
     flags.DEFINE_enum(
