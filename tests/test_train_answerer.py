@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tiny_store import LONG, SHORT, make_store
 
 from tspo_jax import config as cfg
 from tspo_jax.checkpoints.folders import load_answerer
+from tspo_jax.models.layers import merge_params
 from tspo_jax.runs.metrics import read_rows
 from tspo_jax.runs.preemption import Preemption
 from tspo_jax.runs.run_folder import read_part
@@ -157,14 +161,56 @@ def test_adapter_and_merged_folder_answer_alike(world, lora_run, golden, tmp_pat
         jax.tree.map(np.asarray, training.programs.partition(adapted.params, lora=True)[0]),
     )
     ids = np.arange(3, 40)[None]
+    np.testing.assert_allclose(text_logits(adapted, ids), text_logits(merged, ids), atol=1e-4)
+    assert np.abs(text_logits(adapted, ids) - text_logits(load_answerer(base), ids)).max() > 1e-2
 
-    def logits(answerer):
-        language = training.merge_params(answerer.graphdef, answerer.params).language_model
-        hidden, _ = language(language.embed_tokens(ids), np.arange(ids.shape[1])[None])
-        return np.asarray(language.logits(hidden))
 
-    np.testing.assert_allclose(logits(adapted), logits(merged), atol=1e-4)
-    assert np.abs(logits(adapted) - logits(load_answerer(base))).max() > 1e-2
+def text_logits(answerer, ids) -> np.ndarray:
+    language = merge_params(answerer.graphdef, answerer.params).language_model
+    hidden, _ = language(language.embed_tokens(ids), np.arange(ids.shape[1])[None])
+    return np.asarray(language.logits(hidden))
+
+
+def test_full_run_loads_as_a_folder_and_in_hugging_faces_class(world, golden, tmp_path):
+    """Exported by the command; its language model in torch gives the same logits."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = config_of(world, full=True, held_out__every=0, num_steps=2)
+    run(config, tmp_path / "run")
+    command = [sys.executable, "-m", "tspo_jax.export", f"--checkpoint={tmp_path / 'run'}"]
+    done = subprocess.run([*command, f"--output={tmp_path / 'out'}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and "lost by rounding to bfloat16" in done.stderr
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    base = load_file(golden / "llava_video_grid" / "model.safetensors")
+    assert tensors.keys() == base.keys() and {x.dtype for x in tensors.values()} == {np.dtype("bfloat16")}
+    description = json.loads((tmp_path / "out" / "config.json").read_text())
+    theirs = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**description)).float()
+    own = {name: torch.tensor(x.astype(np.float32)) for name, x in tensors.items() if name in theirs.state_dict()}
+    theirs.load_state_dict(own, strict=True)
+    answerer = load_answerer(tmp_path / "out")
+    ids = np.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = theirs.eval()(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(text_logits(answerer, ids), expected, atol=1e-4)
+
+
+def test_adapter_where_an_answerer_is_named(world, lora_run, golden, tmp_path):
+    """The commands answer and evaluate's loader take it; a folder of another model is refused."""
+    run_dir, _ = lora_run
+    trained.write_adapter(run_dir, tmp_path / "adapter")
+    np.savez(tmp_path / "frames.npz", frames=np.zeros((2, 28, 28, 3), np.uint8))
+    base = golden / "llava_video_grid"
+    command = [sys.executable, "-m", "tspo_jax.answer", f"--answerer={base}", f"--frames={tmp_path / 'frames.npz'}"]
+    command += ["--question=Why?", "--max_new_tokens=2"]
+    answers = [
+        subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout
+        for more in ([], [f"--adapter={tmp_path / 'adapter'}"])
+    ]
+    assert json.loads(answers[0])["token_ids"] != json.loads(answers[1])["token_ids"]
+    refused = subprocess.run([*command, f"--adapter={base}"], capture_output=True, text=True)
+    assert refused.returncode == 1 and "adapter_config.json" in refused.stderr
+    with pytest.raises(ValueError, match="merge it first"):
+        train(config_of(world, answerer__adapter=str(tmp_path / "adapter")), tmp_path / "run", jax.devices()[:1])
 
 
 @pytest.mark.parametrize(

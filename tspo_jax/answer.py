@@ -34,6 +34,7 @@ from tspo_jax.selection.video_source import is_one, open_videos
 
 def define_flags() -> None:
     flags.DEFINE_string("answerer", None, "Folder of the Video-MLLM.", required=True)
+    flags.DEFINE_string("adapter", "", "PEFT folder of adapters for the Video-MLLM.")
     flags.DEFINE_multi_string("question", [], "Question, with its options one a line; may be given several times.")
     flags.DEFINE_string("video", "", "Video file to choose frames from, or folder of videos; with --store, a name.")
     flags.DEFINE_string("store", "", "Frame store (with features of the agent's CLIP), instead of video files.")
@@ -102,7 +103,7 @@ def main() -> int:
     names, open_video = ([args.frames], None) if args.frames else open_videos(args.video, args.store)
     frames, times = read_frames(args.frames) if args.frames else (None, None)
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    answerer = load_answerer(args.answerer, jnp.dtype(dtype), video=options)
+    answerer = load_answerer(args.answerer, jnp.dtype(dtype), video=options, adapter=args.adapter)
     rollout = Rollout.of(answerer, max_new_tokens=args.max_new_tokens)
     method = args.method or "topk"
     scorer = load_scorer(args.agent, args.window) if args.agent else None

@@ -42,6 +42,7 @@ class Agent:
 @dataclasses.dataclass(frozen=True)
 class Answerer:
     folder: str = ""  # of the frozen Video-MLLM
+    adapter: str = ""  # PEFT folder of adapters for it (--adapter=DIR); "" = none
     dtype: str = "bfloat16"  # of its weights and arithmetic: bfloat16 or float32
     attention: str = "auto"  # what computes it: auto, xla, cudnn (NVIDIA, bfloat16) or pallas (TPU)
     max_new_tokens: int = 256
@@ -325,12 +326,13 @@ def _unknown(path: str, known) -> str:
 
 
 def define_flag() -> None:
-    """The flag --config=FILE.py, with overrides of single fields."""
+    """The flags --config=FILE.py, with overrides of single fields, and --adapter=DIR, short for one of them."""
     config_flags.DEFINE_config_file(
         "config",
         None,
         "A file with get_config(), e.g. configs/toy.py; --config.FIELD=VALUE changes fields of tspo_jax/config.py.",
     )
+    flags.DEFINE_string("adapter", "", "PEFT folder of adapters for the answerer: --config.answerer.adapter=DIR.")
 
 
 def check_overrides(argv: Sequence[str], kind: type[General] = Config) -> None:
@@ -356,4 +358,10 @@ def from_flags(kind: type[OfTrainer] = Config) -> OfTrainer:
     """The config of the parsed flags."""
     if flags.FLAGS.config is None:
         raise ConfigError("--config is needed: a file with get_config(), e.g. --config=configs/toy.py")
-    return read(flags.FLAGS.config, kind)
+    config = flags.FLAGS.config
+    if flags.FLAGS.adapter:
+        if "answerer" not in config:
+            raise ConfigError("--adapter belongs to an answerer, and this config has none")
+        config = config.copy_and_resolve_references()
+        config.answerer.adapter = flags.FLAGS.adapter
+    return read(config, kind)

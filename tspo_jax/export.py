@@ -1,11 +1,13 @@
-"""Writes a trained agent and its CLIP as one folder in the layout of TSPO-0.4B, which the original's code loads too.
-
-The original has no question-aware agent: its tensors are `question_aware_selector.*`, which this project alone loads.
+"""Writes what a run has trained as a folder that other programs load.
 
     python -m tspo_jax.export --checkpoint=runs/toy --clip=DIR --output=DIR
+    python -m tspo_jax.export --checkpoint=runs/tpo_toy --output=DIR [--merge]
 
-`--checkpoint` is a run folder (its newest checkpoint is taken) or one checkpoint in it, `--clip` the CLIP or TSPO
-folder that the run was trained with.
+`--checkpoint` is a run folder (its newest checkpoint is taken), RUN_DIR/best, or one checkpoint. Of a run of train: the
+agent and its CLIP (`--clip`, the CLIP or TSPO folder that the run was trained with) in the layout of TSPO-0.4B, which
+the original's code loads too; but a question-aware agent's tensors are `question_aware_selector.*`, which this project
+alone loads. Of a run of train_answerer: the adapters as a PEFT folder, which `--adapter=DIR` takes, or with --merge
+(and always of full fine-tuning) the whole answerer in bfloat16, as a folder like that which it was trained from.
 """
 
 import json
@@ -18,6 +20,7 @@ from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import agent_graphdef, agent_kind, load_clip
 from tspo_jax.command_line import entry_point
 from tspo_jax.selection.scoring import read_agent
+from tspo_jax.tpo import trained
 
 TOKENIZER_AND_PROCESSOR = (
     "tokenizer.json",
@@ -77,12 +80,23 @@ def _check_output(clip: Path, output: Path) -> None:
 
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Run folder, or one of its checkpoints.", required=True)
-    flags.DEFINE_string("clip", None, "Folder of CLIP.", required=True)
+    flags.DEFINE_string("clip", "", "Folder of CLIP, for an agent.")
+    flags.DEFINE_bool("merge", False, "Of an answerer: the merged weights instead of the adapters.")
     flags.DEFINE_string("output", None, "Folder to write.", required=True)
 
 
 def main() -> None:
     args = flags.FLAGS
+    if trained.is_run(args.checkpoint):
+        if args.clip:
+            raise ValueError("--clip belongs to an agent; this is a run of an answerer")
+        if args.merge or trained.run_config(args.checkpoint).full:
+            return trained.write_merged(args.checkpoint, args.output, note=entry_point.note)
+        return trained.write_adapter(args.checkpoint, args.output)
+    if not args.clip:
+        raise ValueError("--clip is missing: the folder of CLIP that the agent was trained with")
+    if args.merge:
+        raise ValueError("--merge is for a run of an answerer; this is one of an agent")
     export(read_agent(args.checkpoint), args.clip, args.output)
 
 

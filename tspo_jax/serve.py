@@ -24,6 +24,7 @@ def define_flags() -> None:
     flags.DEFINE_string("store", "", "Frame store: its videos, and where those of the folder are kept.")
     flags.DEFINE_string("agent", None, "Folder of CLIP and the temporal agent, or of CLIP alone.", required=True)
     flags.DEFINE_string("answerer", "", "Folder of the Video-MLLM; without one, frames are chosen only.")
+    flags.DEFINE_string("adapter", "", "PEFT folder of adapters for the Video-MLLM.")
     flags.DEFINE_integer("window", 12, "Frames that a frame attends to: the agent's, as it was trained.", lower_bound=1)
     flags.DEFINE_integer("max_new_tokens", 256, "Length at which an answer is cut.", lower_bound=1)
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; anyone who reaches another one may ask and upload.")
@@ -46,7 +47,7 @@ def main() -> None:
     with contextlib.ExitStack() as until_the_end:
         store = args.store or until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="tspo_store_"))
         scorer = load_scorer(args.agent, args.window)
-        answer = load_answer(args.answerer, args.max_new_tokens) if args.answerer else None
+        answer = load_answer(args.answerer, args.max_new_tokens, args.adapter) if args.answerer else None
         library = Library(folder, Path(store), scorer, answer)
         server = until_the_end.enter_context(Server((args.host, args.port), library, args.max_upload_mb * 2**20))
         print(f"http://{args.host}:{server.server_address[1]}/", file=sys.stderr, flush=True)

@@ -109,7 +109,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         mesh, weights.read_config(config.answerer.folder), split_over_data=config.mesh.split_over_data
     )
     a = config.answerer
-    answerer = load_answerer(a.folder, jnp.dtype(a.dtype), where, a.video)
+    answerer = load_answerer(a.folder, jnp.dtype(a.dtype), where, a.video, a.adapter)
     budgets = (config.data.general.k, config.data.specific.k)
     environment.check_frame_sizes(store, answerer, budgets)
     per_question |= environment.arrays_per_question(config, questions, answerer)

@@ -373,7 +373,8 @@ def _load_answerer(config: Config, mesh: jax.sharding.Mesh) -> Answerer:
     split = sharding.answerer_sharding(
         mesh, weights.read_config(config.answerer.folder), split_over_data=config.mesh.split_over_data
     )
-    return load_answerer(config.answerer.folder, jnp.dtype(config.answerer.dtype), split, config.answerer.video)
+    a = config.answerer
+    return load_answerer(a.folder, jnp.dtype(a.dtype), split, a.video, a.adapter)
 
 
 def _progress(console: Console) -> Progress:

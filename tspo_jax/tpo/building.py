@@ -298,7 +298,7 @@ def run(config: TpoConfig, devices: Sequence[jax.Device], watch: Watch) -> dict:
     def answerer() -> Answerer:
         description = weights.read_config(a.folder)
         where = sharding.answerer_sharding(mesh, description, split_over_data=config.mesh.split_over_data)
-        return load_answerer(a.folder, jnp.dtype(a.dtype), where, a.video)
+        return load_answerer(a.folder, jnp.dtype(a.dtype), where, a.video, a.adapter)
 
     @functools.cache
     def rollout() -> Rollout:
@@ -312,7 +312,13 @@ def run(config: TpoConfig, devices: Sequence[jax.Device], watch: Watch) -> dict:
 
     names = "output", "batch_size", "heldout", "max_pairs", "recipes"  # that change no answer
     built = {name: value for name, value in dataclasses.asdict(config.build).items() if name not in names}
-    record = {"build": built, "answerer": identity, "store": config.data.store, "seed": config.seed}
+    record = {
+        "build": built,
+        "answerer": identity,
+        "adapter": a.adapter,
+        "store": config.data.store,
+        "seed": config.seed,
+    }
     with run_folder.in_use(output):
         run_folder.check_run(output, record, ())
         run_folder.write_run_config(output, record)

@@ -67,6 +67,11 @@ def train(config: TpoConfig, run_dir: Path, devices: Sequence[jax.Device]) -> bo
         held_out = [held_out[int(place)] for place in places]
 
     a = config.answerer
+    if a.adapter:
+        raise ValueError(
+            f"config.answerer.adapter is {a.adapter}: training starts from whole weights; merge it first "
+            "(python -m tspo_jax.export --merge) and name the merged folder as config.answerer.folder"
+        )
     where = sharding.answerer_sharding(
         mesh, weights.read_config(a.folder), split_over_data=config.mesh.split_over_data or config.full
     )
