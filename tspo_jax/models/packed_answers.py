@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tspo_jax.models import attention
 from tspo_jax.models.layers import merge_params, split_params
-from tspo_jax.models.qwen2 import DecoderLayer, Qwen2, causal_attention
+from tspo_jax.models.qwen2 import DecoderLayer, Qwen2
 from tspo_jax.models.video_prompt import Prompt
 
 QUERY_BLOCK = 128  # tokens of answers that look at the prompt at a time; their scores are [B, H, block, N]
@@ -71,7 +72,7 @@ def _own_and_before(S: int, A: int) -> jax.Array:
 def _attend(q, k, v, *, num_prompt: int, lengths: jax.Array, is_own: jax.Array) -> jax.Array:
     """The prompt's tokens look back, and the answers' at the prompt (its padding left out) and at their own."""
     B, N = q.shape[:2]
-    of_prompt = causal_attention(*(x[:, :num_prompt] for x in (q, k, v)))
+    of_prompt = attention.causal(*(x[:, :num_prompt] for x in (q, k, v)))
     is_prompt = jnp.arange(num_prompt) < lengths[:, None]  # [B, P]
 
     @jax.checkpoint

@@ -302,7 +302,7 @@ def run(config: TpoConfig, devices: Sequence[jax.Device], watch: Watch) -> dict:
 
     @functools.cache
     def rollout() -> Rollout:
-        chunks = {"encode_chunk": a.encode_chunk, "prefill_chunk": a.prefill_chunk}
+        chunks = {"encode_chunk": a.encode_chunk, "prefill_chunk": a.prefill_chunk, "attention": a.attention}
         return Rollout.of(answerer(), max_new_tokens=a.max_new_tokens, mesh=mesh, **chunks)
 
     def answer(requests: list[Request]) -> Iterator[list[tuple[Request, list[str]]]]:

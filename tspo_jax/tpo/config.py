@@ -145,7 +145,13 @@ class TpoConfig(General):
 
 
 MAY_DIFFER = (*GENERAL_MAY_DIFFER, "build", "held_out", "accumulate", "data.decode_threads", "data.held_out")
-MAY_DIFFER += ("answerer.encode_chunk", "answerer.prefill_chunk", "answerer.question_chunk", "reference.tolerance")
+MAY_DIFFER += (
+    "answerer.attention",
+    "answerer.encode_chunk",
+    "answerer.prefill_chunk",
+    "answerer.question_chunk",
+    "reference.tolerance",
+)
 
 
 def default():

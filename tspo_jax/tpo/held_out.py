@@ -43,6 +43,7 @@ class HeldOutPairs:
             max_new_tokens=a.max_new_tokens,
             encode_chunk=a.encode_chunk,
             mesh=model.mesh,
+            attention=a.attention,
         )
 
     def __call__(self, done: int, state: State) -> Evaluated:

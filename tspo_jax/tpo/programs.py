@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from tspo_jax.checkpoints.weights import flatten, unflatten
 from tspo_jax.devices import sharding
-from tspo_jax.models import packed_answers
+from tspo_jax.models import attention, packed_answers
 from tspo_jax.models.layers import merge_params
 from tspo_jax.models.lora import is_adapter
 from tspo_jax.tpo import losses
@@ -63,6 +63,7 @@ class Model(NamedTuple):
       dtype: of the arithmetic: trained weights are float32 and are cast to it.
       encode_chunk: frames of each pair that are encoded at a time; bounds memory.
       mesh: over which the arguments are split, if they are.
+      attention: what computes it, one of models.attention.IMPLEMENTATIONS.
     """
 
     graphdef: nnx.GraphDef
@@ -70,6 +71,7 @@ class Model(NamedTuple):
     dtype: jnp.dtype
     encode_chunk: int = 16
     mesh: Mesh | None = None
+    attention: str = "auto"
 
     def params(self, trained: Mapping, frozen: Mapping) -> dict:
         """All parameters as the arithmetic takes them; adapters stay float32 (they are cast where they are used)."""
@@ -84,7 +86,8 @@ class Model(NamedTuple):
         tokens = split(jax.checkpoint(_project)(model, features))
         prompt = split(model.prompt(tokens, pairs.prompt_ids, pairs.prompt_lengths))
         constrain = partial(sharding.split_tokens, self.mesh)
-        hidden = packed_answers.answer_states(model, prompt, pairs.answers, constrain)
+        with attention.computed_by(self.attention, self.mesh):
+            hidden = packed_answers.answer_states(model, prompt, pairs.answers, constrain)
         of_tokens = packed_answers.token_log_probs(model.language_model, split(hidden), pairs.answers)
         counts = jnp.arange(pairs.answers.shape[-1]) < pairs.answer_lengths[..., None]
         return AnswerLogProbs(split(jnp.where(counts, of_tokens, 0)).sum(-1), pairs.answer_lengths)
@@ -99,7 +102,8 @@ class Model(NamedTuple):
 
         def encode(frames):
             shown = sharding.split_frames(self.mesh, frames.reshape(-1, *frames.shape[2:]))
-            features = model.tower(self.normalize(shown))
+            with attention.computed_by(self.attention, self.mesh):
+                features = model.tower(self.normalize(shown))
             return sharding.split_questions(self.mesh, features.reshape(B, -1, *features.shape[1:]))
 
         frames = jnp.pad(frames, ((0, 0), (0, -K % chunk), *((0, 0),) * 3))

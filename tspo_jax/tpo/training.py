@@ -79,7 +79,7 @@ def train(config: TpoConfig, run_dir: Path, devices: Sequence[jax.Device]) -> bo
     answerer = load_answerer(a.folder, jnp.float32 if config.full else jnp.dtype(a.dtype), where, a.video)
     check_model(answerer)
     graphdef, trained, frozen = trained_parts(config, answerer, where)
-    model = Model(graphdef, answerer.processor.normalize, jnp.dtype(a.dtype), a.encode_chunk, mesh)
+    model = Model(graphdef, answerer.processor.normalize, jnp.dtype(a.dtype), a.encode_chunk, mesh, a.attention)
     optimizer = make_optimizer(config, rates)
     places = programs.optimizer_sharding(optimizer, trained, mesh)
     state = State(trained, jax.jit(optimizer.init, out_shardings=places)(trained))
