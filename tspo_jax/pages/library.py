@@ -182,9 +182,7 @@ class Library:
             os.unlink(partial)
 
 
-def load_answer(
-    folder: str | Path, max_new_tokens: int, adapter: str = ""
-) -> Callable[[list, str, FrameTimes], str]:
+def load_answer(folder: str | Path, max_new_tokens: int, adapter: str = "") -> Callable[[list, str, FrameTimes], str]:
     """(frames, question, times) -> text, by the Video-MLLM of a folder, with the adapters of a PEFT folder if given."""
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     answerer = load_answerer(folder, dtype, adapter=adapter)
