@@ -39,12 +39,12 @@ def define_flags() -> None:
     flags.DEFINE_string("video", "", "Video file to choose frames from, or folder of videos; with --store, a name.")
     flags.DEFINE_string("store", "", "Frame store (with features of the agent's CLIP), instead of video files.")
     flags.DEFINE_string("frames", "", "npz file (`frames` uint8 [K, H, W, 3]) or folder of pictures, used as they are.")
-    flags.DEFINE_string("agent", "", "Folder of CLIP and the temporal agent; without one, frames are evenly spaced.")
+    flags.DEFINE_string("agent", "", "Folder of CLIP and agent, or run folder; without one, frames are evenly spaced.")
     flags.DEFINE_integer("num_frames", 16, "How many frames of the video.", lower_bound=1)
     flags.DEFINE_enum(
         "method", None, list(methods.METHODS), "How frames are chosen; default: topk with an agent, else uniform."
     )
-    flags.DEFINE_integer("window", 12, "Frames that a frame attends to: the agent's, as it was trained.", lower_bound=1)
+    flags.DEFINE_integer("window", None, "Frames that a frame attends to; default: 12, or as --agent was trained.", 1)
     flags.DEFINE_enum("template", None, list(prompts.TEMPLATES), "Conversation template; default: the answerer's own.")
     flags.DEFINE_string("suffix", prompts.LETTER_SUFFIX, "Last line of the user's text; may be empty.")
     flags.DEFINE_integer("max_new_tokens", 256, "Length at which the answer is cut.", lower_bound=1)

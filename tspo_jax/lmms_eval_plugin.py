@@ -64,7 +64,7 @@ class ChosenFrames(lmms):
         agent: str = "",
         num_frames: int = 64,
         method: str = "topk",
-        window: int = 12,
+        window: int | None = None,
         **wrapped,
     ):
         if bool(frame_idx) == bool(agent):
@@ -177,7 +177,7 @@ def _of_index_file(path: str, benchmark: str):
     return choose
 
 
-def _of_agent(agent: str, num_frames: int, method: str, window: int):
+def _of_agent(agent: str, num_frames: int, method: str, window: int | None):
     """(video, document) -> frame numbers that the agent chooses; a video is encoded once for questions in a row."""
     from tspo_jax.selection.scoring import encode_video, load_scorer
 

@@ -31,7 +31,9 @@ from tspo_jax.selection.video_source import Source, is_one, open_videos
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("agent", None, "Folder of CLIP and the temporal agent.", required=True)
+    flags.DEFINE_string(
+        "agent", None, "Folder of CLIP and the temporal agent, or run folder (runs/x, runs/x/best).", required=True
+    )
     flags.DEFINE_string("video", "", "Video file, or folder of videos; with --store, the name of a video of it.")
     flags.DEFINE_string("store", "", "Frame store with features of this CLIP, instead of video files.")
     flags.DEFINE_multi_string("question", [], "What the frames are for; may be given several times.")
@@ -40,7 +42,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("allow_missing", False, "With --benchmark: leave out questions whose video is not there.")
     flags.DEFINE_integer("num_frames", 16, "How many frames.", lower_bound=1)
     flags.DEFINE_enum("method", "topk", list(methods.METHODS), "How frames are chosen from their scores.")
-    flags.DEFINE_integer("window", 12, "Frames that a frame attends to: the agent's, as it was trained.", lower_bound=1)
+    flags.DEFINE_integer("window", None, "Frames that a frame attends to; default: 12, or as --agent was trained.", 1)
     flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
     flags.DEFINE_string("page", "", "HTML page to write: scores over time and the frames of every method.")
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")

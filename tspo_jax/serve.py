@@ -22,10 +22,12 @@ from tspo_jax.command_line import entry_point
 def define_flags() -> None:
     flags.DEFINE_string("videos", "", "Folder of videos.")
     flags.DEFINE_string("store", "", "Frame store: its videos, and where those of the folder are kept.")
-    flags.DEFINE_string("agent", None, "Folder of CLIP and the temporal agent, or of CLIP alone.", required=True)
+    flags.DEFINE_string(
+        "agent", None, "Folder of CLIP and the temporal agent, of CLIP alone, or run folder.", required=True
+    )
     flags.DEFINE_string("answerer", "", "Folder of the Video-MLLM; without one, frames are chosen only.")
     flags.DEFINE_string("adapter", "", "PEFT folder of adapters for the Video-MLLM.")
-    flags.DEFINE_integer("window", 12, "Frames that a frame attends to: the agent's, as it was trained.", lower_bound=1)
+    flags.DEFINE_integer("window", None, "Frames that a frame attends to; default: 12, or as --agent was trained.", 1)
     flags.DEFINE_integer("max_new_tokens", 256, "Length at which an answer is cut.", lower_bound=1)
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; anyone who reaches another one may ask and upload.")
     flags.DEFINE_integer("port", 8080, "Port; 0 = any that is free.", lower_bound=0, upper_bound=65535)

@@ -342,6 +342,53 @@ def test_broken_config(tmp_path, content):
         weights.read_config(tmp_path, "other.json")
 
 
+def test_many_problems_are_counted_and_a_few_named(broken):
+    tensors = dict(broken.tensors) | {f"model.layers.0.x{i}.scale": np.ones(1, np.float32) for i in range(40)}
+    broken.write(tensors)
+    with pytest.raises(CheckpointError, match="does not fit its configuration: 40 unexpected") as error:
+        broken.load()
+    assert len(str(error.value).splitlines()) == 1 + weights.SHOWN + 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            {"config.json": '{"quantization_config": {"quant_method": "fp8"}}'},
+            r"config.json: quantization_config \(fp8\)",
+        ),
+        ({"config.json": '{"text_config": {"quantization_config": {"quant_method": "awq"}}}'}, r"\(awq\): quantised"),
+        (
+            {"adapter_config.json": '{"base_model_name_or_path": "Qwen/X"}'},
+            "is a PEFT adapter of Qwen/X; .* --adapter=",
+        ),
+        ({"model-q4.gguf": ""}, r"holds model-q4.gguf \(GGUF, quantised\)"),
+        ({"onnx/model.onnx": ""}, r"holds model.onnx \(ONNX\)"),
+        ({"pytorch_model-00001-of-00002.bin": "", "config.json": "{}"}, "holds only PyTorch files .*save_pretrained"),
+        ({"optimizer.pt": "", "trainer_state.json": "{}"}, r"holds a trainer's state \(optimizer.pt\)"),
+        ({"global_step5/x": "", "zero_to_fp32.py": ""}, r"holds a trainer's state \(global_step5\)"),
+    ],
+)
+def test_folders_that_are_no_plain_model_are_told_in_one_line(tmp_path, make, message):
+    for name, text in make.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=message) as error:
+        weights.SafetensorsFolder(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["I8", "U8", "F8_E4M3"])
+def test_tensors_that_are_no_numbers_as_they_stand_are_named_with_their_type(broken, kind):
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = dict(broken.tensors)
+    types = {"I8": np.int8, "U8": np.uint8, "F8_E4M3": ml_dtypes.float8_e4m3fn}
+    tensors[name] = np.ones(tensors[name].shape, types[kind])
+    broken.write(tensors)
+    with pytest.raises(CheckpointError, match=f"wrong type: {name} is {kind}, not one of F64, F32, F16, BF16"):
+        broken.load()
+
+
 # ---- identity ----
 
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,9 @@ AGENTS = (SELECTOR, TRAINING, QUESTION_AWARE)
 PROVENANCE = ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path")  # fields of config.json
 # Axes of the file's tensor in our order: Linear, Conv2d, Conv3d (which keeps the order of a flattened patch).
 KERNEL_AXES = {2: (1, 0), 4: (2, 3, 1, 0), 5: (1, 2, 3, 4, 0)}
+FLOATING = ("F64", "F32", "F16", "BF16")  # types of tensors that are numbers as they stand
+_TAKE_THE_MODEL = "take the folder of the model"
+SHOWN = 6  # problems of a kind that are listed; of the rest only the number is told
 READ_BYTES = 256 * 2**20  # of a stacked parameter that are read at a time, at least one layer
 
 
@@ -163,6 +167,53 @@ def unflatten(leaves: dict[str, jax.Array]) -> dict:
     return tree
 
 
+def check_plain(folder: Path) -> None:
+    """Raises CheckpointError, in one line with what to do, for the common folders that are not a model as it was
+    trained: quantised, an adapter, the state of a trainer, another program's format."""
+    config = _json_of(folder / "config.json")
+    quantisation = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    if quantisation:
+        method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else quantisation
+        raise CheckpointError(
+            f"{folder}/config.json: quantization_config ({method}): quantised checkpoints are not supported; take the "
+            "bfloat16 one"
+        )
+    if (folder / "adapter_config.json").is_file() and not config:
+        base = _json_of(folder / "adapter_config.json").get("base_model_name_or_path") or "the base model"
+        raise CheckpointError(f"{folder}: is a PEFT adapter of {base}; give that model's folder and --adapter={folder}")
+    if any(folder.glob("*.safetensors")):
+        return
+
+    def first(*patterns: str) -> str:
+        return next((path.name for pattern in patterns for path in sorted(folder.glob(pattern))), "")
+
+    if found := first("*.gguf"):
+        raise CheckpointError(f"{folder}: holds {found} (GGUF, quantised); take the checkpoint in safetensors")
+    if found := first("*.onnx", "onnx/*.onnx"):
+        raise CheckpointError(f"{folder}: holds {found} (ONNX), no weights to train or run here; take the safetensors")
+    if found := first("pytorch_model*.bin", "*.bin", "*.pt", "*.pth"):
+        is_state = found.startswith(("optimizer", "scheduler", "rng_state", "training_args", "trainer"))
+        if is_state and not first("pytorch_model*.bin"):
+            raise CheckpointError(
+                f"{folder}: holds a trainer's state ({found}), no weights; take the folder of the model"
+            )
+        raise CheckpointError(
+            f"{folder}: holds only PyTorch files ({found}), no safetensors; convert them once where torch is installed: "
+            "model = AutoModel.from_pretrained(DIR); model.save_pretrained(NEW)"
+        )
+    if found := first("global_step*", "trainer_state.json", "zero_to_fp32.py"):
+        raise CheckpointError(f"{folder}: holds a trainer's state ({found}), no weights; take the folder of the model")
+
+
+def _json_of(path: Path) -> dict:
+    """What a json file holds; {} where it is not there or no object, which is told by whoever needs it."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 class SafetensorsFolder:
     """Lazy reader of the `*.safetensors` files of a folder: names, shapes, and slices of tensors."""
 
@@ -170,6 +221,7 @@ class SafetensorsFolder:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise CheckpointError(f"{folder}: no such checkpoint folder")
+        check_plain(self.folder)
         paths = sorted(self.folder.glob("*.safetensors"))
         if not paths:
             raise CheckpointError(f"{folder}: holds no *.safetensors file")
@@ -186,10 +238,13 @@ class SafetensorsFolder:
             _check_shards(paths)
         self._file_of: dict[str, Path] = {}
         self._shape: dict[str, tuple[int, ...]] = {}
+        self._type: dict[str, str] = {}
         for path in paths:
             try:
                 with safe_open(path, framework="numpy") as file:
-                    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+                    self._type |= {name: part.get_dtype() for name, part in slices.items()}
             except SafetensorError as error:
                 raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
             for name in shapes:
@@ -206,7 +261,15 @@ class SafetensorsFolder:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shape[name]
 
+    def type(self, name: str) -> str:
+        """As safetensors calls it: F32, BF16, I8, F8_E4M3 .."""
+        return self._type[name]
+
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        if self._type[name].startswith(("F8", "F4")):
+            raise CheckpointError(
+                f"{self._file_of[name]}: {name} is {self._type[name]}: quantised, take the bfloat16 one"
+            )
         # A file is mapped while it is open: opened for each read, no more of it stays in memory than was asked for.
         with safe_open(self._file_of[name], framework="numpy") as file:
             return file.get_slice(name)[index] if index else file.get_tensor(name)  # a scalar cannot be sliced
@@ -386,13 +449,34 @@ def _check_complete(
                 problems.append(f"missing: {name} {list(in_file)}")
             elif (found := files.shape(name_in_file[name])) != in_file:
                 problems.append(f"wrong shape: {name_in_file[name]} is {list(found)}, expected {list(in_file)}")
+            elif (kind := files.type(name_in_file[name])) not in FLOATING:
+                problems.append(f"wrong type: {name_in_file[name]} is {kind}, not one of {', '.join(FLOATING)}")
     wanted = {name for names in sources.values() for name in names}
     for name in sorted(name_in_file.keys() - wanted):
         if not any(re.search(pattern, name) for pattern in fmt.ignored):
             problems.append(f"unexpected: {name_in_file[name]} {list(files.shape(name_in_file[name]))}")
     if problems:
-        raise CheckpointError("\n  ".join([f"{files.folder}: does not fit its configuration:", *problems]))
+        raise CheckpointError(
+            "\n  ".join([f"{files.folder}: does not fit its configuration: {_counts(problems)}"] + _some(problems))
+        )
     return name_in_file
+
+
+def _counts(problems: list[str]) -> str:
+    """How many there are of each kind, which stands before the colon."""
+    kinds = Counter(problem.partition(":")[0] for problem in problems)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+
+
+def _some(problems: list[str]) -> list[str]:
+    """The first few of each kind."""
+    shown, seen = [], Counter()
+    for problem in problems:
+        kind = problem.partition(":")[0]
+        seen[kind] += 1
+        if seen[kind] <= SHOWN:
+            shown.append(problem)
+    return shown + (["..."] if len(shown) < len(problems) else [])
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

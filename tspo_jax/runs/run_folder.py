@@ -230,6 +230,15 @@ def find_checkpoint(folder: str | Path) -> Path:
     return found[-1]
 
 
+def run_of(folder: str | Path) -> Path | None:
+    """The run folder that `folder` is, or that it is a checkpoint of (RUN_DIR/best too); None where it is neither."""
+    folder = Path(folder).absolute()
+    for run in (folder, *folder.parents[:2]):
+        if (run / CHECKPOINTS).is_dir() and (run / "config.json").is_file():
+            return run
+    return None
+
+
 def _steps(folder: Path) -> list[Path]:
     found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.name))

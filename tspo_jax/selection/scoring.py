@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tspo_jax.checkpoints.folders import ClipEncoder, agent_prefix, load_agent, load_clip
+from tspo_jax.checkpoints.folders import ClipEncoder, agent_graphdef, agent_prefix, load_agent, load_clip
 from tspo_jax.data.decode import Video
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.models.clip import cosine_similarity
 from tspo_jax.models.layers import merge_params
-from tspo_jax.runs.run_folder import read_part
+from tspo_jax.runs.run_folder import read_part, read_run_config, run_of
 from tspo_jax.selection.methods import select
 
 TEMPERATURE = 0.025  # that scores are given at; the order of the frames does not depend on it
@@ -125,9 +125,27 @@ class Scorer:
         return score
 
 
-def load_scorer(folder: str | Path, window: int = 12) -> Scorer:
-    """The scorer of a TSPO folder, or of a CLIP folder (no agent)."""
-    return Scorer(load_clip(folder), load_agent(folder, window=window) if agent_prefix(folder) else None)
+def load_scorer(folder: str | Path, window: int | None = None) -> Scorer:
+    """The scorer of a TSPO folder, of a CLIP folder (no agent), or of a run folder: the agent of its newest checkpoint
+    (RUN_DIR/best: of its best one, or a checkpoint's own folder) with the CLIP that its config names.
+
+    Args:
+      window: frames that a frame attends to; None = as the run was trained, 12 in other folders.
+    Raises: ValueError for another window than the run's; CheckpointError, RunFolderError.
+    """
+    run = run_of(folder)
+    if run is None:
+        return Scorer(load_clip(folder), load_agent(folder, window=window or 12) if agent_prefix(folder) else None)
+    trained = read_run_config(run).get("agent")
+    if not trained:
+        raise ValueError(f"{folder}: is a run that trained no temporal agent")
+    if not Path(trained["clip"]).is_dir():
+        raise ValueError(f"{folder}: its agent was trained with the CLIP {trained['clip']}, which is not there")
+    if window not in (None, trained["window"]):
+        raise ValueError(f"{folder}: its agent was trained with a window of {trained['window']}, not {window}")
+    clip, params = load_clip(trained["clip"]), jax.device_put(read_agent(folder))
+    shape = {"window": trained["window"], "num_heads": trained["num_heads"]}
+    return Scorer(clip, (agent_graphdef(params, clip.width, **shape), params))
 
 
 def check_method(scorer: Scorer, method: str) -> None:
