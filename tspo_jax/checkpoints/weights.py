@@ -198,7 +198,7 @@ def check_plain(folder: Path) -> None:
                 f"{folder}: holds a trainer's state ({found}), no weights; take the folder of the model"
             )
         raise CheckpointError(
-            f"{folder}: holds only PyTorch files ({found}), no safetensors; convert them once where torch is installed: "
+            f"{folder}: holds only PyTorch files ({found}), no safetensors; convert them once, where torch is: "
             "model = AutoModel.from_pretrained(DIR); model.save_pretrained(NEW)"
         )
     if found := first("global_step*", "trainer_state.json", "zero_to_fp32.py"):
