@@ -26,7 +26,9 @@ def test_config_is_complete(name, monkeypatch):
     assert max(config.data.buckets) >= longest_needle
 
 
-@pytest.mark.parametrize("name", ["llava_video_7b", "llava_video_7b_plus", "llava_video_72b", "qwen2_5_vl_7b"])
+@pytest.mark.parametrize(
+    "name", ["llava_video_7b", "llava_video_7b_plus", "llava_video_72b", "qwen2_5_vl_7b", "qwen3_vl_8b"]
+)
 def test_laptop_variant(name, monkeypatch):
     """The toy world's models and data, all else as in the run itself."""
     monkeypatch.syspath_prepend(ROOT)

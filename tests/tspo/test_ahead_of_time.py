@@ -150,12 +150,17 @@ def test_advice_names_what_is_left_to_change(config):
 
 
 LLAVA, LLAVA_LARGE, QWEN = "LLaVA-Video-7B-Qwen2", "LLaVA-Video-72B-Qwen2", "Qwen2.5-VL-7B-Instruct"
+QWEN3 = "Qwen3-VL-8B-Instruct"
 TIED_QWEN2_HALF_B = dict(
     hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864
 ) | dict(vocab_size=151936, tie_word_embeddings=True)
 TIED_QWEN_3B = dict(
     hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, intermediate_size=11008
 ) | dict(vocab_size=151936, tie_word_embeddings=True)
+TIED_QWEN3_2B = dict(
+    hidden_size=2048, num_hidden_layers=28, num_attention_heads=16, intermediate_size=6144, tie_word_embeddings=True
+)
+QWEN3_SMALL_TOWER = dict(depth=24, hidden_size=1024, intermediate_size=4096, deepstack_visual_indexes=[5, 11, 17])
 QWEN_72B = dict(
     hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, intermediate_size=29568
 )
@@ -170,17 +175,23 @@ QWEN_72B = dict(
         (QWEN, TIED_QWEN_3B, dict(out_hidden_size=2048), 3_754_622_976),
         (QWEN, {}, {}, 8_292_166_656),
         (QWEN, QWEN_72B, dict(out_hidden_size=8192, intermediate_size=3456), 73_410_777_344),
+        (QWEN3, TIED_QWEN3_2B, dict(out_hidden_size=2048) | QWEN3_SMALL_TOWER, 2_127_532_032),
+        (QWEN3, {}, {}, 8_767_123_696),
     ],
-    ids=["llava-0.5b", "llava-7b", "llava-72b", "qwen-3b", "qwen-7b", "qwen-72b"],
+    ids=["llava-0.5b", "llava-7b", "llava-72b", "qwen-3b", "qwen-7b", "qwen-72b", "qwen3-2b", "qwen3-8b"],
 )
 def test_published_sizes_and_where_they_lie(name, language, vision, parameters):
     """As many parameters as in the published files, each with a place on the largest mesh of the model."""
     description, path = ahead_of_time.read_architecture(f"checkpoints/{name}", DESCRIPTIONS)
     vision = {"vision_config": {**description["vision_config"], **vision}} if vision else {}
-    description = {**description, **language, **vision}
+    if "text_config" in description:
+        tied = {"tie_word_embeddings": language.get("tie_word_embeddings", False)}
+        description = {**description, **tied, **vision, "text_config": {**description["text_config"], **language}}
+    else:
+        description = {**description, **language, **vision}
     leaves = weights.flatten(answerer_architecture(description, path).abstract)
     assert sum(x.size for x in leaves.values()) == parameters
-    heads = description["num_key_value_heads"]
+    heads = description.get("text_config", description)["num_key_value_heads"]
     mesh = sharding.make_mesh([("data", 8 // heads), ("model", heads)], jax.devices())
     where = sharding.answerer_sharding(mesh, description, split_over_data=True)
     whole, held = 0, 0
@@ -191,7 +202,7 @@ def test_published_sizes_and_where_they_lie(name, language, vision, parameters):
     assert held < 1.01 * whole / 8, "of the language model all but vectors is split over all devices"
 
 
-@pytest.mark.parametrize("name", ["llava_video_7b", "llava_video_72b", "qwen2_5_vl_7b"])
+@pytest.mark.parametrize("name", ["llava_video_7b", "llava_video_72b", "qwen2_5_vl_7b", "qwen3_vl_8b"])
 def test_programs_of_a_step_at_full_size(name, monkeypatch):
     """Traced without a compiler, on CPU devices."""
     monkeypatch.syspath_prepend(ROOT)

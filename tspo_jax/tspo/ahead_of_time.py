@@ -164,7 +164,12 @@ def shallow(description: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     vision = dict(description.get("vision_config") or {})
     depth = "depth" if "depth" in vision else "num_hidden_layers"
     vision[depth] = num_layers + (depth == "num_hidden_layers")  # the last layer of a SigLIP tower never runs
-    return {**description, "num_hidden_layers": num_layers, "vision_config": vision}
+    if "deepstack_visual_indexes" in vision:
+        vision["deepstack_visual_indexes"] = [i for i in vision["deepstack_visual_indexes"] if i < num_layers]
+    cut = {"num_hidden_layers": num_layers}
+    if "text_config" in description:
+        cut = {"text_config": {**description["text_config"], **cut}}
+    return {**description, **cut, "vision_config": vision}
 
 
 def compile_config(
