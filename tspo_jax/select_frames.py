@@ -24,7 +24,7 @@ from tspo_jax.data.decode import VideoError
 from tspo_jax.evaluation import benchmarks, frame_indices
 from tspo_jax.pages import video_page
 from tspo_jax.pages.contact_sheet import contact_sheet
-from tspo_jax.selection import methods
+from tspo_jax.selection import frames_folder, methods
 from tspo_jax.selection.choosing import picks_of, select_frames
 from tspo_jax.selection.scoring import check_method, load_scorer
 from tspo_jax.selection.video_source import Source, is_one, open_videos
@@ -44,6 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("method", "topk", list(methods.METHODS), "How frames are chosen from their scores.")
     flags.DEFINE_integer("window", None, "Frames that a frame attends to; default: 12, or as --agent was trained.", 1)
     flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
+    flags.DEFINE_string("frames_dir", "", "Folder to write the chosen frames to, as JPEGs with a manifest.json.")
     flags.DEFINE_string("page", "", "HTML page to write: scores over time and the frames of every method.")
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
 
@@ -90,6 +91,8 @@ def main() -> int:
             if args.contact_sheet:
                 sheet = contact_sheet(source.pictures(picks_of(result, source)), result["timestamps"])
                 sheet.save(entry_point.numbered(args.contact_sheet, number, single))
+            if args.frames_dir:
+                frames_folder.write(entry_point.numbered(args.frames_dir, number, single), source, result, question)
             if args.page:
                 html = video_page.page("Chosen frames", [video_page.example(scorer, source, question, args.num_frames)])
                 entry_point.numbered(args.page, number, single).write_text(html, encoding="utf-8")

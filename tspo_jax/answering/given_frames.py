@@ -1,6 +1,5 @@
 """The answer to a question about frames that are at hand: of an npz file, a folder of pictures, or a video."""
 
-import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.data.letters import stated_letter
 from tspo_jax.models.video_prompt import FrameTimes
+from tspo_jax.selection.frames_folder import MANIFEST, read_manifest
 
-MANIFEST = "manifest.json"  # of a folder of chosen frames
 _UNKNOWN_OPTIONS = ("",) * 5  # of a question that does not list them line by line: A-E
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -61,7 +60,8 @@ def read_frames(path: str | Path) -> tuple[list[np.ndarray], FrameTimes | None]:
     path = Path(path)
     if path.is_dir():
         if (path / MANIFEST).is_file():
-            return _read_manifest(path)
+            files, times = _named(read_manifest, path)
+            return [_read_picture(file) for file in files], times
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
         if not files:
             raise ValueError(f"--frames: {path} holds no picture ({', '.join(PICTURES)})")
@@ -77,28 +77,18 @@ def read_frames(path: str | Path) -> tuple[list[np.ndarray], FrameTimes | None]:
         raise ValueError(f"--frames: {path} has no array `frames`") from None
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise ValueError(f"--frames: `frames` of {path} is {frames.dtype} {list(frames.shape)}, not uint8 [K, H, W, 3]")
-    return list(frames), None if seconds is None else _times(path, seconds, None, len(frames))
+    times = None if seconds is None else _named(FrameTimes.of, seconds)
+    if times and len(times.seconds) != len(frames):
+        raise ValueError(f"--frames: {path} has {len(times.seconds)} timestamps for {len(frames)} frames")
+    return list(frames), times
 
 
-def _read_manifest(folder: Path) -> tuple[list[np.ndarray], FrameTimes]:
-    """What `select_frames --frames_dir` wrote: the pictures that the manifest names, in its order."""
+def _named(read, *args):
+    """`read(*args)`, whose errors name the flag."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files, seconds = zip(*((row["file"], row["timestamp"]) for row in manifest["frames"]), strict=True)
-        duration = manifest.get("duration")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"--frames: {folder / MANIFEST} is not a manifest of select_frames ({error!r})") from error
-    return [_read_picture(folder / file) for file in files], _times(folder / MANIFEST, seconds, duration, len(files))
-
-
-def _times(path: Path, seconds: Sequence[float], duration: float | None, num_frames: int) -> FrameTimes:
-    try:
-        times = FrameTimes.of(seconds, duration)
+        return read(*args)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"--frames: {path}: {error}") from error
-    if len(times.seconds) != num_frames:
-        raise ValueError(f"--frames: {path} has {len(times.seconds)} timestamps for {num_frames} frames")
-    return times
+        raise ValueError(f"--frames: {error}") from error
 
 
 def _read_picture(file: Path) -> np.ndarray:
