@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ class CheckpointError(ValueError):
 class Format:
     """How a family of checkpoints names its tensors.
 
-    rename: (pattern, replacement) pairs, the first that matches our dotted path wins (paths without a match are kept).
+    rename: (pattern, replacement) pairs, the first that matches our dotted path, with the number of a stacked layer in
+      it, wins (paths without a match are kept).
     ignored: patterns of tensors in the file that have no parameter here.
     aliases: (pattern, replacement) pairs for files of the same family that name their tensors otherwise: the first that
       matches a file's name turns it into the name that `rename` gives.
@@ -60,12 +62,11 @@ class Format:
     def file_names(self, path: str, shape: tuple[int, ...]) -> list[str]:
         """The tensors of the file that parameter `path` of `shape` is made of: one, or one per stacked layer."""
         *parents, leaf = path.split(".")
-        name = ".".join([*parents, "weight" if leaf in ("kernel", "scale", "embedding") else leaf])
-        name = _substitute(self.rename, name)
-        if not is_stacked(path):
-            return [name]
-        before, node, after = re.split(rf"\.({'|'.join(STACKED)})\.", f".{name}", maxsplit=1)
-        return [f"{before}.{node}.{i}.{after}"[1:] for i in range(shape[0])]
+        names = [".".join([*parents, "weight" if leaf in ("kernel", "scale", "embedding") else leaf])]
+        if is_stacked(path):
+            before, node, after = re.split(rf"\.({'|'.join(STACKED)})\.", f".{names[0]}", maxsplit=1)
+            names = [f"{before}.{node}.{i}.{after}"[1:] for i in range(shape[0])]
+        return [_substitute(self.rename, name) for name in names]
 
     def canonical(self, name: str) -> str:
         """The name that `file_names` gives to a tensor that a file of this family calls `name`."""
@@ -214,6 +215,18 @@ def _json_of(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
+class Tensors(Protocol):
+    """Tensors by name, each read when it is asked for; `folder` is what errors call it."""
+
+    folder: Path
+
+    def names(self) -> set[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray: ...
+
+
 class SafetensorsFolder:
     """Lazy reader of the `*.safetensors` files of a folder: names, shapes, and slices of tensors."""
 
@@ -290,14 +303,15 @@ def _check_shards(paths: list[Path]) -> None:
 
 
 def load_params(
-    folder: str | Path,
+    folder: str | Path | Tensors,
     abstract: dict,
     fmt: Format,
     *,
     dtype: np.dtype | None = None,
     sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
 ) -> dict:
-    """The parameters `abstract` (nested dict of ShapeDtypeStructs), read from the safetensors of `folder`.
+    """The parameters `abstract` (nested dict of ShapeDtypeStructs), read from the safetensors of `folder`, or
+    from tensors of another kind of file.
 
     Args:
       dtype: of the arrays made (default: that of `abstract`); the file may hold any floating type.
@@ -305,7 +319,7 @@ def load_params(
     Raises:
       CheckpointError: listing every missing, unexpected or wrongly shaped tensor.
     """
-    files = SafetensorsFolder(folder)
+    files = SafetensorsFolder(folder) if isinstance(folder, str | Path) else folder
     leaves = flatten(abstract)
     sources = {path: fmt.file_names(path, leaf.shape) for path, leaf in leaves.items()}
     name_in_file = _check_complete(files, leaves, sources, fmt)
@@ -414,7 +428,11 @@ def checkpoint_identity(folder: str | Path) -> str:
     The first and last row of every tensor are read, so that it is fast at any size. An agent that travels with CLIP,
     the split into files and who wrote the folder make no difference.
     """
-    files, config = SafetensorsFolder(folder), read_config(folder)
+    return tensors_identity(SafetensorsFolder(folder), read_config(folder))
+
+
+def tensors_identity(files: Tensors, config: dict) -> str:
+    """`checkpoint_identity` of tensors of any kind of file, with what describes them."""
     kept = {key: value for key, value in config.items() if key not in PROVENANCE}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
     for name in sorted(name for name in files.names() if not name.startswith(AGENTS)):

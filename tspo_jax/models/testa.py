@@ -73,7 +73,8 @@ class Testa(nnx.Module):
         return unit(self.vision_proj(tokens.mean(1)))
 
     def text_features(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Unit vectors float32 [B, E] of ids int [B, N] that begin with [CLS], right padded, `mask` 1 where they count."""
+        """Unit vectors float32 [B, E] of ids int [B, N] that begin with [CLS], right padded; `mask` is 1 where they
+        count."""
         return unit(self.text_proj(self.text_encoder(ids, mask)[:, 0]))
 
     def matching_logits(self, tokens: jax.Array, ids: jax.Array, mask: jax.Array) -> jax.Array:
@@ -92,6 +93,7 @@ class Testa(nnx.Module):
           ids, ids_mask: int [A, n], every answer behind [DEC], closed by [SEP], right padded.
           k: candidates of which the loss is computed; all where there are fewer.
         """
+        ids, ids_mask = jnp.asarray(ids), jnp.asarray(ids_mask)
         Q, k = len(question), min(k, len(ids))
         start = jnp.full((Q, 1), ids[0, 0])
         first = self.text_decoder(start, jnp.ones_like(start), question, mask)[:, 0]

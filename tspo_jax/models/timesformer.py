@@ -2,10 +2,11 @@
 frames and alike patches (Ren et al. 2023, section 3)."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
 from tspo_jax.models.layers import FeedForward, LayerNorm, Linear, layer_at, patch_conv, scan_layers, stack_layers
 from tspo_jax.models.token_merge import merge_tokens
@@ -87,6 +88,16 @@ def merging_schedule(merging_type: str, numbers: list, depth: int) -> dict:
     return {"merging": tuple(pairs), "frame_flag": "patch" in merging_type}
 
 
+@struct.dataclass
+class VideoState:
+    """What goes from block to block: the class token [B, D], the patches [B, L, T, D], and how many original tokens
+    each one stands for, float32 [B, L, T, 1]; None = one each."""
+
+    cls: jax.Array
+    patches: jax.Array
+    sizes: jax.Array | None
+
+
 class FusedAttention(nnx.Module):
     """Multi-head attention with one projection for queries, keys and values."""
 
@@ -120,24 +131,21 @@ class TimesformerBlock(nnx.Module):
         self.is_scaled = cfg.learnable_temporal_scaling
         self.frame_flag = cfg.frame_flag
 
-    def __call__(self, state, merging=(0, 0)):
-        """`state` is the class token [B, D], the patches [B, L, T, D] and their sizes float32 [B, L, T, 1] or None;
-        `merging` the frames and patches to remove."""
-        cls, patches, sizes = state
+    def __call__(self, state: VideoState, merging: tuple[int, int] = (0, 0)) -> VideoState:
+        """`merging`: the frames and patches to remove."""
+        cls, patches, sizes = state.cls, state.patches, state.sizes
         num_frames, num_patches = merging
         B, L, T, D = patches.shape
 
         # Each patch looks along time.
         out, keys = self.temporal_attn(self.temporal_norm1(patches.reshape(B * L, T, D)))
         if self.is_scaled:
-            if T != self.temporal_scaling.shape[1]:
+            if self.temporal_scaling.shape[1] != T:
                 raise ValueError(f"{T} frames, but learnable_temporal_scaling is of {self.temporal_scaling.shape[1]}")
             out = out * (jnp.tanh(self.temporal_scaling[...]) + 1)
         patches = patches + self.temporal_fc(out).reshape(patches.shape)
         metric = keys.reshape(B, L, T, -1)
-        patches, sizes = merge_tokens(
-            patches, metric, sizes, num_frames, shared=True, class_token=self.frame_flag
-        )
+        patches, sizes = merge_tokens(patches, metric, sizes, num_frames, shared=True, class_token=self.frame_flag)
 
         # Each frame looks at itself, with a copy of the class token.
         T = patches.shape[2]
@@ -154,7 +162,7 @@ class TimesformerBlock(nnx.Module):
         sizes = None if sizes is None else jnp.swapaxes(sizes[:, :, 1:], 1, 2)
 
         cls = cls + self.mlp(self.norm2(cls))
-        return cls, patches + self.mlp(self.norm2(patches)), sizes
+        return VideoState(cls, patches + self.mlp(self.norm2(patches)), sizes)
 
 
 def _with_class(cls: jax.Array, frames: jax.Array) -> jax.Array:
@@ -181,7 +189,7 @@ class Timesformer(nnx.Module):
         self.norm = LayerNorm(cfg.width, epsilon=cfg.layer_norm_eps, rngs=rngs)
         self.cfg = cfg
 
-    def embed(self, pixels: jax.Array):
+    def embed(self, pixels: jax.Array) -> VideoState:
         """Preprocessed pixels float [B, T, H, W, 3] -> the state that the first block takes."""
         B, T, *size = pixels.shape
         patches = self.patch_embed.proj(pixels.reshape(B * T, *size).astype(self.patch_embed.proj.kernel.dtype))
@@ -191,9 +199,9 @@ class Timesformer(nnx.Module):
         time = self.time_embed[0][jnp.arange(T) * self.cfg.num_frames // T]
         patches = (patches + position).reshape(B, T, H * W, D) + time[:, None]
         cls = jnp.broadcast_to(self.cls_token[0, 0] + self.pos_embed[0, 0], (B, D))
-        return cls, jnp.swapaxes(patches, 1, 2), None
+        return VideoState(cls, jnp.swapaxes(patches, 1, 2), None)
 
-    def states(self, pixels: jax.Array):
+    def states(self, pixels: jax.Array) -> Iterator[VideoState]:
         """The state after each block, in turn."""
         state = self.embed(pixels)
         for i, merging in enumerate(self.cfg.merging or ((0, 0),) * self.cfg.depth):
@@ -209,7 +217,7 @@ class Timesformer(nnx.Module):
         return self.norm(flat(state))
 
 
-def flat(state) -> jax.Array:
+def flat(state: VideoState) -> jax.Array:
     """A state as tokens [B, 1 + L * T, D], the class token first, time fastest."""
-    cls, patches, _ = state
-    return jnp.concatenate([cls[:, None], patches.reshape(len(cls), -1, cls.shape[-1])], axis=1)
+    B, _, _, D = state.patches.shape
+    return jnp.concatenate([state.cls[:, None], state.patches.reshape(B, -1, D)], axis=1)

@@ -107,9 +107,7 @@ def _mode_of_values(value: jax.Array) -> jax.Array:
     return jnp.swapaxes(jnp.take_along_axis(value, best, axis=-1), -1, -2)
 
 
-def merge(
-    x: jax.Array, sizes: jax.Array | None, decision: Match | None
-) -> tuple[jax.Array, jax.Array | None]:
+def merge(x: jax.Array, sizes: jax.Array | None, decision: Match | None) -> tuple[jax.Array, jax.Array | None]:
     """Features as size-weighted means of what was merged, and the new sizes.
 
     Args:
