@@ -164,3 +164,27 @@ def test_many_questions_about_a_folder(golden, tmp_path):
     page = (tmp_path / "p_3.html").read_text()
     assert page.count("<img") == 5 * 4 and "CLIP similarity" in page and "agent, bin-max" in page
     ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>"))
+
+
+def test_search_by_the_command_line(golden, tmp_path):
+    """T* needs no agent; a question whose objects nobody names, or a folder that is no detector, is one line."""
+    shared = dict(video=golden / "tspo_agent.mp4", question="Where?", method="tstar", num_frames=4)
+    good = shared | dict(detector=golden / "owlvit_tiny", targets="red ball,dog", cues="lawn", search_budget=0.5)
+    bad = [
+        (shared | dict(targets="dog"), "--method=tstar needs a --detector"),
+        (shared | dict(detector=golden / "owlvit_tiny"), "needs --targets, or an --answerer"),
+        (shared | dict(detector=golden / "tspo_agent", targets="dog"), "model_type is 'clip', not owlvit"),
+        (good | dict(search_budget=-1), "share is -1.0"),
+    ]
+    found = start(contact_sheet=tmp_path / "sheet.jpg", **good)
+    processes = [start(**options) for options, _ in bad]
+    out, err = found.communicate()
+    assert found.returncode == 0, err
+    result = json.loads(out)
+    assert result["method"] == "tstar" and len(result["frame_idx"]) == 4 and result["clip_scores"] is None
+    assert result["searched"]["frames"] <= 20 and result["searched"]["rounds"] >= 1
+    assert result["searched"]["targets"] == ["red ball", "dog"] and (tmp_path / "sheet.jpg").is_file()
+    for process, (_, message) in zip(processes, bad, strict=True):
+        out, err = process.communicate()
+        assert process.returncode == 1 and out == ""
+        assert err.startswith("error: ") and message in err and err.count("\n") == 1, err

@@ -3,9 +3,10 @@
     python -m tspo_jax.answer --answerer=DIR --question=$'Why?\\nA. ..\\nB. ..' --video=FILE --agent=DIR --num_frames=16
     python -m tspo_jax.answer --answerer=DIR --question="Why?" --frames=frames.npz
 
-The frames come from a video (chosen by an agent; evenly spaced without one), from `frames` uint8 [K, H, W, 3] of an npz
-file (and `timestamps` float [K], in seconds), or from a folder of pictures in the order of their names, or of the
-manifest that `select_frames --frames_dir` wrote. A model that is told times is told the frames' own. Greedy decoding.
+The frames come from a video (chosen by an agent, or by a search for objects with --method=tstar, see select_frames;
+evenly spaced without either), from `frames` uint8 [K, H, W, 3] of an npz file (and `timestamps` float [K], in seconds),
+or from a folder of pictures in the order of their names, or of the manifest that `select_frames --frames_dir` wrote. A
+model that is told times is told the frames' own. Greedy decoding.
 Several questions or videos give {"answers": [..]}; a video is decoded and encoded once for all its questions, one of a
 frame store (`--store=DIR --video=NAME`) not at all.
 """
@@ -18,6 +19,7 @@ from absl import flags
 
 from tspo_jax.answering import prompts
 from tspo_jax.answering.given_frames import answer, read_frames
+from tspo_jax.answering.grounding import make_searcher
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.command_line import entry_point
@@ -26,8 +28,8 @@ from tspo_jax.data.questions import split_options
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, VideoOptions
 from tspo_jax.pages import video_page
 from tspo_jax.pages.contact_sheet import contact_sheet
-from tspo_jax.selection import methods
-from tspo_jax.selection.choosing import choose
+from tspo_jax.selection import methods, searching
+from tspo_jax.selection.choosing import choose, picks_of
 from tspo_jax.selection.scoring import check_method, load_scorer
 from tspo_jax.selection.video_source import is_one, open_videos
 
@@ -42,7 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_string("agent", "", "Folder of CLIP and agent, or run folder; without one, frames are evenly spaced.")
     flags.DEFINE_integer("num_frames", 16, "How many frames of the video.", lower_bound=1)
     flags.DEFINE_enum(
-        "method", None, list(methods.METHODS), "How frames are chosen; default: topk with an agent, else uniform."
+        "method", None, list(methods.NAMES), "How frames are chosen; default: topk with an agent, else uniform."
     )
     flags.DEFINE_integer("window", None, "Frames that a frame attends to; default: 12, or as --agent was trained.", 1)
     flags.DEFINE_enum("template", None, list(prompts.TEMPLATES), "Conversation template; default: the answerer's own.")
@@ -70,6 +72,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "time_instruction", False, "LLaVA-Video: a sentence with the video's length and the frames' times."
     )
+    searching.define_flags()
     flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
     flags.DEFINE_string("page", "", "HTML page to write: scores over time, the frames of every method, the answers.")
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
@@ -83,8 +86,11 @@ def main() -> int:
         raise ValueError("give either --video or --frames (or --store)")
     if args.agent and args.frames:
         raise ValueError("--agent chooses from a --video; --frames are used as they are")
-    if args.method not in (None, "uniform") and not args.agent:
+    search = searching.check_flags(args)
+    if args.method not in (None, "uniform", methods.SEARCH) and not args.agent:
         raise ValueError(f"--method={args.method} needs an --agent; without one only uniform works")
+    if args.method == methods.SEARCH and args.frames:
+        raise ValueError(f"--method={methods.SEARCH} searches a --video; --frames are used as they are")
     if args.page and not args.agent:
         raise ValueError("--page shows an agent's scores; give an --agent")
     if args.contact_sheet and args.frames:
@@ -106,7 +112,10 @@ def main() -> int:
     answerer = load_answerer(args.answerer, jnp.dtype(dtype), video=options, adapter=args.adapter)
     rollout = Rollout.of(answerer, max_new_tokens=args.max_new_tokens)
     method = args.method or "topk"
-    scorer = load_scorer(args.agent, args.window) if args.agent else None
+    searcher = None
+    if method == methods.SEARCH:
+        searcher = make_searcher(args.detector, search, args.targets, args.cues, answerer)
+    scorer = load_scorer(args.agent, args.window) if args.agent and not searcher else None
     if scorer:
         check_method(scorer, method)
 
@@ -124,12 +133,17 @@ def main() -> int:
             all_read = False
             continue
         for question in args.question:
-            picks = choose(source, scorer, question, args.num_frames, method) if source else None
+            searched = searching.search_frames(searcher, source, question, args.num_frames) if searcher else {}
+            if searched:
+                picks = picks_of(searched, source)
+            else:
+                picks = choose(source, scorer, question, args.num_frames, method) if source else None
             shown = source.pictures(picks) if source else frames
             prompt = prompts.render(question, args.template or answerer.template, args.suffix)
             frame_idx = source.frame_idx[picks].tolist() if source else None
             of_frames, options = source.times(picks) if source else times, split_options(question)[1]
             result = answer(answerer, rollout, shown, prompt, options, of_frames) | {"frame_idx": frame_idx}
+            result |= {name: searched[name] for name in ("searched",) if searched}
             if args.contact_sheet:
                 sheet = contact_sheet(shown, source.timestamps[picks].tolist())
                 sheet.save(entry_point.numbered(args.contact_sheet, len(results), single))

@@ -152,6 +152,18 @@ class Distributed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Search:
+    """Of method tstar, which looks for objects: those that a question's line names, else those that the answerer names
+    from a few frames. See selection/tstar.py."""
+
+    detector: str = ""  # folder of OWL-ViT
+    schedule: str = "mix"  # or random, released
+    grid: tuple[int, int] = (4, 4)  # rows and columns of frames that are looked at together
+    share: float = 0.1  # of the candidates that may be looked at
+    threshold: float = 0.6  # confidence of a target in a frame alone, that counts as found
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Held-out questions, answered from the frames of several selection methods side by side (evaluate.py)."""
 
@@ -165,6 +177,7 @@ class Evaluation:
     frame_idx: str = ""  # index file whose frames are answered from as well, as method frame-idx
     controls: tuple[str, ...] = ()  # of permuted, random and blank: how much of an answer is not due to the selection
     protocol: str = "strict"  # how a benchmark's answers are read: strict, or published with its slips
+    search: Search = group(Search)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from tspo_jax.data.decode import Video
 from tspo_jax.data.video_files import VIDEO_SUFFIXES
 from tspo_jax.evaluation import benchmarks, frame_indices
+from tspo_jax.selection import methods
 from tspo_jax.selection.choosing import query, select_frames
 
 
@@ -48,7 +49,8 @@ class ChosenFrames(lmms):
       model: name of the wrapped model.
       frame_idx, benchmark: index file (either form of evaluation/frame_indices.py) and the benchmark whose question ids
         it has; or
-      agent, num_frames, method, window: as in select_frames.
+      agent, num_frames, method, window: as in select_frames; or
+      method=tstar with detector, and targets and cues (names with ; between) or an answerer that names them.
       wrapped: arguments of the wrapped model.
 
     Raises: ValueError for arguments that do not fit, and for questions that the index file does not have.
@@ -65,10 +67,19 @@ class ChosenFrames(lmms):
         num_frames: int = 64,
         method: str = "topk",
         window: int | None = None,
+        detector: str = "",
+        targets: str = "",
+        cues: str = "",
+        answerer: str = "",
         **wrapped,
     ):
-        if bool(frame_idx) == bool(agent):
-            raise ValueError("model_args: give either frame_idx (an index file) or agent (a folder)")
+        searches = method == methods.SEARCH
+        if bool(frame_idx) + bool(agent) + searches != 1:
+            raise ValueError(
+                "model_args: give either frame_idx (an index file) or agent (a folder) or method=tstar with a detector"
+            )
+        if searches and not (detector and (targets or answerer)):
+            raise ValueError("model_args: method=tstar needs a detector, and targets or an answerer that names them")
         if frame_idx and not benchmark:
             raise ValueError("model_args: frame_idx needs benchmark, whose ids its questions have")
         cls = get_model(model, force_simple=self.is_simple)
@@ -78,6 +89,8 @@ class ChosenFrames(lmms):
         super().__init__()
         if frame_idx:
             self._choose = _of_index_file(frame_idx, benchmark)
+        elif searches:
+            self._choose = _of_search(detector, targets.split(";"), cues.split(";"), answerer, num_frames)
         else:
             self._choose = _of_agent(agent, num_frames, method, window)
         self.model = cls(**wrapped)
@@ -190,6 +203,22 @@ def _of_agent(agent: str, num_frames: int, method: str, window: int | None):
     def choose(video: Video, document: dict) -> list[int]:
         question = query(document["question"])
         return select_frames(scorer, candidates(video.info.path), question, num_frames, method)["frame_idx"]
+
+    return choose
+
+
+def _of_search(detector: str, targets: list[str], cues: list[str], answerer: str, num_frames: int):
+    """(video, document) -> frame numbers that a search finds; only frames that it looks at are decoded."""
+    from tspo_jax.answering.grounding import make_searcher
+    from tspo_jax.selection.searching import search_frames
+    from tspo_jax.selection.tstar import SearchOptions
+    from tspo_jax.selection.video_source import file_source
+
+    searcher = make_searcher(detector, SearchOptions(), targets, cues, answerer)
+
+    def choose(video: Video, document: dict) -> list[int]:
+        source = file_source(video.info.path, video.info.path, None)
+        return search_frames(searcher, source, document["question"], num_frames)["frame_idx"]
 
     return choose
 

@@ -4,8 +4,13 @@
     python -m tspo_jax.select_frames --agent=DIR --video=FOLDER --question="Who?" --question="Why?" --output=F.jsonl
     python -m tspo_jax.select_frames --agent=DIR --store=DIR --benchmark=mlvu --annotations=mlvu.json --output=F.jsonl
 
+    python -m tspo_jax.select_frames --method=tstar --detector=DIR --targets=door,key --video=FILE --question="Who?"
+
 `DIR` is a folder in the layout of TSPO-0.4B; a plain CLIP folder will do for the methods uniform and clip-topk. The
-options of a multiple-choice question are left out of what the agent reads, as in its training.
+options of a multiple-choice question are left out of what the agent reads, as in its training. Method tstar (T*) needs
+no agent: it searches for objects with an OWL-ViT detector and reads only the frames that it looks at. It searches for
+--targets (and --cues near them), or for what a Video-MLLM (--answerer) names from eight frames; "searched" in the
+result says what was searched, at which cost, and, where nothing was found, why the frames are evenly spaced.
 
 Each video is decoded and encoded once for all its questions, and not at all where it is in a frame store that predecode
 made with the same CLIP. One question about one video gives one JSON object; several give one line of --output each (on
@@ -15,24 +20,25 @@ form of other programs. Of several videos, one that cannot be read is named and 
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from tspo_jax.answering.grounding import make_searcher
 from tspo_jax.command_line import entry_point
 from tspo_jax.data.decode import VideoError
 from tspo_jax.evaluation import benchmarks, frame_indices
 from tspo_jax.pages import video_page
 from tspo_jax.pages.contact_sheet import contact_sheet
-from tspo_jax.selection import frames_folder, methods
+from tspo_jax.selection import frames_folder, methods, searching
 from tspo_jax.selection.choosing import picks_of, select_frames
-from tspo_jax.selection.scoring import check_method, load_scorer
+from tspo_jax.selection.scoring import Scorer, check_method, load_scorer
 from tspo_jax.selection.video_source import Source, is_one, open_videos
 
 
 def define_flags() -> None:
     flags.DEFINE_string(
-        "agent", None, "Folder of CLIP and the temporal agent, or run folder (runs/x, runs/x/best).", required=True
+        "agent", "", "Folder of CLIP and the temporal agent, or run folder (runs/x, runs/x/best); tstar needs none."
     )
     flags.DEFINE_string("video", "", "Video file, or folder of videos; with --store, the name of a video of it.")
     flags.DEFINE_string("store", "", "Frame store with features of this CLIP, instead of video files.")
@@ -41,8 +47,10 @@ def define_flags() -> None:
     flags.DEFINE_string("annotations", "", "With --benchmark: its annotation file.")
     flags.DEFINE_bool("allow_missing", False, "With --benchmark: leave out questions whose video is not there.")
     flags.DEFINE_integer("num_frames", 16, "How many frames.", lower_bound=1)
-    flags.DEFINE_enum("method", "topk", list(methods.METHODS), "How frames are chosen from their scores.")
+    flags.DEFINE_enum("method", "topk", list(methods.NAMES), "How frames are chosen.")
     flags.DEFINE_integer("window", None, "Frames that a frame attends to; default: 12, or as --agent was trained.", 1)
+    searching.define_flags()
+    flags.DEFINE_string("answerer", "", "Folder of a Video-MLLM that names what --method=tstar searches for.")
     flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
     flags.DEFINE_string("frames_dir", "", "Folder to write the chosen frames to, as JPEGs with a manifest.json.")
     flags.DEFINE_string("page", "", "HTML page to write: scores over time and the frames of every method.")
@@ -66,20 +74,35 @@ def questions_by_video(args: flags.FlagValues, names: Sequence[str]) -> dict[str
     return {video: questions for video, questions in asked.items() if video in names}
 
 
+def selector(args: flags.FlagValues) -> tuple[Scorer | None, Callable[[Source, str], dict]]:
+    """The scorer, if the method has one, and (video, question) -> the result."""
+    options = searching.check_flags(args)
+    if args.method == methods.SEARCH:
+        searcher = make_searcher(args.detector, options, args.targets, args.cues, args.answerer)
+        return None, lambda source, question: searching.search_frames(searcher, source, question, args.num_frames)
+    if not args.agent:
+        raise ValueError("--agent is missing: a folder of CLIP and the temporal agent")
+    scorer = load_scorer(args.agent, args.window)
+    check_method(scorer, args.method)
+    return scorer, lambda source, question: select_frames(
+        scorer, source.candidates(), question, args.num_frames, args.method
+    )
+
+
 def main() -> int:
     args = flags.FLAGS
     if bool(args.question) == bool(args.benchmark):
         raise ValueError("give either --question or --benchmark (with --annotations)")
     names, open_video = open_videos(args.video, args.store)
-    scorer = load_scorer(args.agent, args.window)
-    check_method(scorer, args.method)
+    scorer, select = selector(args)
     asked = questions_by_video(args, names)
     single = not args.benchmark and len(args.question) == 1 and is_one(args.video, args.store)
     lines, numbers, all_read = [], itertools.count(), True
     for name, questions in asked.items():
         try:
-            source = open_video(name, scorer.clip)
-            candidates = source.candidates()
+            source = open_video(name, scorer and scorer.clip)
+            if scorer:
+                source.candidates()
         except VideoError as error:
             if len(asked) == 1:
                 raise
@@ -87,7 +110,7 @@ def main() -> int:
             all_read = False
             continue
         for (question_id, question), number in zip(questions, numbers, strict=False):
-            result = select_frames(scorer, candidates, question, args.num_frames, args.method)
+            result = select(source, question)
             if args.contact_sheet:
                 sheet = contact_sheet(source.pictures(picks_of(result, source)), result["timestamps"])
                 sheet.save(entry_point.numbered(args.contact_sheet, number, single))

@@ -47,6 +47,15 @@ def test_texts_of_agent_and_mllm(tmp_path):
     assert question.question == "What is shown first?\nA. A shore.\nB. a forest.\nC. Grass.\nD. elephants.\n"
     assert question.options == ("A shore.", "a forest.", "Grass.", "elephants.")
     assert question.evidence == ((1.0, 2.5),) and question.family is None
+    assert (question.targets, question.cues) == ((), ())
+
+
+def test_names_to_search_for(tmp_path):
+    question = read_one(tmp_path, targets=["red ball", "dog"], cues=["lawn"])
+    assert (question.targets, question.cues) == (("red ball", "dog"), ("lawn",))
+    for names in ("dog", [""], [3], {"dog": 1}):
+        with pytest.raises(QuestionError, match="targets: must be a list of names"):
+            read_one(tmp_path, targets=names)
 
 
 @pytest.mark.parametrize(

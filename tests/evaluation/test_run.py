@@ -24,6 +24,7 @@ from tspo_jax.evaluation import run as evaluate
 from tspo_jax.runs.run_folder import RunFolderError, in_use
 from tspo_jax.selection import methods as selection
 from tspo_jax.selection.scoring import load_scorer
+from tspo_jax.selection.video_source import stored_source
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +347,79 @@ def test_an_index_file_that_does_not_fit(golden, config, tmp_path):
 def test_bad_fields_are_named(golden, config, tmp_path, field, value, message):
     config.evaluation[field] = value
     with pytest.raises((ValueError, OSError), match=message):
+        evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+
+
+def test_search_is_one_more_method(golden, folder, config, tmp_path, fake_answers):
+    """Rows say what the search cost, and are those of the searcher alone; it may be added later, and goes on where it
+    stopped. Lines of the question file name the objects, or the answerer does."""
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    named = [row | {"targets": ["red ball", f"number {i}"], "cues": ["dog"]} for i, row in enumerate(rows)]
+    config.evaluation.questions = str(tmp_path / "named.jsonl")
+    (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    config.evaluation.search.detector = str(golden / "owlvit_tiny")
+    config.evaluation.search.grid = (2, 2)
+    run = tmp_path / "run"
+    evaluate.evaluate(cfg.read(config), run, golden / "tspo_agent")
+    config.evaluation.methods = ("uniform", "tstar")
+    summary = evaluate.evaluate(cfg.read(config), run, golden / "tspo_agent")
+    assert {row["method"] for row in summary["accuracy"]} == {"uniform", "tstar"}
+    gains = {(row["method"], row["baseline"]) for row in summary["differences"]}
+    assert gains == {("tstar", "uniform")}
+    written = [json.loads(line) for line in (run / "evaluation" / "rows.jsonl").read_text().splitlines()]
+    searched = [row for row in written if "searched" in row]
+    assert len(searched) == 12 * 2 and all(row["method"] == "tstar" for row in searched)
+    searcher = evaluate.make_searcher(cfg.read(config), None)
+    for row in (row for row in searched if row["k"] == 4):
+        found = searcher(
+            stored_source(FrameStore(folder / "store"), row["video"]), "Why?", 4, ("red ball", f"number {row['id']}"),
+            ("dog",),
+        )  # fmt: skip
+        assert row["candidate_idx"] == found.picks.tolist() and row["searched"] == found.searched
+        assert row["searched"]["frames"] >= 4 and row["searched"]["detections"] >= 1
+
+
+@pytest.mark.parametrize("reply", [(("red ball",), ("dog",)), ValueError("the answerer named no objects")])
+def test_objects_that_the_answerer_names(golden, config, tmp_path, fake_answers, monkeypatch, reply):
+    """It is asked where a line names none, with the options; where it names none, frames are evenly spaced."""
+    asked = []
+
+    def ground(frames, question):
+        asked.append(question)
+        if isinstance(reply, ValueError):
+            raise reply
+        return reply
+
+    monkeypatch.setattr(evaluate, "grounder", lambda answerer: ground)
+    config.evaluation.search.detector = str(golden / "owlvit_tiny")
+    config.evaluation.methods, config.evaluation.budgets = ("uniform", "tstar"), (4,)
+    evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    assert len(asked) == 12 and asked[0].endswith("?\nA. one\nB. two\nC. three\nD. four")
+    rows = [json.loads(line) for line in (tmp_path / "evaluation" / "rows.jsonl").read_text().splitlines()]
+    uniform = {row["id"]: row for row in rows if row["method"] == "uniform"}
+    for row in (row for row in rows if row["method"] == "tstar"):
+        searched = row["searched"]
+        if isinstance(reply, ValueError):
+            assert row["candidate_idx"] == uniform[row["id"]]["candidate_idx"]
+            assert searched["fallback"] == "the answerer named no objects" and searched["targets"] == []
+        else:
+            assert (searched["targets"], searched["cues"]) == (["red ball"], ["dog"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("detector", "", "search.detector is empty"),
+        ("schedule", "fast", "config.evaluation.search: schedule is 'fast'"),
+        ("share", 0.0, "config.evaluation.search: share is 0.0"),
+        ("threshold", 2.0, "config.evaluation.search: threshold is 2.0"),
+        ("grid", (0, 1), "config.evaluation.search: grid is"),
+    ],
+)
+def test_search_that_makes_no_sense(golden, config, tmp_path, field, value, message):
+    config.evaluation.methods = ("tstar",)
+    config.evaluation.search.update({"detector": str(golden / "owlvit_tiny"), field: value})
+    with pytest.raises(ValueError, match=message):
         evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
 
 

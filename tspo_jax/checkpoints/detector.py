@@ -73,7 +73,7 @@ class Detector:
             raise ValueError("the detector is given nothing to look for")
         Q = -(-len(texts) // QUERY_MULTIPLE) * QUERY_MULTIPLE
         ids = np.pad(self.token_ids(texts), ((0, Q - len(texts)), (0, 0)))
-        cut = [text for text in texts if len(self.tokenizer(text)["input_ids"]) > self.max_tokens]
+        cut = [text for text in texts if len(self.tokenizer(text, verbose=False)["input_ids"]) > self.max_tokens]
         embeddings = self._encode(self.params, jax.device_put(ids, sharding.replicated(self.mesh)))
         return Queries(tuple(texts), embeddings, np.arange(Q) < len(texts), tuple(cut))
 

@@ -3,7 +3,8 @@
 Keys in the TSPO-10K format: `video` (path below the video folder), `original_question` ("<image>\n{stem}\nA. ..\nB. .."
 and maybe one of two closing sentences), `solution` ("<answer>a</answer>"), `type` ("general" or "specific").
 `original_answer`, `problem` and `complete_answer` are part of the format but no one reads them. Optional: `id`
-(unique), `family` (name of a group to report apart) and `evidence` ([[start, end], ...] in seconds).
+(unique), `family` (name of a group to report apart), `evidence` ([[start, end], ...] in seconds), `targets` and `cues`
+(names of what a search of the video looks for, and of what may be near it).
 
 Written by hand, and as the columns of a table: `video`, `question`, `options` (a list; in a table one per line of the
 cell, or separated by |) or a column for each (A, B, C ...), `answer` (a letter, or the text of the right option);
@@ -63,6 +64,8 @@ class Question:
     source: str
     family: str | None = None
     evidence: tuple[tuple[float, float], ...] = ()
+    targets: tuple[str, ...] = ()
+    cues: tuple[str, ...] = ()
 
 
 def read_questions(
@@ -276,7 +279,21 @@ def question_of_row(row: dict, index: int, source: str, video_folder: str | Path
         last = LETTERS[: len(options)][-1]
         raise QuestionError(f"solution: {texts['solution']!r:.60} does not name one of the options A-{last}")
     evidence = tuple(_spans(row.get("evidence") or []))
-    return Question(index, video, query, question, options, answer, texts["type"], source, row.get("family"), evidence)
+    targets, cues = (_names(row, field) for field in ("targets", "cues"))
+    return Question(
+        index,
+        video,
+        query,
+        question,
+        options,
+        answer,
+        texts["type"],
+        source,
+        row.get("family"),
+        evidence,
+        targets,
+        cues,
+    )
 
 
 def _json_object(line: bytes) -> dict | QuestionError:
@@ -305,6 +322,13 @@ def text_field(row: dict, field: str) -> str:
     except UnicodeEncodeError:
         raise QuestionError(f"{field}: has half of a surrogate pair, or bytes that are not UTF-8") from None
     return value
+
+
+def _names(row: dict, field: str) -> tuple[str, ...]:
+    names = row.get(field) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise QuestionError(f"{field}: must be a list of names, not {names!r:.60}")
+    return tuple(names)
 
 
 def _spans(value: object) -> Iterator[tuple[float, float]]:

@@ -49,6 +49,7 @@ class Item:
       groups: grouping -> the labels of this question (several only for LVBench's question types).
       duration, fps: of the video, in seconds and frames per second; None where the file does not say.
       moments: annotated evidence, spans in seconds (start = end for a point in time).
+      targets, cues: names of what a search of the video looks for, and of what may be near it.
     """
 
     id: str
@@ -61,6 +62,8 @@ class Item:
     duration: float | None = None
     fps: float | None = None
     moments: tuple[tuple[float, float], ...] = ()
+    targets: tuple[str, ...] = ()
+    cues: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

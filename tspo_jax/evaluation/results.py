@@ -24,7 +24,7 @@ from rich import box
 from rich.table import Table
 
 from tspo_jax.evaluation import statistics
-from tspo_jax.selection.methods import METHODS
+from tspo_jax.selection.methods import NAMES, SEARCH
 
 INDEX_FILE = "frame-idx"  # the method of rows whose frames come from an index file
 PERMUTED, RANDOM, BLANK = CONTROLS = ("permuted", "random", "blank")
@@ -118,7 +118,7 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, ma
             estimate = statistics.clustered_mean(correct, videos, seed, RESAMPLES, weights=weights)
             numbers = {"n": len(ids), "accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
             accuracy.append({"method": method, "k": k} | where | numbers)
-        for baseline in BASELINES if method in (*trained, INDEX_FILE) else ():
+        for baseline in BASELINES if method in (*trained, SEARCH, INDEX_FILE) else ():
             other = answers.get((baseline, k), {})
             for where, ids, weights in _groups({i: row for i, row in own.items() if i in other}, macro):
                 a, videos = _correct(own, ids)
@@ -129,7 +129,7 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, ma
                 noise = difference.inside_noise or (where["label"] == ALL and abs(difference.value) <= floors.get(k, 0))
                 numbers |= {"mcnemar_p": statistics.mcnemar(a, b), "inside_noise": noise}
                 differences.append({"method": method, "baseline": baseline, "k": k} | where | numbers)
-    order = [*CONTROLS, *METHODS, INDEX_FILE]
+    order = [*CONTROLS, *NAMES, INDEX_FILE]
     for table_rows in (accuracy, differences):  # the order of the file's rows, in which they were answered, is no use
         table_rows.sort(
             key=lambda row: (

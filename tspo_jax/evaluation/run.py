@@ -21,8 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tspo_jax import config as config_module
 from tspo_jax.answering import prompts
 from tspo_jax.answering.frame_answers import PROMPT_MULTIPLE, Request, answer_requests
+from tspo_jax.answering.grounding import grounder
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.detector import load_detector
 from tspo_jax.checkpoints.folders import (
     Answerer,
     ClipEncoder,
@@ -46,6 +48,9 @@ from tspo_jax.runs import run_folder
 from tspo_jax.selection import methods
 from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, pick
 from tspo_jax.selection.scoring import read_agent as read_agent_of_run
+from tspo_jax.selection.searching import Searcher
+from tspo_jax.selection.tstar import SearchOptions
+from tspo_jax.selection.video_source import stored_source
 
 FOLDER = "evaluation"  # in the run folder
 
@@ -61,6 +66,7 @@ class FrameSet:
       scores: of the picks, by the agent.
       order: the question's options in terms of the original ones.
       blank: black frames are shown instead.
+      searched: what the search that chose them reports, by (method, K).
     """
 
     item: Item
@@ -69,6 +75,7 @@ class FrameSet:
     scores: tuple[float, ...]
     order: tuple[int, ...]
     blank: bool = False
+    searched: Mapping[tuple[str, int], dict] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(
@@ -126,7 +133,10 @@ def evaluate(
         task = progress.add_task("evaluating", total=len(wanted), completed=len(wanted) - len(todo))
         if todo:
             answerer = _load_answerer(config, mesh)
-            sets = choose(items, store, Scorer(clip, agent), todo, chosen, config.seed)
+            searcher = (
+                make_searcher(config, answerer) if any(method == methods.SEARCH for _, method, _ in todo) else None
+            )
+            sets = choose(items, store, Scorer(clip, agent), todo, chosen, config.seed, searcher)
             a = config.answerer
             rollout = Rollout.of(
                 answerer,
@@ -155,8 +165,8 @@ def check(asked: config_module.Evaluation) -> None:
     """Raises ValueError for fields of config.evaluation that make no sense."""
     if not asked.questions:
         raise ValueError("config.evaluation.questions is empty: name a jsonl file of questions or annotation file")
-    if unknown := set(asked.methods) - set(methods.METHODS):
-        known = ", ".join(methods.METHODS)
+    if unknown := set(asked.methods) - set(methods.NAMES):
+        known = ", ".join(methods.NAMES)
         raise ValueError(f"config.evaluation.methods has {sorted(unknown)[0]!r}, which is not one of {known}")
     if unknown := set(asked.controls) - set(results.CONTROLS):
         known = ", ".join(results.CONTROLS)
@@ -165,6 +175,12 @@ def check(asked: config_module.Evaluation) -> None:
         raise ValueError("config.evaluation.controls: permuted is compared with method uniform, which methods lacks")
     if not asked.methods or not asked.budgets or any(type(k) is not int or k < 1 for k in asked.budgets):
         raise ValueError("config.evaluation: at least one method and one budget (frames, at least 1) are needed")
+    if methods.SEARCH in asked.methods:
+        search_options(asked.search, 0)
+        if not asked.search.detector:
+            raise ValueError(
+                f"config.evaluation.search.detector is empty: method {methods.SEARCH} needs an OWL-ViT folder"
+            )
     if asked.protocol not in benchmarks.PROTOCOLS:
         raise ValueError(f"config.evaluation.protocol is {asked.protocol!r}, not {' or '.join(benchmarks.PROTOCOLS)}")
 
@@ -184,6 +200,8 @@ def read_items(config: Config) -> list[Item]:
             answer=q.answer,
             groups={"family": (q.family,)} if q.family else {},
             moments=q.evidence,
+            targets=q.targets,
+            cues=q.cues,
         )
         for q in read_questions(asked.questions)[0]
     ]
@@ -228,7 +246,7 @@ def read_agent(config: Config, folder: str | Path) -> tuple:
 def settings(config: Config, clip: ClipEncoder, agent: tuple) -> dict:
     """What the rows of an evaluation depend on; methods and budgets may be added later, the rest may not change."""
     asked = config.evaluation
-    return {
+    found = {
         "benchmark": asked.benchmark,
         "questions": asked.questions,
         "questions_sha256": _sha256(asked.questions),
@@ -243,7 +261,13 @@ def settings(config: Config, clip: ClipEncoder, agent: tuple) -> dict:
         | {"identity": weights.checkpoint_identity(config.answerer.folder)},
         "protocol": asked.protocol,
         "seed": config.seed,
-    } | ({"frame_idx_sha256": _sha256(asked.frame_idx)} if asked.frame_idx else {})
+    }
+    if asked.frame_idx:
+        found["frame_idx_sha256"] = _sha256(asked.frame_idx)
+    if asked.search.detector:
+        found["search"] = dataclasses.asdict(asked.search)
+        found["search"]["identity"] = weights.checkpoint_identity(asked.search.detector)
+    return found
 
 
 def parameters_sha256(agent: dict) -> str:
@@ -261,6 +285,23 @@ def _sha256(path: str) -> str:
 # ---- select ----------------------------------------------------------------------------------------------
 
 
+def search_options(search: config_module.Search, seed: int) -> SearchOptions:
+    """Raises ValueError naming what makes no sense."""
+    try:
+        return SearchOptions(search.schedule, search.grid, search.share, search.threshold, seed)
+    except ValueError as error:
+        raise ValueError(f"config.evaluation.search: {error}") from None
+
+
+def make_searcher(config: Config, answerer: Answerer) -> Searcher:
+    """Of method tstar; the answerer names objects for questions whose lines do not. The detector is whole on every
+    device, which share its pictures."""
+    mesh = sharding.make_mesh((("data", -1), ("model", 1)), jax.local_devices())
+    search = config.evaluation.search
+    detector = load_detector(search.detector, jnp.dtype(config.answerer.dtype), mesh)
+    return Searcher(detector, search_options(search, config.seed), ground=grounder(answerer))
+
+
 def choose(
     items: Sequence[Item],
     store: FrameStore,
@@ -268,8 +309,10 @@ def choose(
     todo: Set[tuple[str, str, int]],
     chosen: Mapping[str, tuple[int, ...]],
     seed: int,
+    searcher: Searcher | None = None,
 ) -> Iterator[FrameSet]:
-    """The frame sets of the (id, method, k) in `todo`, video by video; `chosen` are those of an index file."""
+    """The frame sets of the (id, method, k) in `todo`, video by video; `chosen` are those of an index file, and
+    `searcher` those of method tstar."""
     choices: dict[str, list[tuple[str, int]]] = {}
     for item_id, method, k in sorted(todo):
         choices.setdefault(item_id, []).append((method, k))
@@ -279,11 +322,12 @@ def choose(
     for item, text in zip(asked, texts, strict=True):
         asked_about.setdefault(item.video, []).append((item, text))
     for video, questions in asked_about.items():
-        features = store.features(video)
+        features, source = store.features(video), stored_source(store, video)
         for item, text in questions:
             clip_scores, scores = scorer(features, text)
             order = tuple(range(len(item.options)))
             agreeing: dict[tuple, list[tuple[str, int]]] = {}
+            searched = {}
             for method, k in choices[item.id]:
                 if method == results.INDEX_FILE:
                     picks = chosen[item.id]
@@ -291,6 +335,9 @@ def choose(
                     picks = pick("topk", clip_scores, random_generator(seed, item, k).random(len(scores)), k).tolist()
                 elif method in results.CONTROLS:
                     picks = pick("uniform", clip_scores, scores, k).tolist()
+                elif method == methods.SEARCH:
+                    found = searcher(source, with_options(item), k, item.targets, item.cues)
+                    picks, searched[method, k] = found.picks.tolist(), found.searched
                 else:
                     picks = pick(method, clip_scores, scores, k).tolist()
                 asked_as = method if method in (results.PERMUTED, results.BLANK) else ""
@@ -301,7 +348,13 @@ def choose(
                     shuffled = shuffled_order(seed, item)
                     yield FrameSet(benchmarks.permuted(item, shuffled), picks, tuple(chosen_by), of_picks, shuffled)
                 else:
-                    yield FrameSet(item, picks, tuple(chosen_by), of_picks, order, asked_as == results.BLANK)
+                    blank = asked_as == results.BLANK
+                    yield FrameSet(item, picks, tuple(chosen_by), of_picks, order, blank, searched)
+
+
+def with_options(item: Item) -> str:
+    """A question and its options, one a line."""
+    return "\n".join([item.query, *(f"{benchmarks.LETTERS[i]}. {text}" for i, text in enumerate(item.options))])
 
 
 def random_generator(seed: int, item: Item, k: int) -> np.random.Generator:
@@ -364,7 +417,12 @@ def to_rows(frame_set: FrameSet, text: str, store: FrameStore, config: Config) -
         "correct": letter == item.answer,
         "groups": {name: list(labels) for name, labels in item.groups.items()},
     }
-    return [row | {"method": method, "k": k} for method, k in frame_set.choices]
+    rows = []
+    for choice in frame_set.choices:
+        method, k = choice
+        searched = {"searched": frame_set.searched[choice]} if choice in frame_set.searched else {}
+        rows.append(row | {"method": method, "k": k} | searched)
+    return rows
 
 
 def _load_answerer(config: Config, mesh: jax.sharding.Mesh) -> Answerer:

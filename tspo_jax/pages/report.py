@@ -23,6 +23,7 @@ from tspo_jax.pages.charts import Curve
 from tspo_jax.pages.report_page import Choice, Example
 from tspo_jax.runs import run_folder
 from tspo_jax.runs.metrics import read_rows
+from tspo_jax.selection import methods
 from tspo_jax.selection.scoring import Scorer
 
 NAMES = {
@@ -31,6 +32,7 @@ NAMES = {
     "topk": "trained agent, top-k",
     "bin-max": "trained agent, bin-max",
     "aks": "trained agent, AKS",
+    methods.SEARCH: "T*, search by a detector",
     INDEX_FILE: "index file",
 }  # method -> name for the reader
 SHOWN = ("uniform", "clip-topk", "topk")

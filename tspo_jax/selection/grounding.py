@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tspo_jax.selection.tstar import objects
 
 NUM_FRAMES = 8  # of the video that the model is shown
-MAX_NEW_TOKENS = 512
+MAX_NEW_TOKENS = 128  # of two lines of four names each; the published code allows 512
 MAX_TARGETS, MAX_CUES = 4, 4  # a fixed number of texts for the detector
 _HEADING = re.compile(r"^(?:\W*\d+\s*[.)]|[*\-•#]+|\W*(?:key|cue|target)s?\s*(?:objects?)?\**\s*:)\s*", re.IGNORECASE)
 _NOTHING = {"none", "n/a", "na", "nothing", "no cue", "no objects"}

@@ -63,6 +63,8 @@ def fill_evenly(picks: np.ndarray, num_frames: int, k: int) -> np.ndarray:
 
 
 METHODS = {"topk": topk, "bin-max": bin_max, "aks": aks, "uniform": uniform, "clip-topk": topk}
+SEARCH = "tstar"  # looks for named objects instead of scoring candidates: searching.py
+NAMES = (*METHODS, SEARCH)
 
 
 def select(method: str, scores: np.ndarray, clip_scores: np.ndarray, k: int) -> np.ndarray:

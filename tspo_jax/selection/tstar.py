@@ -231,8 +231,8 @@ def mixed_draw(rng: np.random.Generator, score: np.ndarray, unseen: np.ndarray, 
     """`count` frames that were not seen: int [count], half of them where it looks good, half where little was seen.
 
     The first half comes from the best quarter by linear interpolation between the scores of the seen frames, the more
-    likely the more a frame stands out from that quarter, less so the next neighbours of seen frames, which would show
-    the same. The other half is uniform among the unseen frames that are farther from any seen one than the median.
+    likely the more a frame stands out from that quarter, less so the neighbours of seen frames, which would show the
+    same. The other half is uniform among the unseen frames that are farther from any seen one than the median.
 
     Args:
       score: float [N].
@@ -245,7 +245,7 @@ def mixed_draw(rng: np.random.Generator, score: np.ndarray, unseen: np.ndarray, 
 
     expected = np.interp(candidates, seen, score[seen])
     best = np.argsort(-expected, kind="stable")[: max(count, int(BEST_SHARE * len(candidates)))]
-    stands_out = (expected[best] - expected[best[-1]] + UNSEEN_SCORE) * np.minimum(distance[best], SPREAD_REACH)
+    stands_out = (expected[best] - expected[best[-1]] + UNSEEN_SCORE) * np.minimum(distance[best], 2 * SPREAD_REACH)
     promising = rng.choice(best, -(-count // 2), replace=False, p=stands_out / stands_out.sum())
 
     others = np.setdiff1d(np.arange(len(candidates)), promising)

@@ -27,6 +27,7 @@ class Source:
       duration: seconds.
       candidates: () -> Candidates; the first call decodes and encodes unless they are in a store.
       pictures: ascending candidate indices -> frames uint8 [H, W, 3].
+      fps, num_video_frames, decoder: of the video.
     """
 
     name: str
@@ -35,6 +36,9 @@ class Source:
     duration: float
     candidates: Callable[[], Candidates]
     pictures: Callable[[Sequence[int]], list[np.ndarray]]
+    fps: float
+    num_video_frames: int
+    decoder: str
 
     def times(self, picks: Sequence[int]) -> FrameTimes:
         """Of candidates, ascending."""
@@ -54,6 +58,9 @@ def file_source(path: str | Path, name: str, clip: ClipEncoder | None) -> Source
         len(video.timestamps) / video.fps,
         functools.cache(lambda: encode_video(video, clip, _progress_bar)),
         lambda picks: list(video.frames(frame_idx[list(picks)])),
+        video.fps,
+        video.num_frames,
+        video.decoder,
     )
 
 
@@ -67,6 +74,9 @@ def stored_source(store: FrameStore, name: str) -> Source:
         video.duration,
         functools.cache(lambda: stored_candidates(store, name)),
         lambda picks: list(store.frames(name, picks)),
+        video.fps,
+        video.num_video_frames,
+        video.decoder,
     )
 
 
