@@ -137,6 +137,23 @@ def test_the_agent_moved(golden, undisturbed):
     assert 1e-4 < change < 1e-2
 
 
+def test_what_a_run_computes_from_is_bound_by_content(config, tmp_path):
+    """Other questions under the same path are refused by name; the same ones under another path are not."""
+
+    def asking(path):
+        return dataclasses.replace(config, num_steps=2, data=dataclasses.replace(config.data, questions=str(path)))
+
+    questions, moved = tmp_path / "questions.jsonl", tmp_path / "elsewhere" / "moved.json"
+    shutil.copy(config.data.questions, questions)
+    moved.parent.mkdir()
+    moved.write_text(json.dumps([json.loads(line) for line in questions.read_text().splitlines()]))
+    first, _ = run(asking(questions), tmp_path / "run")
+    assert run(asking(moved), tmp_path / "run")[0] == first
+    moved.write_text(moved.read_text().replace("at moment 7", "at the moment 7"))
+    with pytest.raises(RunFolderError, match=r"began with other content of config.data.questions: "):
+        run(asking(moved), tmp_path / "run")
+
+
 def test_resuming_is_exact(config, undisturbed, tmp_path, monkeypatch):
     """Stopped after step 5, started again: continues from the checkpoint of step 3 as if nothing had happened."""
     picked = []

@@ -48,8 +48,9 @@ from tspo_jax.config import MAY_DIFFER, Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.loader import Batch, Loader, LoaderConfig
 from tspo_jax.data.needle import NeedleConfig
-from tspo_jax.data.questions import read_questions
+from tspo_jax.data.questions import questions_sha256, read_questions
 from tspo_jax.devices import sharding
+from tspo_jax.evaluation.run import parameters_sha256
 from tspo_jax.pages import report
 from tspo_jax.runs.loop import Evaluated, Loop, define_flags, run_from_flags
 from tspo_jax.runs.run_folder import check_run
@@ -59,6 +60,8 @@ from tspo_jax.tspo.environment import Environment
 from tspo_jax.tspo.held_out import MAIN, HeldOut
 from tspo_jax.tspo.programs import TrainState
 
+# Fields of the config that name files: what they hold may not change in a run, where they lie may.
+CONTENT = ("data.questions", "data.store", "agent.clip", "agent.init", "answerer.folder")
 LOSS_NOTE = (
     "The loss is 0 by construction: rewards count relative to their group's mean, so only its gradient says something. "
     "Watch the rewards rise; groups whose rewards are all equal (dead) teach nothing."
@@ -73,7 +76,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     """
     mesh = sharding.make_mesh(config.mesh.axes, devices or jax.devices())
     sharding.check_batch_size(mesh, config.batch_size)
-    check_run(run_dir, dataclasses.asdict(config), MAY_DIFFER)
+    check_run(run_dir, dataclasses.asdict(config), (*MAY_DIFFER, *CONTENT))
 
     # What is trained.
     graphdef, agent = load_agent(
@@ -114,6 +117,14 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     environment.check_frame_sizes(store, answerer, budgets)
     per_question |= environment.arrays_per_question(config, questions, answerer)
 
+    content = {
+        "data.questions": questions_sha256(questions),
+        "data.store": store.features_sha256({question.video for question in questions}),
+        "agent.clip": store.clip_identity,
+        "agent.init": parameters_sha256(agent),
+        "answerer.folder": weights.checkpoint_identity(a.folder),
+    }
+
     def shape_of(step: int, rows: Batch) -> tuple[str, int] | None:
         return None if step < config.policy.warm_start_steps else step_cost.shape_of(rows)
 
@@ -121,7 +132,17 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         loader = Loader(store, questions, loader_config(config), config.seed, per_question, *sharding.data_slice(mesh))
         stack.enter_context(loader)
         put, columns = partial(actor.put, mesh), step_metrics.COLUMNS
-        loop = Loop(run_dir, config, loader, put=put, shape_of=shape_of, may_differ=MAY_DIFFER, columns=columns)
+        loop = Loop(
+            run_dir,
+            config,
+            loader,
+            put=put,
+            shape_of=shape_of,
+            may_differ=MAY_DIFFER,
+            content=content,
+            setting=held_out.setting if held_out else "",
+            columns=columns,
+        )
         stack.enter_context(loop)
         for line in bad_lines:
             loop.note(f"left out: {line}")

@@ -74,6 +74,15 @@ def assert_equal(a, b):
             np.testing.assert_array_equal(x[name], y[name], err_msg=name)
 
 
+@pytest.mark.parametrize("num", [1, 3, 7])
+def test_copies_of_a_question_in_a_batch_are_told_apart(store, num):
+    questions = [question(i, sorted(LENGTHS)[i % 3], "general") for i in range(num)]
+    batches, _ = take(12, store, questions, CONFIG, seed=1)
+    for batch in batches:
+        rows = list(zip(batch["index"].tolist(), batch["copy"].tolist(), strict=True))
+        assert len(set(rows)) == len(rows) and (batch["copy"] >= 0).all() and batch["copy"].min() == 0
+
+
 def test_candidates_of_the_original():
     assert list(candidate_frames(50, 50, 128)) == list(range(50))
     np.testing.assert_array_equal(candidate_frames(128, 50, 128), np.arange(128))

@@ -14,10 +14,12 @@ from tspo_jax.runs.run_folder import (
     ABSENT,
     Checkpoints,
     RunFolderError,
+    check_content,
     check_run,
     differences,
     find_checkpoint,
     in_use,
+    write_content,
     write_run_config,
 )
 from tspo_jax.selection.scoring import read_agent
@@ -118,6 +120,23 @@ def test_the_best_is_kept_beside_the_newest(tmp_path, state):
     with Checkpoints(tmp_path, keep=1) as checkpoints:  # a later start knows the scores
         checkpoints.save(8, state, {}, 0.7)
     assert find_checkpoint(tmp_path / "best").name == "5"
+
+
+def test_scores_of_another_setting_are_no_match(tmp_path, state):
+    with Checkpoints(tmp_path, keep=1, setting="one") as checkpoints:
+        checkpoints.save(1, state, {}, 0.9)
+    with Checkpoints(tmp_path, keep=1, setting="two") as checkpoints:
+        for step, score in ((2, 0.5), (3, 0.7), (4, 0.6), (5, 0.2)):
+            checkpoints.save(step, state, {}, score)
+    assert find_checkpoint(tmp_path / "best").name == "3"
+
+
+def test_content_is_bound(tmp_path):
+    check_content(tmp_path, {"data.questions": "a"})
+    write_content(tmp_path, {"data.questions": "a", "agent.clip": "c"})
+    check_content(tmp_path, {"data.questions": "a", "agent.clip": "c"})
+    with pytest.raises(RunFolderError, match=r"other content of config.data.questions: .* choose another --run_dir"):
+        check_content(tmp_path, {"data.questions": "b", "agent.clip": "c"})
 
 
 def test_an_agent_of_another_size_or_kind_is_refused(tmp_path, state):

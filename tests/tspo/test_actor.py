@@ -56,7 +56,7 @@ LIVE, DEAD = [0.0, 1.0], [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("rewards", "draws", "total"),
+    ("rewards", "draws", "optimised"),
     [
         ([[LIVE, LIVE]], [140, 140], [LIVE, LIVE]),
         ([[DEAD, LIVE], [LIVE, DEAD]], [141, 140], [LIVE, LIVE]),
@@ -64,10 +64,13 @@ LIVE, DEAD = [0.0, 1.0], [1.0, 1.0]
         ([[DEAD, LIVE], [DEAD, DEAD], [DEAD, LIVE]], [142, 140], [DEAD, LIVE]),
     ],
 )
-def test_dead_groups_are_replaced_until_none_is_left(rewards, draws, total):
+def test_dead_groups_are_replaced_until_none_is_left(rewards, draws, optimised):
+    """What is logged is what the policy drew at first; what is optimised, what was drawn instead."""
     actor, environment = make_actor(rewards, dead_groups="resample", resamples=2)
     found = measured(actor, environment, Stopwatch())
-    assert found == (draws, {"total": total, "unique_frames": [float(x) for x in draws]})
+    dead, after = ([float(group == DEAD) for group in groups] for groups in (rewards[0], optimised))
+    logged = {"total": rewards[0], "unique_frames": [140.0, 140.0], "dead_groups": dead}
+    assert found == (draws, logged | {"optimised": optimised, "dead_after_resampling": after})
     assert environment.asked == len(rewards)
 
 

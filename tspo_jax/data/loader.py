@@ -59,7 +59,8 @@ def candidate_frames(num_stored: int, min_frames: int, max_frames: int) -> np.nd
 class Loader(Iterator[Batch]):
     """Endless batches of this process: B rows with T candidates each. A context manager that ends its threads.
 
-    A batch has `kind` (str), `k` (int), `index` int32 [B] (question), `features` float32 [B,T,D] (zero where padded),
+    A batch has `kind` (str), `k` (int), `index` int32 [B] (question), `copy` int32 [B] (tells rows of a batch with the
+    same question apart), `features` float32 [B,T,D] (zero where padded),
     `mask` bool [B,T] (padding on the right), `needle_mask` bool [B,T] (frame of the target; all False in `general`),
     `video` int32 [B,T] (position in `names`) and `frame` int32 [B,T] (stored frame), both -1 where padded, and the
     rows of the per-question arrays.
@@ -93,7 +94,7 @@ class Loader(Iterator[Batch]):
             .seed((seed + number) % 2**32)
             .shuffle()
             .repeat()
-            .map_with_index(_Sample(samples, kind, bucket))[process_index::process_count]
+            .map_with_index(_Sample(samples, kind, bucket, len(rows)))[process_index::process_count]
             .batch(config.batch_size // process_count, drop_remainder=True, batch_fn=_stack)
             for number, ((kind, bucket), rows) in enumerate(groups.items())
         ]
@@ -216,11 +217,11 @@ class _Samples:
 class _Sample:
     """The map of one (kind, bucket) group: (number of the draw, position of the question) -> one row of a batch."""
 
-    def __init__(self, samples: _Samples, kind: str, bucket: int):
-        self.samples, self.kind, self.bucket = samples, kind, bucket
+    def __init__(self, samples: _Samples, kind: str, bucket: int, num_questions: int):
+        self.samples, self.kind, self.bucket, self.num_questions = samples, kind, bucket, num_questions
 
     def __call__(self, draw: int, position: int) -> Batch:
-        samples, position = self.samples, int(position)
+        samples, position, batch_size = self.samples, int(position), self.samples.config.batch_size
         question = samples.questions[position]
         refs = samples.composition(question, draw)
         padding = (0, self.bucket - len(refs.video))
@@ -228,6 +229,8 @@ class _Sample:
             "kind": self.kind,
             "k": samples.config.picks[self.kind],
             "index": np.int32(question.index),
+            # The same question comes again in another epoch: how many began since this batch did.
+            "copy": np.int32(draw // self.num_questions - draw // batch_size * batch_size // self.num_questions),
             "features": self._features(refs),
             "mask": np.arange(self.bucket) < len(refs.video),
             "needle_mask": np.pad(refs.mask, padding),

@@ -13,6 +13,7 @@ cell, or separated by |) or a column for each (A, B, C ...), `answer` (a letter,
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -161,6 +162,14 @@ def raise_if_bad(path: Path, questions: list, errors: list[str], strict: bool) -
         more = f"\n... and {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
         of_all = f" of {len(questions) + len(errors)}" if questions else ""
         raise QuestionError(f"{len(errors)} bad question(s){of_all}\n" + "\n".join(errors[:_SHOWN_ERRORS]) + more)
+
+
+def questions_sha256(questions: Sequence[Question]) -> str:
+    """Tells lists of questions apart, in whatever form and place they are written."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(repr(dataclasses.astuple(dataclasses.replace(question, source=""))).encode())
+    return digest.hexdigest()[:16]
 
 
 def video_path(name: str, field: str = "video") -> str:

@@ -49,7 +49,15 @@ from tspo_jax.config import GENERAL_MAY_DIFFER, General
 from tspo_jax.devices import processes
 from tspo_jax.runs.metrics import DeviceClock, Stopwatch
 from tspo_jax.runs.preemption import EXIT_STATUS, Preemption
-from tspo_jax.runs.run_folder import Checkpoints, State, check_run, in_use, write_run_config
+from tspo_jax.runs.run_folder import (
+    Checkpoints,
+    State,
+    check_content,
+    check_run,
+    in_use,
+    write_content,
+    write_run_config,
+)
 from tspo_jax.runs.training_log import COLUMNS, Evaluated, Measured, NotFiniteError, TrainingLog
 
 Step = Callable[[int, State], tuple[State, Mapping[str, jax.Array | float]]]
@@ -110,6 +118,9 @@ class Loop(ExitStack):
       put: batch -> what `batch(step)` gives, made ahead while the device still works (say, its arrays on the devices).
       shape_of: (step, batch) -> what steps that take equally long have in common; None says nothing of other steps.
       may_differ: fields of the config that another start may change.
+      content: field of the config -> hash of what the file or folder that it names holds. Another start may find the
+        same content under another path, not other content.
+      setting: names what `evaluate` of `run` measures; only scores of one setting are compared.
       columns, report, quiet: of the log (TrainingLog).
     Raises: RunFolderError for a folder in use, of another config, or none of this machine.
     """
@@ -123,6 +134,8 @@ class Loop(ExitStack):
         put: Callable[[Any], Any] = lambda batch: batch,
         shape_of: Callable[[int, Any], Hashable | None] = lambda step, batch: "",
         may_differ: tuple[str, ...] = GENERAL_MAY_DIFFER,
+        content: Mapping[str, str] | None = None,
+        setting: str = "",
         columns: Mapping[str, str] = COLUMNS,
         report: Callable[[Mapping[str, float]], None] | None = None,
         quiet: bool = False,
@@ -130,6 +143,7 @@ class Loop(ExitStack):
         super().__init__()
         self._run_dir, self._config, self._batches, self._may_differ = Path(run_dir), config, batches, may_differ
         self._put, self._shape_of = put, shape_of
+        self._content, self._setting = content or {}, setting
         self._log_options = {"columns": columns, "report": report, "quiet": quiet}
         self._taken: dict[int, _Taken] = {}  # batches of steps that are not done, by step
         self.watch = Stopwatch()
@@ -137,11 +151,16 @@ class Loop(ExitStack):
     def __enter__(self) -> "Loop":
         with ExitStack() as stack:  # closes what is open where something here fails
             record = dataclasses.asdict(self._config)
-            check_run(self._run_dir, record, self._may_differ)
+            check_run(self._run_dir, record, (*self._may_differ, *self._content))
+            check_content(self._run_dir, self._content)
             if jax.process_index() == 0:
                 stack.enter_context(in_use(self._run_dir))
                 write_run_config(self._run_dir, record)
-            self._checkpoints = stack.enter_context(Checkpoints(self._run_dir, self._config.keep_checkpoints))
+                if self._content:
+                    write_content(self._run_dir, self._content)
+            self._checkpoints = stack.enter_context(
+                Checkpoints(self._run_dir, self._config.keep_checkpoints, self._setting)
+            )
             self.start = self._checkpoints.latest_step()
             self.clock = stack.enter_context(DeviceClock())
             options = self._log_options

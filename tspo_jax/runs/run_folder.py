@@ -5,7 +5,9 @@ train.py), and the place of the data iterator. Frozen networks are never saved.
 """
 
 import fcntl
+import hashlib
 import json
+import math
 import os
 import re
 import socket
@@ -26,6 +28,8 @@ CHECKPOINTS = "checkpoints"
 STATE, ITERATOR = "state", "iterator"
 BEST = "best"  # a run folder's best checkpoint is called RUN_DIR/best
 SCORE = "score"  # by this metric
+SETTING = "setting"  # a number for what was evaluated
+CONTENT = "content.json"  # what a run computes from
 ABSENT = "(no such field)"
 State = TypeVar("State")  # a pytree; the fields of a named tuple are parts that can be read alone
 
@@ -59,6 +63,24 @@ def check_run(folder: str | Path, config: Mapping[str, Any], may_differ: tuple[s
         raise RunFolderError(
             f"{path} is missing, but there are checkpoints: not a run folder; choose another --run_dir"
         )
+
+
+def check_content(folder: str | Path, content: Mapping[str, str]) -> None:
+    """Raises RunFolderError where a run began with other content than `content`: field of its config -> hash of what
+    the file or folder of this name holds. Where that lies is all the same."""
+    path = Path(folder) / CONTENT
+    if path.is_file() and (found := differences(json.loads(path.read_text()), dict(content))):
+        changed = ", ".join(f"config.{name}" for name in found)
+        raise RunFolderError(
+            f"{folder} holds a run that began with other content of {changed}: what it computes would be of neither; "
+            "give it the former files, or choose another --run_dir"
+        )
+
+
+def write_content(folder: str | Path, content: Mapping[str, str]) -> None:
+    partial = Path(folder) / f"{CONTENT}.tmp"
+    partial.write_text(json.dumps(dict(content), indent=2) + "\n")
+    partial.replace(Path(folder) / CONTENT)
 
 
 @contextmanager
@@ -122,11 +144,14 @@ def differences(there: Mapping, here: Mapping, prefix: str = "") -> dict[str, tu
 
 class Checkpoints:
     """Orbax checkpoints of a run: saved in the background, whole or not at all; the newest `keep` are kept, and the
-    one with the best score."""
+    one with the best score. `setting` names what is evaluated: scores of another setting are no match for those of this
+    one."""
 
-    def __init__(self, folder: str | Path, keep: int):
+    def __init__(self, folder: str | Path, keep: int, setting: str = ""):
+        self._setting = _number(setting)
+
         def score(metrics):
-            return metrics[SCORE]
+            return metrics[SCORE] if metrics.get(SETTING, 0) == self._setting else -math.inf
 
         kept = preservation_policy.AnyPreservationPolicy(
             [
@@ -154,7 +179,8 @@ class Checkpoints:
         state = jax.tree.map(np.asarray, state)  # given device arrays, Orbax compiles programs to cut them up
         items = {name: ocp.args.StandardSave(tree) for name, tree in _parts(state).items()}
         args = ocp.args.Composite(**items, **{ITERATOR: ocp.args.JsonSave(dict(iterator))})
-        self._manager.save(step, args=args, metrics=None if score is None else {SCORE: score})
+        metrics = None if score is None else {SCORE: score, SETTING: self._setting}
+        self._manager.save(step, args=args, metrics=metrics)
 
     def restore(self, step: int, like: State) -> tuple[State, dict]:
         """State and iterator of the checkpoint after `step` updates, with the shapes and shardings of `like`.
@@ -214,7 +240,8 @@ def read_part(checkpoint: str | Path, name: str) -> Any:
 def find_checkpoint(folder: str | Path) -> Path:
     """The folder of one checkpoint: `folder` itself, or the newest of the run (or of the `checkpoints`) there.
 
-    RUN_DIR/best is the run's checkpoint with the best score of an evaluation during training.
+    RUN_DIR/best is the run's checkpoint with the best score of an evaluation during training, among those of the
+    setting that was evaluated last.
     """
     folder = Path(folder).absolute()
     if (folder / ITERATOR).is_dir():
@@ -223,7 +250,9 @@ def find_checkpoint(folder: str | Path) -> Path:
         scores = {path: score for path in _steps(folder.parent / CHECKPOINTS) if (score := _score(path)) is not None}
         if not scores:
             raise RunFolderError(f"{folder.parent}: no checkpoint was evaluated (config.held_out.every)")
-        return max(reversed(scores), key=scores.get)  # of equals the newest, as Orbax keeps it
+        *_, (_, setting) = scores.values()
+        last = {path: score for path, (score, of) in scores.items() if of == setting}
+        return max(reversed(last), key=last.get)  # of equals the newest, as Orbax keeps it
     found = _steps(folder / CHECKPOINTS if (folder / CHECKPOINTS).is_dir() else folder)
     if not found:
         raise RunFolderError(f"{folder}: holds no checkpoint; give a run folder, or runs/<name>/{CHECKPOINTS}/<step>")
@@ -244,6 +273,13 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def _score(checkpoint: Path) -> float | None:
+def _score(checkpoint: Path) -> tuple[float, int] | None:
+    """Score and setting."""
     path = checkpoint / "metrics" / "metrics"  # where Orbax puts them
-    return json.loads(path.read_text())[SCORE] if path.is_file() else None
+    metrics = json.loads(path.read_text()) if path.is_file() else None
+    return None if metrics is None else (metrics[SCORE], metrics.get(SETTING, 0))
+
+
+def _number(setting: str) -> int:
+    """Orbax keeps numbers alone: one that a float holds exactly."""
+    return int(hashlib.sha256(setting.encode()).hexdigest()[:12], 16) if setting else 0

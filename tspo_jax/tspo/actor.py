@@ -16,7 +16,10 @@ from tspo_jax.runs.metrics import DeviceClock, Stopwatch
 from tspo_jax.tspo import policy
 from tspo_jax.tspo.environment import Environment, Shown
 
-ARRAYS = ("index", "features", "text", "mask")  # of a batch, that the programs need
+ARRAYS = ("index", "copy", "features", "text", "mask")  # of a batch, that the programs need
+# What is measured besides where dead groups are drawn again: per draw, the rewards that are optimised; per group,
+# whether it was dead at first (so it was drawn again) and at last.
+RESAMPLED_DRAWS, RESAMPLED_GROUPS = ("optimised",), ("dead_groups", "dead_after_resampling")
 
 
 class Loaded(NamedTuple):
@@ -71,25 +74,25 @@ class Actor:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Draws and what was measured of them (environment.measure), as global arrays.
 
-        Where policy.dead_groups is resample, dead groups are drawn again by `drew` and replaced by what that gives.
+        Where policy.dead_groups is resample, dead groups are drawn again by `drew`, and what is optimised are the draws
+        and rewards (`optimised`) of that; all else that is measured describes what the policy drew at first.
         """
         environment, p = self._environment, self._config.policy
         draws, rows = drawn.draws, drawn.loaded.rows
         measured = environment.measure(rows, drawn.picks, answers, watch)
-        for attempt in range(1, 1 + (p.resamples if p.dead_groups == "resample" else 0)):
-            is_dead = policy.dead(measured["total"])
-            if not np.any(multihost_utils.process_allgather(is_dead.any())):
-                break
-            again = self.draw(step, drew, drawn.loaded, watch, attempt)
-            others = environment.measure(rows, again.picks, environment.ask(again.shown, watch), watch)
-            measured = {name: _where(is_dead, others[name], values) for name, values in measured.items()}
-            draws = _where_on_device(sharding.put_batch(self._mesh, is_dead), again.draws, draws)
+        if p.dead_groups == "resample":
+            rewards = measured["total"]
+            for attempt in range(1, 1 + p.resamples):
+                is_dead = policy.dead(rewards)
+                if not np.any(multihost_utils.process_allgather(is_dead.any())):
+                    break
+                again = self.draw(step, drew, drawn.loaded, watch, attempt)
+                others = environment.measure(rows, again.picks, environment.ask(again.shown, watch), watch)
+                rewards = np.where(is_dead[:, None], others["total"], rewards)
+                draws = _where_on_device(sharding.put_batch(self._mesh, is_dead), again.draws, draws)
+            was, is_still = (policy.dead(x).astype(np.float32) for x in (measured["total"], rewards))
+            measured |= {"optimised": rewards, "dead_groups": was, "dead_after_resampling": is_still}
         return draws, sharding.put_batch(self._mesh, measured)
-
-
-def _where(rows: np.ndarray, there: np.ndarray, elsewhere: np.ndarray) -> np.ndarray:
-    """bool [B], [B,...], [B,...] -> [B,...]."""
-    return np.where(rows.reshape(-1, *[1] * (there.ndim - 1)), there, elsewhere)
 
 
 @jax.jit

@@ -58,8 +58,8 @@ def make_optimizer(
 # ---- sampling --------------------------------------------------------------------------------------------
 
 
-def question_keys(seed, step, index: jax.Array) -> jax.Array:
-    """One random key per question, a function of (seed, step, question index) alone.
+def question_keys(seed, step, index: jax.Array, copy: jax.Array | None = None) -> jax.Array:
+    """One random key per question, a function of (seed, step, question index, copy) alone.
 
     Neither the place of a question in its batch nor the mesh changes its draw, and resuming needs no state.
 
@@ -67,12 +67,17 @@ def question_keys(seed, step, index: jax.Array) -> jax.Array:
       seed: of the run.
       step: optimiser step.
       index: int [B], index of each question in its file.
+      copy: int [B], which of the rows of a batch with the same question this is, so that each draws other groups;
+        0 = the first, and of all where it is None.
 
     Returns: keys [B].
     """
     # The generator is named because the default may be changed by a flag.
     step_key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
-    return jax.vmap(lambda i: jax.random.fold_in(step_key, i))(index)
+    keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(index)
+    if copy is None:
+        return keys
+    return jnp.where(copy > 0, jax.vmap(jax.random.fold_in)(keys, copy), keys)
 
 
 def gumbel_noise(keys: jax.Array, group_size: int, num_frames: int) -> jax.Array:

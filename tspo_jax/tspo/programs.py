@@ -79,7 +79,7 @@ def make_sample(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
 
     def sample(agent, batch, step, k, attempt=0):
         logits = score(graphdef, agent, batch, temperature(config, step))
-        keys = policy.question_keys(config.seed, step + attempt * config.num_steps, batch["index"])
+        keys = policy.question_keys(config.seed, step + attempt * config.num_steps, batch["index"], batch.get("copy"))
         return policy.gumbel_draws(keys, logits, config.policy.group_size, k)
 
     return jax.jit(sample, static_argnames="k", out_shardings=sharding.over_questions(mesh))
@@ -88,10 +88,10 @@ def make_sample(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
 def make_update(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
     """The program (state, batch, draws, measured, step, initial=None) -> (new state, metrics).
 
-    `state` is donated. `measured` is a dict of float arrays over `data`: `total` [B,G] is the reward that is optimised;
-    the mean of each is among the metrics, taken here so that it is one over all processes. `initial` is the agent that
-    the run started from, needed where config.policy.kl or kl_limit counts. With stale_steps the draws are those of
-    `state.drew`, and the agent before the update becomes the next one's.
+    `state` is donated. `measured` is a dict of float arrays over `data`: `optimised` [B,G], or else `total`, is the
+    reward that is optimised; the mean of each other one is among the metrics, taken here so that it is one over all
+    processes. `initial` is the agent that the run started from, needed where config.policy.kl or kl_limit counts. With
+    stale_steps the draws are those of `state.drew`, and the agent before the update becomes the next one's.
     """
     objective, limit = make_objective(config), config.policy.kl_limit
     optimizer = make_optimizer(config)
@@ -109,7 +109,7 @@ def make_update(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
             state.agent,
             state.optimizer,
             draws,
-            measured["total"],
+            measured.get("optimised", measured["total"]),
             objective,
             config.policy.inner_steps,
             reference,
@@ -123,7 +123,7 @@ def make_update(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Callable:
                 (agent, opt_state),
             )
             metrics |= further
-        metrics |= {name: values.mean() for name, values in measured.items()}
+        metrics |= {name: values.mean() for name, values in measured.items() if name != "optimised"}
         metrics |= {"tau": tau, "learning_rate": learning_rate(config, step)}
         return TrainState(agent, opt_state, None if state.drew is None else state.agent), metrics
 

@@ -10,7 +10,7 @@ from tspo_jax.data.loader import Batch
 from tspo_jax.devices import sharding
 from tspo_jax.devices.compiling import Call
 from tspo_jax.runs.estimate import Estimate, Steps
-from tspo_jax.tspo.actor import ARRAYS
+from tspo_jax.tspo.actor import ARRAYS, RESAMPLED_DRAWS, RESAMPLED_GROUPS
 from tspo_jax.tspo.environment import Environment, num_chunks, reward_weights
 from tspo_jax.tspo.programs import TrainState
 
@@ -43,8 +43,11 @@ def of_run(
         batch = sharding.abstract_batch(mesh, {name: rows[name] for name in ARRAYS})
         draws = sharding.abstract_batch(mesh, np.empty((B, G, k), np.int32))
         names = ("total", "unparsed", *reward_weights(config)[rows["kind"]])
+        of_groups = ("unique_frames", "cosine_spread")
+        if config.policy.dead_groups == "resample":
+            names, of_groups = names + RESAMPLED_DRAWS, of_groups + RESAMPLED_GROUPS
         measured = {name: np.empty((B, G), np.float32) for name in names}
-        measured |= {name: np.empty(B, np.float32) for name in ("unique_frames", "cosine_spread")}
+        measured |= {name: np.empty(B, np.float32) for name in of_groups}
         measured = sharding.abstract_batch(mesh, measured)
         rollout, shown = environment.abstract_call(rows, k)
         trips = {"encode": -(-G * k // a.encode_chunk), "decode": a.max_new_tokens - 1}
