@@ -20,9 +20,11 @@ def test_it_serves_a_folder_and_leaves_nothing_behind(golden, tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "temporary").mkdir()
     shutil.copy(golden / "tspo_agent.mp4", tmp_path / "videos" / "a.mp4")
+    (tmp_path / "videos" / "notes.txt").touch()
     arguments = [f"--videos={tmp_path / 'videos'}", f"--agent={golden / 'tspo_agent'}", "--port=0"]
     with serve(*arguments, env=os.environ | {"TMPDIR": str(tmp_path / "temporary")}) as process:
         try:
+            assert process.stderr.readline().endswith("1 file is not taken for videos: notes.txt\n")
             url = process.stderr.readline().strip()
             assert url.startswith("http://127.0.0.1:")
             with urllib.request.urlopen(url + "videos", timeout=60) as response:

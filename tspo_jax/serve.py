@@ -40,11 +40,14 @@ def main() -> None:
         raise ValueError("--videos (a folder) or --store (a frame store) is missing")
     if args.videos and not Path(args.videos).is_dir():
         raise ValueError(f"--videos: {args.videos} is no folder")
+    from tspo_jax.data.video_files import not_taken, videos_below
     from tspo_jax.pages.library import Library, load_answer
     from tspo_jax.pages.server import Server
     from tspo_jax.selection.scoring import load_scorer
 
     folder = Path(args.videos) if args.videos else None
+    if folder and (note := not_taken(folder, videos_below(folder)[1])):
+        print(note, file=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: a temporary store is removed
     with contextlib.ExitStack() as until_the_end:
         store = args.store or until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="tspo_store_"))

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import time
 import urllib.error
@@ -119,6 +120,22 @@ def test_names_that_are_no_utf_8_and_links_out_of_the_folder(server):
     path.unlink()
     assert status == 200 and "<option>caf?.mp4</option>" in html
     assert "link.mp4" not in html and "<option>long.mp4</option>" in html
+
+
+def test_videos_in_folders_below(server):
+    """A link to a folder outside is none of them."""
+    library = server.library
+    (library.folder / "trip").mkdir()
+    os.link(library.folder / "short.mp4", library.folder / "trip" / "day 1.mp4")
+    (library.folder / "out").symlink_to(library.folder.parent)
+    try:
+        assert "trip/day 1.mp4" in library.names() and not [name for name in library.names() if "secret" in name]
+        assert wait(server, ask(server, video="trip/day 1.mp4"))["state"] == "done"
+        assert fetch(server, "/videos/trip%2Fday%201.mp4")[0] == 200
+        assert request(server, "/videos/out/secret.mp4")[0] == request(server, "/previews/out/secret.mp4")[0] == 404
+    finally:
+        (library.folder / "out").unlink()
+        shutil.rmtree(library.folder / "trip")
 
 
 def test_a_broken_video_is_said_and_the_next_question_is_answered(server):

@@ -20,7 +20,7 @@ from tspo_jax.data import decode_workers, frame_store, predecoding, preview
 from tspo_jax.data.decode import Video, VideoError
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.shard import Shard
-from tspo_jax.data.video_files import VIDEO_SUFFIXES, is_video_name
+from tspo_jax.data.video_files import VIDEO_SUFFIXES, is_video_name, videos_below
 from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.pages import templates, video_page
 from tspo_jax.selection.choosing import choose
@@ -51,9 +51,9 @@ class Job:
         self.state, self.share = state, share
 
 
-def is_plain(name: str) -> bool:
-    """Whether a name means a file of a folder, and nothing above or below it."""
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+def is_inside(name: str) -> bool:
+    """Whether a name can only mean something in a folder or below it."""
+    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 class Library:
@@ -80,23 +80,22 @@ class Library:
         self._few = threading.BoundedSemaphore(2)  # previews made at a time: a question may be worked on meanwhile
 
     def names(self) -> list[str]:
-        """All videos, sorted."""
-        files = os.scandir(self.folder) if self.folder else ()
-        return sorted({file.name for file in files if self._file(file.name)} | set(FrameStore(self.store).names()))
+        """All videos, sorted; those in folders below by their path."""
+        files = videos_below(self.folder)[0] if self.folder else ()
+        return sorted({name for name in files if self._file(name)} | set(FrameStore(self.store).names()))
 
     def _file(self, name: str) -> Path | None:
         """The file of this name in the folder, if it is a video; a link out of the folder is none."""
-        if not self.folder or not is_plain(name) or not is_video_name(name):
+        if not self.folder or not is_inside(name) or not is_video_name(name):
             return None
         path = self.folder / name
-        is_here = not path.is_symlink() or path.resolve().parent == self.folder
-        return path if is_here and path.is_file() else None
+        return path if path.is_file() and path.resolve().is_relative_to(self.folder) else None
 
     def path(self, name: str) -> Path | None:
         """The file of a video, None where only the store has it; RequestError for what is in neither."""
         try:
             path = self._file(name)
-            if path or (all(map(is_plain, name.split("/"))) and name in FrameStore(self.store)):
+            if path or (is_inside(name) and name in FrameStore(self.store)):
                 return path
         except (OSError, UnicodeError):  # what the file system takes for no name
             pass
@@ -164,7 +163,7 @@ class Library:
         """A new video of the folder; RequestError unless it is one. Nothing of another file stays."""
         if not self.folder:
             raise RequestError(403, "videos are not taken: the page shows a frame store")
-        if not is_plain(name) or name.startswith(".") or not is_video_name(name):
+        if "/" in name or not is_inside(name) or name.startswith(".") or not is_video_name(name):
             raise RequestError(400, f"{name!r} is not the name of a video ({', '.join(VIDEO_SUFFIXES)})")
         descriptor, partial = tempfile.mkstemp(dir=self.folder, prefix=".upload_")
         try:
