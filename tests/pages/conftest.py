@@ -28,7 +28,7 @@ def server(golden, tmp_path_factory):
         folder / "videos",
         folder / "store",
         scoring.load_scorer(golden / "tspo_agent"),
-        lambda frames, question: f"{len(frames)} frames <b> {question[:3]}",
+        lambda frames, question, _times: f"{len(frames)} frames <b> {question[:3]}",
     )
     with Server(("127.0.0.1", 0), library, max_upload=200_000) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

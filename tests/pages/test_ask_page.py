@@ -25,6 +25,7 @@ def page(browser, server):
 
     def open_page(path="/"):
         browser.open(f"http://127.0.0.1:{server.server_address[1]}{path}")
+        browser.until("document.readyState === 'complete' && typeof cards === 'object' && cards.size > 0")
         return browser
 
     open_page.server = server
@@ -44,7 +45,9 @@ def test_the_page_in_a_browser(page):
     browser.run("document.getElementById('question').value = arguments[0]", "Who opens the door?")
     browser.run("document.getElementById('ask').click()")
     browser.until(DONE)
-    assert browser.run("return document.getElementById('state').textContent") == "done"
+    said = "return [document.getElementById('state').textContent, document.getElementById('result').textContent]"
+    state, text = browser.run(said)
+    assert state == "done", text
     pictures = "[...document.querySelectorAll('#result img')].filter(i => i.complete && i.naturalWidth > 0).length"
     browser.until(f"{pictures} === 25")
     assert browser.run("return document.querySelectorAll('#result svg polyline').length") == 2

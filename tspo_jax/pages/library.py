@@ -63,11 +63,15 @@ class Library:
       folder: of video files; None = those of the store alone.
       store: frame store, made if it is not there; videos of the folder are added when they are asked about.
       scorer: chooses the frames.
-      answer: (frames, question) -> text, if any.
+      answer: (frames, question, their times) -> text, if any.
     """
 
     def __init__(
-        self, folder: Path | None, store: Path, scorer: Scorer, answer: Callable[[list, str], str] | None = None
+        self,
+        folder: Path | None,
+        store: Path,
+        scorer: Scorer,
+        answer: Callable[[list, str, FrameTimes], str] | None = None,
     ):
         self.folder = folder and folder.resolve()
         if folder and not (store / "store.json").exists():

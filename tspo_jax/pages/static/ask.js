@@ -355,13 +355,13 @@ async function ask() {
 
 // ---- links ----------------------------------------------------------------------------------------------
 
-// What the address names. A question is asked at once unless another site led here.
+// What the address names; else what is there, which the user may have chosen or typed before the script came.
 function restore() {
   const parameters = new URLSearchParams(location.search), video = parameters.get('video');
   const names = [...at('video').options].map(option => option.value);
   if (video && !names.includes(video)) say('there is no video ' + video + ' here');
-  else if (video || names.length) show(video || names[0]);
-  at('question').value = parameters.get('question') || '';
+  else if (names.length) show(video || at('video').value);
+  if (parameters.has('question')) at('question').value = parameters.get('question');
   if (parameters.get('num_frames')) at('num_frames').value = parameters.get('num_frames');
   if (parameters.get('method') && at('method')) at('method').value = parameters.get('method');
   return Boolean(video && names.includes(video) && at('question').value && at('form').checkValidity());
@@ -369,6 +369,7 @@ function restore() {
 
 onpopstate = () => {
   clearResult();
+  at('question').value = '';
   restore();
   const fields = Object.fromEntries(new URLSearchParams(location.search)), job = found.get(addressOf(fields));
   if (job) { showResult({ ...fields, num_frames: Number(fields.num_frames) }, job); say(job.state); }
@@ -376,4 +377,4 @@ onpopstate = () => {
 
 for (const option of at('video').options) addCard(option.value);
 search();
-if (restore() && at('form').dataset.atOnce) ask();
+if (restore() && at('form').dataset.atOnce) ask();  // not where another site led here
