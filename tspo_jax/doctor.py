@@ -3,7 +3,8 @@
     python -m tspo_jax.doctor RUN_DIR
 
 The findings are printed on stderr and, as one JSON object, on stdout: {"steps": n, "findings": [{"name", "text",
-"numbers"}]}. Each rule of tspo/doctor.py looks at one illness; a healthy run has no finding.
+"numbers"}]}. Each rule of tspo/doctor.py (runs of train) and tpo/doctor.py (of train_answerer) looks at one illness; a
+healthy run has no finding.
 """
 
 import json
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from tspo_jax.runs.metrics import read_rows
 from tspo_jax.runs.run_folder import read_run_config
-from tspo_jax.tspo.doctor import diagnose
+from tspo_jax.tpo import doctor as of_preferences
+from tspo_jax.tspo import doctor as of_agents
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,7 +25,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = read_run_config(argv[1])
         rows = read_rows(Path(argv[1]) / "metrics.jsonl")
-        findings = diagnose(rows, config)
+        of_run = of_preferences if "preference" in config else of_agents
+        findings = of_run.diagnose(rows, config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ from tspo_jax.answering import prompts
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.selection.methods import uniform
 from tspo_jax.tpo.config import TpoConfig
 from tspo_jax.tpo.pairs import Frames, Pair
@@ -49,13 +50,15 @@ class PairBatches:
         share: tuple[int, int] = (0, 1),
     ):
         self.store, self._config, self._answerer, self._pool, self._share = store, config, answerer, pool, share
-        self.pairs, self.left_out, tokens, sizes = [], [], [], {}
+        self._processor = answerer.processor.for_frames(config.data.num_frames)
+        self.pairs, self.left_out, tokens, steps, sizes = [], [], [], [], {}
         template = config.answerer.template or answerer.template
         limit = config.data.max_tokens or max_positions(answerer)
         for pair in pairs:
             try:
                 size = self._frame_size(pair)
-                ids = self._tokens(pair, template)
+                times = self._times(pair)
+                ids = self._tokens(pair, template, times)
                 self._check_length(pair, ids, size, limit)
             except (PairError, ValueError, OSError) as error:
                 self.left_out.append(f"{name}: pair {pair.id}: {error}")
@@ -63,6 +66,7 @@ class PairBatches:
             sizes.setdefault(size, pair.id)
             self.pairs.append(pair)
             tokens.append(ids)
+            steps.append(answerer.config.time_steps(times))
         if self.left_out and (config.data.strict or not self.pairs):
             raise PairError("\n  ".join([f"{len(self.left_out)} pair(s) cannot be trained on:", *self.left_out[:20]]))
         if len(sizes) > 1:
@@ -79,6 +83,7 @@ class PairBatches:
         room = -(-(longest - 1 + visual) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE - visual + 1
         ids, self._lengths = prompts.pad(prompt_ids, answerer.generation.pad_token_id)
         self._ids = np.pad(ids, ((0, 0), (0, room - longest)), constant_values=answerer.generation.pad_token_id)
+        self._steps = None if steps[0] is None else np.array(steps, np.int32)
         self.answer_lengths = np.array([[len(a) for a in pair] for pair in self._answers], np.int32)
         self.reference = np.zeros((len(self.pairs), 2), np.float32)
 
@@ -126,6 +131,7 @@ class PairBatches:
             self.answer_lengths[index],
             weights_of,
             self.reference[index],
+            None if self._steps is None else self._steps[index],
         )
 
     def shown(self, pair: Pair) -> Frames:
@@ -137,13 +143,21 @@ class PairBatches:
         picks = uniform(np.empty(T), K) if T >= K else np.linspace(0, T - 1, K).astype(int)
         return tuple((pair.video, int(i)) for i in picks)
 
+    def _times(self, pair: Pair) -> FrameTimes:
+        """When the frames of training are; of a mixture of videos their places in it, as if at 1 fps."""
+        shown = self.shown(pair)
+        if pair.shown:
+            return FrameTimes.of(np.linspace(0, len(pair.shown) - 1, len(shown)).astype(int))
+        video = self.store.video(pair.video)
+        return FrameTimes.of(video.timestamps[[i for _, i in shown]], video.duration)
+
     def frames(self, shown: Frames) -> np.ndarray:
         """The pictures as the answerer is shown them: uint8 [K, H, W, 3]."""
         pictures: dict[tuple[str, int], np.ndarray] = {}
         for video in dict.fromkeys(video for video, _ in shown):
             wanted = sorted({i for other, i in shown if other == video})
             for i, frame in zip(wanted, self.store.frames(video, wanted, self._pool), strict=True):
-                pictures[video, i] = self._answerer.processor.crop(frame)
+                pictures[video, i] = self._processor.crop(frame)
         return np.stack([pictures[frame] for frame in shown])
 
     def _frame_size(self, pair: Pair) -> tuple[int, int]:
@@ -156,14 +170,15 @@ class PairBatches:
             last = max((i for other, i in pair.shown if other == video), default=0)
             if last >= entry.num_frames:
                 raise PairError(f"shows frame {last} of {video}, which has {entry.num_frames}")
-            sizes.add(tuple(self._answerer.processor.size_of(entry.height, entry.width)))
+            sizes.add(tuple(self._processor.size_of(entry.height, entry.width)))
         if len(sizes) > 1:
             raise PairError(f"its videos would be shown in several sizes: {sorted(sizes)}")
         return sizes.pop()
 
-    def _tokens(self, pair: Pair, template: str) -> tuple[list[int], list[int], list[int]]:
+    def _tokens(self, pair: Pair, template: str, times: FrameTimes) -> tuple[list[int], list[int], list[int]]:
         """Token ids of the prompt and of both answers, which end with the end of the turn."""
         prompt = prompts.render(pair.prompt, template, self._config.data.suffix)
+        prompt = self._answerer.config.write_times(prompt, times)
         tokenizer, end = self._answerer.tokenizer, end_of_turn(self._answerer)
         answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (pair.chosen, pair.rejected)]
         if answers[0] == answers[1] or not all(answers):

@@ -36,6 +36,7 @@ class Pairs(NamedTuple):
       answer_lengths: int32 [B, 2].
       weights: float32 [B], 0 for rows that only fill the batch up.
       reference: float32 [B, 2], summed log-probabilities under the reference, where they were computed before.
+      steps: int32 [B, pairs of frames], where the frames lie in time; None for models that are not told.
     """
 
     frames: jax.Array
@@ -45,6 +46,7 @@ class Pairs(NamedTuple):
     answer_lengths: jax.Array
     weights: jax.Array
     reference: jax.Array
+    steps: jax.Array | None = None
 
 
 class State(NamedTuple):
@@ -84,7 +86,7 @@ class Model(NamedTuple):
         split = partial(sharding.split_questions, self.mesh)
         features = self.features(params, pairs.frames) if features is None else features
         tokens = split(jax.checkpoint(_project)(model, features))
-        prompt = split(model.prompt(tokens, pairs.prompt_ids, pairs.prompt_lengths))
+        prompt = split(model.prompt(tokens, pairs.prompt_ids, pairs.prompt_lengths, pairs.steps))
         constrain = partial(sharding.split_tokens, self.mesh)
         with attention.computed_by(self.attention, self.mesh):
             hidden = packed_answers.answer_states(model, prompt, pairs.answers, constrain)

@@ -3,21 +3,15 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from tspo_jax.checkpoints import weights
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.runs.finding import Finding
 
 KINDS = ("general", "specific")
 MIN_STEPS = 3  # with a rollout; fewer say nothing
-
-
-class Finding(NamedTuple):
-    name: str
-    text: str
-    numbers: dict[str, float]
 
 
 class Log:
