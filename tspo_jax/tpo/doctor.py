@@ -38,7 +38,8 @@ def chosen_less_likely(log: Log) -> Iterator[Finding]:
             "chosen_less_likely",
             f"The margin is {log.late('rewards/margins'):.3f}, but the chosen answers have become less likely than "
             f"under the reference, by {per_token:.2f} nats a token: the rejected ones only fall faster. Plain DPO does "
-            f"that; the likelihood of the chosen answers holds against it: raise preference.gamma (it is {gamma:g}) or beta.",
+            "that; the likelihood of the chosen answers holds against it: raise preference.gamma (it is "
+            f"{gamma:g}) or beta.",
             {"nats_per_token": per_token, "margin": log.late("rewards/margins")},
         )
 
