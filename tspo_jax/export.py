@@ -51,6 +51,8 @@ def export(agent: dict, clip: str | Path, output: str | Path) -> None:
       weights.CheckpointError where `clip` is incomplete.
     """
     clip, output = Path(clip), Path(output)
+    if (model_type := weights.read_config(clip).get("model_type")) != "clip":
+        raise ValueError(f"--clip: {clip} is a {model_type!r} model; the original's code reads agents of CLIP alone")
     num_heads, window = agent["offset_bias"].shape if "offset_bias" in agent else (1, 1)  # else in no parameter
     agent_graphdef(agent, load_clip(clip).width, num_heads=num_heads, window=window)
     _check_output(clip, output)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.devices.sharding import ParamSharding, check_memory
@@ -25,6 +25,7 @@ from tspo_jax.models.preprocessing import ImageProcessor, Qwen3Processor, QwenPr
 from tspo_jax.models.question_aware_agent import QuestionAwareAgent
 from tspo_jax.models.qwen2_5_vl import Qwen25VL, Qwen25VLConfig
 from tspo_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
+from tspo_jax.models.siglip2 import Siglip2, Siglip2Config
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, VideoOptions
 
@@ -33,26 +34,28 @@ Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 @dataclasses.dataclass(frozen=True)
 class ClipEncoder:
-    """CLIP from a folder; `identity` names the checkpoint that features came from."""
+    """CLIP, or SigLIP 2, from a folder; `identity` names the checkpoint that features came from."""
 
     folder: Path
-    config: ClipConfig
+    config: ClipConfig | Siglip2Config
     graphdef: nnx.GraphDef
     params: dict
     tokenizer: PreTrainedTokenizerBase
     processor: ImageProcessor
     identity: str
+    pad_token_id: int
 
     @property
     def width(self) -> int:
         return self.config.projection_dim
 
     def token_ids(self, texts: Sequence[str]) -> np.ndarray:
-        """int32 [B, max_position_embeddings], cut on the right with the end token kept, padded with the end token."""
+        """int32 [B, max_position_embeddings], cut on the right with the end token kept, padded as the model learned it:
+        CLIP's with the end token."""
         length = self.config.text.max_position_embeddings
         ids = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"] if len(texts) else []
-        end = self.tokenizer.eos_token_id
-        return np.array([row + [end] * (length - len(row)) for row in ids], np.int32).reshape(-1, length)
+        rows = [row + [self.pad_token_id] * (length - len(row)) for row in ids]
+        return np.array(rows, np.int32).reshape(-1, length)
 
     def text_features(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """Raw text features float32 [len(texts), D]."""
@@ -88,20 +91,52 @@ def _in_batches(encode, params, rows: np.ndarray, batch_size: int, width: int) -
 
 
 def load_clip(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None) -> ClipEncoder:
-    """CLIP of a CLIP or TSPO folder."""
+    """The image and text encoder of a CLIP, TSPO or SigLIP 2 folder, by its model_type."""
     folder = Path(folder)
     config = read_clip_config(folder)
-    graphdef, abstract = abstract_module(lambda rngs: Clip(config, rngs=rngs))
-    params = weights.load_params(folder, abstract, weights.CLIP, dtype=dtype, sharding=sharding)
+    kind = ENCODERS[weights.read_config(folder)["model_type"]]
+    graphdef, abstract = abstract_module(lambda rngs: kind.module(config, rngs=rngs))
+    params = weights.load_params(folder, abstract, kind.format, dtype=dtype, sharding=sharding)
+    tokenizer = read_tokenizer(kind.tokenizer, folder, config.text.vocab_size)
+    pad = tokenizer.eos_token_id if kind.pads_with_end else tokenizer.pad_token_id
+    if pad is None:
+        raise weights.CheckpointError(f"{folder}: its tokenizer has no padding token")
     return ClipEncoder(
         folder,
         config,
         graphdef,
         params,
-        read_tokenizer(CLIPTokenizer, folder, config.text.vocab_size),
-        ImageProcessor.clip(read_preprocessing(folder), config.vision.image_size),
+        tokenizer,
+        kind.processor(read_preprocessing(folder), config.vision.image_size),
         weights.checkpoint_identity(folder),
+        pad,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderKind:
+    """A family of image and text encoders: how its folders are read."""
+
+    config: Callable[[dict], ClipConfig | Siglip2Config]
+    module: type
+    format: weights.Format
+    tokenizer: type
+    processor: Callable[[dict, int], ImageProcessor]
+    pads_with_end: bool
+
+
+# model_type of config.json -> encoder.
+ENCODERS = {
+    "clip": EncoderKind(ClipConfig.from_hf, Clip, weights.CLIP, CLIPTokenizer, ImageProcessor.clip, True),
+    "siglip": EncoderKind(
+        Siglip2Config.from_hf,
+        Siglip2,
+        weights.SIGLIP2,
+        AutoTokenizer,
+        lambda preprocessing, image_size: ImageProcessor.siglip(image_size, preprocessing),
+        False,
+    ),
+}
 
 
 # config.agent.kind -> module.
@@ -146,7 +181,7 @@ def load_agent(
     params = weights.load_params(folder, abstract, weights.agent_format(prefix), dtype=jnp.float32)
     # A folder with the agent alone needs no config.json; where CLIP lies beside it, the two must fit.
     config = weights.read_config(folder) if (Path(folder) / "config.json").is_file() else {}
-    if config.get("model_type") == "clip" and (expected := ClipConfig.from_hf(config).projection_dim) != width:
+    if config.get("model_type") in ENCODERS and (expected := read_clip_config(folder).projection_dim) != width:
         raise weights.CheckpointError(
             f"{folder}: its agent is of width {width}, but config.json's projection_dim is {expected}"
         )
@@ -187,11 +222,18 @@ def agent_graphdef(params: dict, width: int, *, window: int = 12, num_heads: int
     return graphdef
 
 
-def read_clip_config(folder: str | Path) -> ClipConfig:
-    config = weights.read_config(folder)
-    if config.get("model_type") != "clip":
-        raise weights.CheckpointError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not clip")
-    return ClipConfig.from_hf(config)
+def read_clip_config(folder: str | Path) -> ClipConfig | Siglip2Config:
+    """Of a folder with an image and text encoder; CheckpointError for one of another model_type."""
+    return clip_config(weights.read_config(folder), f"{folder}/config.json")
+
+
+def clip_config(config: dict, source: str | Path) -> ClipConfig | Siglip2Config:
+    """From a config.json, by its model_type. `source` is where it came from."""
+    model_type = config.get("model_type")
+    if model_type not in ENCODERS:
+        more = "; of SigLIP 2 the models of one resolution (model_type siglip)" if model_type == "siglip2" else ""
+        raise weights.CheckpointError(f"{source}: model_type is {model_type!r}, not {' or '.join(ENCODERS)}{more}")
+    return ENCODERS[model_type].config(config)
 
 
 def read_preprocessing(folder: Path) -> dict:

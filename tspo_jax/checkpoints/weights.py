@@ -86,6 +86,13 @@ OWLVIT = Format(
     rename=((r"^(text_model\.|vision_model\.|text_projection\.|visual_projection\.|logit_scale$)", r"owlvit.\1"),),
     ignored=(r"\.embeddings\.position_ids$",),
 )
+SIGLIP2 = Format(
+    rename=(
+        (r"\.head\.in_proj\.(weight|bias)$", r".head.attention.in_proj_\1"),
+        (r"\.head\.out_proj\.", ".head.attention.out_proj."),
+    ),
+    ignored=CLIP.ignored,
+)
 AGENT_RENAME = ((r"^mlp\.linear_1\.", "mlp.0."), (r"^mlp\.linear_2\.", "mlp.2."))
 
 

@@ -24,12 +24,12 @@ AXES = ("data", "model")
 # Path of a parameter -> what each of its axes is, first match wins, () = replicated. The names are those of
 # `ParamSharding.axes`; None is an axis that is never split (stacked layers come first).
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    # Temporal agent and CLIP
+    # Temporal agent, CLIP and SigLIP 2
     (r"temporal\.(Self_q|Self_k|Self_v|ffn_o)\.(kernel|bias)", ()),
     (r"mlp\.linear_[12]\.(kernel|bias)", ()),
     (r"(modulation|match_weight)\.(kernel|bias)|offset_bias|clip_weight", ()),
     (r"(text_model|vision_model)\..*", ()),
-    (r"(text_projection|visual_projection)\.kernel|logit_scale", ()),
+    (r"(text_projection|visual_projection)\.kernel|logit_(scale|bias)", ()),
     # SigLIP: whole on every device, which encode different frames; split over `model` it would spend as long on sums
     (r"vision_tower\..*\.(embeddings\..*|layer_norm[12]\..*|post_layernorm\..*)", ()),
     (r"vision_tower\..*\.([qkv]_proj|fc1)\.kernel", (None, "width", None)),

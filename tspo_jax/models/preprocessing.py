@@ -6,6 +6,7 @@ Images stay uint8 up to the crop, so that they travel to the device as bytes; `n
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
@@ -96,8 +97,20 @@ class ImageProcessor:
         return cls(image_size, mean, std, False, resample=config.get("resample", Image.Resampling.BICUBIC))
 
     @classmethod
-    def siglip(cls, image_size: int) -> "ImageProcessor":
-        return cls(image_size, (0.5,) * 3, (0.5,) * 3, False)
+    def siglip(cls, image_size: int, config: Mapping = MappingProxyType({})) -> "ImageProcessor":
+        """From the tower's image size and preprocessor_config.json ({} where a folder has none).
+
+        Raises ValueError when that resizes to another size, or a step is left out.
+        """
+        check_steps(config, ("do_resize", "do_rescale", "do_normalize"))
+        size = config.get("size") or {}
+        if {size.get("height", image_size), size.get("width", image_size)} != {image_size}:
+            raise ValueError(
+                f"preprocessor_config.json: size {dict(size)} is not the {image_size} x {image_size} pixels of "
+                "config.json's vision tower"
+            )
+        mean, std = (tuple(config.get(name, (0.5,) * 3)) for name in ("image_mean", "image_std"))
+        return cls(image_size, mean, std, False, resample=config.get("resample", Image.Resampling.BICUBIC))
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] -> uint8 [S, S, 3]."""

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from tspo_jax.answering import prompts
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
-from tspo_jax.checkpoints.folders import AGENT_KINDS, Architecture, Generation, answerer_architecture
+from tspo_jax.checkpoints.folders import AGENT_KINDS, Architecture, Generation, answerer_architecture, clip_config
 from tspo_jax.config import Config
 from tspo_jax.devices import chips, sharding
 from tspo_jax.devices.compiling import Call, compile_call
-from tspo_jax.models.clip import ClipConfig
 from tspo_jax.models.layers import abstract_module
 from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.tspo import programs
@@ -180,9 +179,9 @@ def compile_config(
     if num_layers:
         description = shallow(description, num_layers)
     answerer = answerer_architecture(description, path, video=config.answerer.video)
-    clip, _ = read_architecture(config.agent.clip, descriptions)
+    clip = clip_config(*read_architecture(config.agent.clip, descriptions))
     results = []
     for topology in topologies:
         note(topology)
-        results.append(compile_step(config, answerer, ClipConfig.from_hf(clip).projection_dim, topology))
+        results.append(compile_step(config, answerer, clip.projection_dim, topology))
     return results
