@@ -25,8 +25,49 @@ def test_questions_of_one_video_do_not_count_as_independent():
 
 def test_videos_with_more_questions_weigh_more():
     assert statistics.clustered_mean([1, 1, 1, 0], ["a", "a", "a", "b"]).value == 0.75
-    estimate = statistics.clustered_mean([1, 1, 1, 0], ["a", "a", "a", "b"])
-    assert (estimate.low, estimate.high) == (0.0, 1.0)
+
+
+def test_few_videos_have_no_interval_and_no_claim():
+    """Whatever they say: of 9 videos that all gain, none of the tests can tell how many of another kind there are."""
+    for videos in range(2, statistics.MIN_CLUSTERS):
+        names = [str(i) for i in range(videos)]
+        assert statistics.clustered_mean(np.arange(videos) % 2, names)[1:] == (None, None)
+        difference = statistics.paired_difference(np.ones(videos), np.zeros(videos), names)
+        assert difference.low is None and difference.inside_noise
+        assert statistics.cluster_t_test(np.ones(videos), np.zeros(videos), names) == 1.0
+    assert statistics.clustered_mean(np.arange(10) % 2, np.arange(10)).low is not None
+
+
+def test_intervals_of_few_videos_are_as_wide_as_students():
+    """Normal values: of 12 videos the interval is nearly that of t with 11 degrees of freedom."""
+    rng, ratios = np.random.default_rng(0), []
+    for _ in range(40):
+        values = rng.normal(size=12)
+        estimate = statistics.clustered_mean(values, np.arange(12))
+        ratios.append((estimate.high - estimate.low) / (2 * 2.201 * values.std(ddof=1) / 12**0.5))
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.05)
+
+
+def test_p_values_are_not_below_the_sign_test():
+    """12 videos, of which 9 gain a lot and 3 lose a little: 2 * (1 + 12 + 66 + 220) / 4096."""
+    gains = np.array([5.0] * 9 + [-0.1] * 3)
+    exact = 2 * (1 + 12 + 66 + 220) / 4096
+    assert statistics.sign_test(gains, np.arange(12)) == pytest.approx(exact)
+    assert statistics.paired_difference(gains, np.zeros(12), np.arange(12)).p_value == pytest.approx(exact)
+
+
+def test_cluster_t_test_by_hand():
+    """One value a video: the ordinary t test; t(15) of mean 0.5, deviation 1: 2.0 has p = 0.0639."""
+    values = np.arange(16) - 7.5
+    values = 0.5 + values / values.std(ddof=1)
+    assert statistics.cluster_t_test(values, np.zeros(16), np.arange(16)) == pytest.approx(0.0639, abs=2e-4)
+    assert statistics.cluster_t_test(np.ones(40), np.zeros(40), np.arange(40)) == pytest.approx(2 * 0.5**40)
+
+
+def test_holm():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]).tolist() == [True, False, False, True]
+    assert statistics.holm([0.01, 0.02, 0.03]).tolist() == [True, True, True]
+    assert statistics.holm([]).tolist() == [] and statistics.holm([0.2, 0.06]).tolist() == [False, False]
 
 
 def test_one_video_has_no_interval():

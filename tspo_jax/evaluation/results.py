@@ -101,7 +101,8 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, ma
       accuracy: a list of {method, k, grouping, label, n, accuracy, low, high}, in [0, 1];
       differences: a list of {method, baseline, k, grouping, label, n, difference, low, high, p_value, mcnemar_p,
         inside_noise}, over the questions that both have answered; inside the noise is a difference whose interval
-        holds 0, or that is below the churn floor;
+        holds 0, that is below the churn floor, or that Holm's procedure over all differences of the summary does not
+        tell from 0;
       controls: a list of {k, n, churn, churn_correct, churn_floor, frames_matter, blank}, of what was measured
         (`controls_of`);
       all questions have the grouping and label "all".
@@ -111,7 +112,7 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, ma
         answers.setdefault((row["method"], row["k"]), {})[row["id"]] = row
     controls = [row for k in sorted({k for _, k in answers}) if len(row := controls_of(answers, k)) > 1]
     floors = {row["k"]: row.get("churn_floor", 0.0) for row in controls}
-    accuracy, differences = [], []
+    accuracy, differences, p_values = [], [], []
     for (method, k), own in answers.items():
         for where, ids, weights in _groups(own, macro):
             correct, videos = _correct(own, ids)
@@ -129,6 +130,9 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, ma
                 noise = difference.inside_noise or (where["label"] == ALL and abs(difference.value) <= floors.get(k, 0))
                 numbers |= {"mcnemar_p": statistics.mcnemar(a, b), "inside_noise": noise}
                 differences.append({"method": method, "baseline": baseline, "k": k} | where | numbers)
+                p_values.append(statistics.cluster_t_test(a, b, videos, weights))
+    for row, is_sure in zip(differences, statistics.holm(p_values), strict=True):
+        row["inside_noise"] = row["inside_noise"] or not is_sure
     order = [*CONTROLS, *NAMES, INDEX_FILE]
     for table_rows in (accuracy, differences):  # the order of the file's rows, in which they were answered, is no use
         table_rows.sort(
@@ -233,6 +237,7 @@ def notes(summary: Mapping) -> list[str]:
 def table(summary: Mapping) -> Table:
     """The summary for the terminal; differences inside the noise are marked `~`."""
     legend = "accuracy in %, differences in points, [95 % interval over videos], ~ inside the noise"
+    legend += f" (all differences together: Holm, 5 %); no interval below {statistics.MIN_CLUSTERS} videos"
     out = Table(
         title=f"{summary['num_questions']} questions about {summary['num_videos']} videos",
         caption="\n".join([legend, *notes(summary)]),
