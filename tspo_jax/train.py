@@ -114,7 +114,10 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     a = config.answerer
     answerer = load_answerer(a.folder, jnp.dtype(a.dtype), where, a.video, a.adapter)
     budgets = (config.data.general.k, config.data.specific.k)
-    environment.check_frame_sizes(store, answerer, budgets)
+    environment.check_frame_sizes(store, answerer, budgets, {question.video for question in questions})
+    kept, too_long = environment.within_context(config, questions, store, answerer)
+    questions = [dataclasses.replace(questions[place], index=index) for index, place in enumerate(kept)]
+    per_question = {name: rows[kept] for name, rows in per_question.items()}
     per_question |= environment.arrays_per_question(config, questions, answerer)
 
     content = {
@@ -144,7 +147,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
             columns=columns,
         )
         stack.enter_context(loop)
-        for line in bad_lines:
+        for line in (*bad_lines, *too_long):
             loop.note(f"left out: {line}")
         state = loop.restore(state)
         if loop.is_done:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tspo_jax import config as config_module
-from tspo_jax.answering import prompts
+from tspo_jax.answering import context, prompts
 from tspo_jax.answering.frame_answers import PROMPT_MULTIPLE, Request, answer_requests
 from tspo_jax.answering.grounding import grounder
 from tspo_jax.answering.rollout import Rollout
@@ -386,6 +386,7 @@ def answer(
 ) -> Iterator[list[tuple[FrameSet, str]]]:
     """Frame sets of `items` with the answers to them, batch by batch; all prompts have one length."""
     template = config.answerer.template or answerer.template
+    check_context(items, store, answerer, config)
     prompt_texts = (prompts.render(item.prompt, template, "") for item in items)
     longest = max(len(prompts.tokenize(text, answerer.tokenizer)) for text in prompt_texts)
     # Options in another order may need a few tokens more.
@@ -394,6 +395,19 @@ def answer(
     size = config.evaluation.batch_size
     for batch in answer_requests(requests, store, answerer, rollout, mesh, size, template, length):
         yield [(request.id, text) for request, (text,) in batch]
+
+
+def check_context(items: Sequence[Item], store: FrameStore, answerer: Answerer, config: Config) -> None:
+    """Raises ValueError that lists the questions whose prompts, with the most frames, the answerer cannot read."""
+    most, template = max(config.evaluation.budgets), config.answerer.template or answerer.template
+    rendered = [(f"question {item.id}", prompts.render(item.prompt, template, "")) for item in items]
+    videos = [store.video(name) for name in {item.video for item in items}]
+    size_of = answerer.processor.for_frames(most).size_of
+    size = max(size_of(video.height, video.width) for video in videos)
+    if lines := context.beyond(answerer, rendered, most, *size):
+        more = f"\n... and {len(lines) - 5} more" if len(lines) > 5 else ""
+        listed = "\n".join(lines[:5]) + more
+        raise ValueError(f"prompts are too long; show fewer frames (config.evaluation.budgets):\n{listed}")
 
 
 def to_rows(frame_set: FrameSet, text: str, store: FrameStore, config: Config) -> list[dict]:

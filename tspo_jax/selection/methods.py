@@ -19,7 +19,7 @@ def bin_max(scores: np.ndarray, k: int) -> np.ndarray:
     """
     num_frames = len(scores)
     k = min(k, num_frames)
-    centres = np.rint(np.arange(k) * (num_frames - 1) / max(k - 1, 1))
+    centres = np.rint(np.arange(k) * ((num_frames - 1) / max(k - 1, 1)))  # the step is rounded first, as originally
     bins = np.searchsorted((centres[:-1] + centres[1:]) / 2, np.arange(num_frames), side="left")
     starts = np.searchsorted(bins, np.arange(k))
     return starts + [np.argmax(part) for part in np.split(scores, starts[1:])]

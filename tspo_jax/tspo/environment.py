@@ -6,21 +6,21 @@ decoded while the device works.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from tspo_jax.answering import prompts
+from tspo_jax.answering import context, prompts
 from tspo_jax.answering.rollout import Answers, Rollout, unique_frames
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.letters import option_letter
 from tspo_jax.data.loader import Batch, fetch_frames
-from tspo_jax.data.questions import Question
+from tspo_jax.data.questions import Question, QuestionError
 from tspo_jax.devices import sharding
 from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.runs.metrics import DeviceClock, Stopwatch
@@ -243,14 +243,38 @@ def cosine_spread(rows: Batch) -> np.ndarray:
     return np.std(cosines, axis=1, where=rows["mask"])
 
 
-def check_frame_sizes(store: FrameStore, answerer: Answerer, budgets: Sequence[int] = ()) -> None:
-    """Raises ValueError where videos would be shown in different sizes: a batch, and a needle sample, has one.
+def within_context(
+    config: Config, questions: Sequence[Question], store: FrameStore, answerer: Answerer
+) -> tuple[list[int], list[str]]:
+    """The places of the questions whose prompts the answerer can read with the most frames that a step shows, and one
+    line for each of the others: it would be cut, or answered with nonsense. Raises QuestionError where none is left, or
+    data.strict and one is too long."""
+    most = max(config.data.general.k, config.data.specific.k, *config.policy.random_k)
+    there = next((question.video for question in questions if question.video in store), None)
+    if there is None:  # the loader says so
+        return [*range(len(questions))], []
+    video = store.video(there)  # all are shown in one size: check_frame_sizes
+    size = answerer.processor.for_frames(most).size_of(video.height, video.width)
+    template = config.answerer.template or answerer.template
+    rendered = [(question.source, prompts.render(question.question, template)) for question in questions]
+    lines = context.beyond(answerer, rendered, most, *size)
+    if lines and (config.data.strict or len(lines) == len(questions)):
+        raise QuestionError("\n".join(lines[:20]))
+    too_long = {line.partition(": ")[0] for line in lines}
+    return [i for i, question in enumerate(questions) if question.source not in too_long], lines
+
+
+def check_frame_sizes(
+    store: FrameStore, answerer: Answerer, budgets: Sequence[int] = (), names: Collection[str] | None = None
+) -> None:
+    """Raises ValueError where videos (the named ones, or all) would be shown in different sizes: a batch, and a needle
+    sample, has one.
 
     `budgets` are the numbers of frames that are shown, for a model that shows fewer frames larger.
     """
     if answerer.processor.frame_size:
         return
-    videos = [store.video(name) for name in store.names()]
+    videos = [store.video(name) for name in (store.names() if names is None else sorted(names)) if name in store]
     for processor in [answerer.processor.for_frames(k) for k in budgets] or [answerer.processor]:
         sizes = {processor.size_of(video.height, video.width) for video in videos}
         if len(sizes) <= 1:
