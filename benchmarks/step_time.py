@@ -36,7 +36,7 @@ from tspo_jax.checkpoints.folders import Generation, answerer_architecture
 from tspo_jax.devices import sharding
 from tspo_jax.devices.program_cost import arithmetic
 from tspo_jax.models.clip import Clip, ClipConfig
-from tspo_jax.models.layers import abstract_module, merge_params
+from tspo_jax.models.layers import abstract_module, merge_params, split_params, take_apart
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
@@ -271,9 +271,14 @@ class Ours:
             out, cache = language.prefill(hidden, positions, jnp.full(prompts, N - 1))
             return language.logits(out), cache.extend(1)
 
+        language = merge_params(graphdef, params).language_model
+        if jax.default_backend() == "cpu":
+            language.layers = take_apart(language.layers, language.cfg.num_hidden_layers)
+        language_graphdef, language_params = split_params(language)
+
         @partial(jax.jit, donate_argnums=2)  # updated in place, as in the loop of rollout.py
         def decode(params, token, cache):
-            language = merge_params(graphdef, params).language_model
+            language = merge_params(language_graphdef, params)
             out, cache = language(token, jnp.full((prompts, 1), N), cache)
             return language.logits(out[:, 0]), cache
 
@@ -281,7 +286,7 @@ class Ours:
 
         def decode_one():
             nonlocal cache
-            logits, cache = decode(params, token, cache)
+            logits, cache = decode(language_params, token, cache)
             return jax.block_until_ready(logits)
 
         return {

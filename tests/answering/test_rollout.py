@@ -10,7 +10,8 @@ import pytest
 
 from tspo_jax.answering import prompts
 from tspo_jax.answering.rollout import Rollout, greedy_decode, unique_frames
-from tspo_jax.checkpoints.folders import Generation, load_answerer
+from tspo_jax.checkpoints.folders import Generation, answerer_architecture, load_answerer
+from tspo_jax.devices.program_cost import Program, arithmetic
 
 FOLDERS = ("llava_video_grid", "llava_video_one_token")
 
@@ -260,3 +261,35 @@ def test_prefill_chunk_must_divide_the_group(group):
     answerer, *arrays = group
     with pytest.raises(ValueError, match="prefill_chunk is 2; it must divide the group size 3"):
         Rollout.of(answerer, max_new_tokens=1, prefill_chunk=2)(answerer.params, *arrays)
+
+
+def test_a_decoded_token_reads_weights_and_cache_once():
+    """Bytes that the compiler counts for one more token, of a model whose weights and cache are most of them."""
+    layers, width, tokens = 3, 256, 600
+    description = {
+        "model_type": "llava_qwen",
+        "hidden_size": width,
+        "intermediate_size": 1024,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 256,
+        "vision_config": dict(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28
+        ),
+    }
+    answerer = answerer_architecture(description, "the test")
+    rollout = Rollout(answerer.graphdef, answerer.processor.normalize, Generation((0,), 0, 1.0), max_new_tokens=8)
+    B, G, K = 1, 4, 1
+    program = rollout.program.trace(
+        answerer.abstract,
+        jax.ShapeDtypeStruct((B, G, 28, 28, 3), jnp.uint8),
+        *(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((B, G, K), (B, tokens), (B,))),
+    )
+    text = program.lower().compile().as_text()
+    one, two = (Program(text, arithmetic(program.jaxpr, {"decode": n}).trips, 1).hbm_bytes for n in (1, 2))
+    language = answerer.abstract["language_model"]
+    weights = 4 * sum(x.size for x in jax.tree.leaves((language["layers"], language["lm_head"])))
+    slots = tokens - 1 + answerer.config.num_visual_tokens(K) + rollout.max_new_tokens
+    cache = 4 * layers * 2 * G * slots * (width // 2)
+    assert weights + cache < two - one < 1.2 * (weights + cache)

@@ -85,7 +85,7 @@ def test_half_precision(golden_model):
     data, cases, _, params, run = golden_model
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     encoded, embeddings, logits, cache, _ = run(half, 0)
-    assert {x.dtype for x in (*encoded[0], embeddings, *cache)} == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in (*encoded[0], embeddings, *jax.tree.leaves(cache))} == {jnp.dtype(jnp.bfloat16)}
     assert logits.dtype == jnp.float32
     for i, case in enumerate(cases):
         expected = data[f"{case}/last_logits"]

@@ -115,7 +115,7 @@ def test_half_precision_keeps_float32_logits(model):
     graphdef, params = split_params(model)
     half = merge_params(graphdef, jax.tree.map(lambda p: p.astype(jnp.bfloat16), params))
     logits, cache = prefill(half, IDS[:, :9])
-    assert logits.dtype == jnp.float32 and cache.k.dtype == jnp.bfloat16
+    assert logits.dtype == jnp.float32 and cache.k[0].dtype == jnp.bfloat16
     expected = full(model, IDS[:, :9])
     assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
 

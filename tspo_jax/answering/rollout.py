@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from tspo_jax.checkpoints.folders import Answerer, Generation
 from tspo_jax.devices import sharding
 from tspo_jax.models import attention
-from tspo_jax.models.layers import merge_params
+from tspo_jax.models.layers import merge_params, take_apart
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
 
@@ -168,8 +168,8 @@ class Rollout:
             prompt = split(model.prompt(*jax.tree.map(_flat, (shown, *sets[1:]))))
             _check_context(model.cfg, prompt, K, self.max_new_tokens)
             logits, cache, place = model.prefill(prompt)
-            cache = jax.tree.map(lambda x: x.reshape(x.shape[0], B, g, *x.shape[2:]), cache.extend(self.max_new_tokens))
-            return place.reshape(B, g, *place.shape[1:]), split(logits.reshape(B, g, -1)), split(cache, axis=1)
+            cache = jax.tree.map(lambda x: x.reshape(B, g, *x.shape[1:]), cache.extend(self.max_new_tokens))
+            return place.reshape(B, g, *place.shape[1:]), split(logits.reshape(B, g, -1)), split(cache)
 
         with jax.named_scope("encode"):
             chunk = max(1, self.encode_chunk // units.shape[-1])
@@ -177,10 +177,15 @@ class Rollout:
         with jax.named_scope("prefill"):
             places, first_logits, cache = _in_chunks(prefill, (index, *texts), self.prefill_chunk or G)
         with jax.named_scope("decode"):
+            if attention.platform_of(self.mesh) == "cpu":
+                # Its compiler copies a part of an array before it multiplies with it: once here and not at every token.
+                # Those of accelerators read it in place, and memory for a second copy is what they are short of.
+                language = model.language_model
+                language.layers = take_apart(language.layers, language.cfg.num_hidden_layers)
             tokens, lengths, steps, scores = greedy_decode(
                 model.decode,
                 first_logits.reshape(B * G, -1),
-                jax.tree.map(lambda x: x.reshape(x.shape[0], B * G, *x.shape[3:]), cache),
+                jax.tree.map(lambda x: x.reshape(B * G, *x.shape[2:]), cache),
                 places.reshape(B * G, *places.shape[2:]),
                 self.generation,
                 self.max_new_tokens,
@@ -246,21 +251,16 @@ def _in_chunks(prefill, sets, chunk: int):
         return prefill(sets)
     if G % chunk:
         raise ValueError(f"prefill_chunk is {chunk}; it must divide the group size {G}")
-    axes = 1, 1, 2  # where the frame sets are in the places, the logits and the cache
 
     def place(i, filled):
         part = prefill(jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1), sets))
-        put = jax.lax.dynamic_update_slice_in_dim
-        return tuple(
-            jax.tree.map(partial(put, start_index=i * chunk, axis=axis), *pair)
-            for pair, axis in zip(zip(filled, part, strict=True), axes, strict=True)
-        )
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * chunk, axis=1)
+        return jax.tree.map(put, filled, part)
 
-    def room(x, axis):
-        return jnp.zeros((*x.shape[:axis], G, *x.shape[axis + 1 :]), x.dtype)
+    def room(x):
+        return jnp.zeros((x.shape[0], G, *x.shape[2:]), x.dtype)
 
-    one = jax.eval_shape(prefill, jax.tree.map(lambda x: x[:, :chunk], sets))
-    empty = tuple(jax.tree.map(partial(room, axis=axis), x) for x, axis in zip(one, axes, strict=True))
+    empty = jax.tree.map(room, jax.eval_shape(prefill, jax.tree.map(lambda x: x[:, :chunk], sets)))
     return jax.lax.fori_loop(0, G // chunk, place, empty)
 
 

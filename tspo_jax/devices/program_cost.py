@@ -230,7 +230,8 @@ class Program:
             reads = sum(min(size[name], self._read(body, i)) for i, name in enumerate(instruction.operands))
             return reads + min(result, self._written(body, self.roots[body]))
         if instruction.opcode in SLICES:
-            return 2 * result
+            moved = _bytes(instruction.shape)
+            return result + min(moved, size[instruction.operands[0]])
         if instruction.opcode in UPDATES:
             return 2 * size[instruction.operands[UPDATES[instruction.opcode]]]
         return result + sum(size.values())
@@ -243,13 +244,13 @@ class Program:
         return self._read_of(body, parameter)
 
     def _read_of(self, body: str, value: Instruction) -> int:
-        total, full = 0, _hbm_bytes(value.shape)
+        total, full = 0, _bytes(value.shape)  # of an operand in HBM, wherever what is read of it goes
         for user in self.computations[body].values():
             for i, operand in enumerate(user.operands):
                 if operand != value.name:
                     continue
                 if user.opcode in SLICES and i == 0:
-                    total += _hbm_bytes(user.shape)
+                    total += _bytes(user.shape)
                 elif user.opcode in UPDATES and i == 0:
                     total += 0
                 elif user.opcode == "bitcast":
@@ -272,6 +273,10 @@ class Program:
         if value.opcode in UPDATES:
             return _hbm_bytes(values[value.operands[UPDATES[value.opcode]]].shape)
         return _hbm_bytes(value.shape)
+
+
+def _bytes(shape: str) -> int:
+    return sum(map(_array_bytes, ARRAY.finditer(shape)))
 
 
 def _hbm_bytes(shape: str) -> int:

@@ -175,15 +175,21 @@ def windowed(q: jax.Array, k: jax.Array, v: jax.Array, is_token: jax.Array) -> j
 def cached(q: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> jax.Array:
     """Attention of new tokens to a cache that holds them already: [B, N, H, d].
 
-    It reads every key and value once and has no kernel of its own: there is little arithmetic to fuse.
+    It reads every key and value once, in the order in which they lie, and has no kernel of its own: there is little
+    arithmetic to fuse.
 
     Args:
       q: [B, N, H, d].
-      k, v: [B, S, num_key_value_heads, d].
+      k, v: [B, num_key_value_heads, S, d].
       slots: int [B, N], each token's own; it sees the slots up to that.
     """
-    is_seen = jnp.arange(k.shape[1]) <= slots[:, None, :, None]  # [B, 1, N, S]
-    return jax.nn.dot_product_attention(q, k, v, mask=is_seen)
+    B, N, H, d = q.shape
+    heads, S = k.shape[1:3]
+    q = q.reshape(B, N, heads, H // heads, d)
+    scores = jnp.einsum("bnhgd,bhsd->bhgns", q, k, preferred_element_type=jnp.float32) / np.sqrt(d)
+    is_seen = jnp.arange(S) <= slots[..., None]  # [B, N, S]
+    weights = jax.nn.softmax(jnp.where(is_seen[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+    return jnp.einsum("bhgns,bhsd->bnhgd", weights.astype(v.dtype), v).reshape(B, N, H, d)
 
 
 # ---- XLA -------------------------------------------------------------------------------------------------

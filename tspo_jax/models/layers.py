@@ -100,9 +100,18 @@ def scan_layers(layers: nnx.Module, x: jax.Array, *args, per_layer=None) -> tupl
     return jax.lax.scan(step, x, (params, per_layer))
 
 
+def take_apart(layers: nnx.Module, num_layers: int) -> nnx.List:
+    """Stacked `layers` as modules with arrays of their own, copied out of the stack where the program says this."""
+    return nnx.List([layer_at(layers, i) for i in range(num_layers)])
+
+
 def layer_at(layers: nnx.Module, index: jax.Array | int) -> nnx.Module:
-    """One layer of stacked `layers`."""
+    """One layer of stacked `layers`, or of those taken apart."""
+    if isinstance(layers, nnx.List):
+        return layers[index]
     graphdef, params = nnx.split(layers)
+    if isinstance(index, int):  # known while tracing: no copy where the compiler can read a part of an array
+        return nnx.merge(graphdef, jax.tree.map(lambda p: p[index], params))
     return nnx.merge(graphdef, jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), params))
 
 

@@ -53,14 +53,23 @@ class Qwen2Config:
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers, [L, B, S, num_key_value_heads, head_dim]; S slots of which a prefix is filled."""
+    """Keys and values of each layer, [B, num_key_value_heads, S, head_dim]; S slots of which a prefix is filled.
 
-    k: jax.Array
-    v: jax.Array
+    Decoding reads them all at every token: they lie in the order in which it does, a layer an array of its own, so that
+    none is copied or turned round on the way.
+    """
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
+
+    @classmethod
+    def of(cls, k: jax.Array, v: jax.Array) -> "KVCache":
+        """From those of prompts as a scan over the layers returns them, [L, B, S, num_key_value_heads, head_dim]."""
+        return cls(*(tuple(layer.swapaxes(1, 2) for layer in x) for x in (k, v)))
 
     def extend(self, slots: int) -> "KVCache":
         """Room for `slots` more tokens."""
-        return KVCache(*(jnp.pad(x, ((0, 0), (0, 0), (0, slots), (0, 0), (0, 0))) for x in self))
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots), (0, 0))), self)
 
 
 def inverse_frequencies(head_dim: int, theta: float) -> jax.Array:
@@ -95,15 +104,15 @@ class Attention(nnx.Module):
             self.q_norm, self.k_norm = (RMSNorm(cfg.head_dim, cfg.rms_norm_eps) for _ in range(2))
         self.head_dim, self.use_qk_norm = cfg.head_dim, cfg.use_qk_norm
 
-    def __call__(self, x, angles, slots, cache, layer):
-        """[B, N, hidden], and the keys and values of x or, given a cache, that with them in its `slots` of `layer`."""
+    def __call__(self, x, angles, slots, cache):
+        """[B, N, hidden], and the keys and values of x, [B, N, ...], or, given a layer's (k, v) of a cache, that with
+        them in its `slots`."""
         kv = self.keys_values(x, angles)
         if cache is None:
             out = attention.causal(self.queries(x, angles), *kv)
             return self.o_proj(out.reshape(*x.shape[:2], -1)), kv
-        rows = jnp.arange(x.shape[0])[:, None]
-        cache = KVCache(*(old.at[layer, rows, slots].set(new) for old, new in zip(cache, kv, strict=True)))
-        return self.attend(x, angles, KVCache(cache.k[layer], cache.v[layer]), slots), cache
+        kv = tuple(_put(old, new.swapaxes(1, 2), slots) for old, new in zip(cache, kv, strict=True))
+        return self.attend(x, angles, kv, slots), kv
 
     def queries(self, x, angles):
         q = self._heads(self.q_proj, x)
@@ -111,15 +120,21 @@ class Attention(nnx.Module):
 
     def keys_values(self, x, angles):
         k = self._heads(self.k_proj, x)
-        return KVCache(rotate(self.k_norm(k) if self.use_qk_norm else k, angles), self._heads(self.v_proj, x))
+        return rotate(self.k_norm(k) if self.use_qk_norm else k, angles), self._heads(self.v_proj, x)
 
     def attend(self, x, angles, kv, slots):
-        """[B, N, hidden]: each token of x sees the keys and values [B, S, ...] up to its own of the `slots` [B, N]."""
+        """[B, N, hidden]: each token of x sees a cache's keys and values up to its own of the `slots` [B, N]."""
         out = attention.cached(self.queries(x, angles), *kv, slots)
         return self.o_proj(out.reshape(*x.shape[:2], -1))
 
     def _heads(self, project, x):
         return project(x).reshape(*x.shape[:2], -1, self.head_dim)
+
+
+def _put(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+    """A cache [B, H, S, d] with new [B, H, N, d] in its slots int [B, N]."""
+    B, H = cache.shape[:2]
+    return cache.at[jnp.arange(B)[:, None, None], jnp.arange(H)[None, :, None], slots[:, None]].set(new)
 
 
 class GatedFeedForward(nnx.Module):
@@ -141,20 +156,18 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.mlp = GatedFeedForward(cfg.hidden_size, cfg.intermediate_size, use_bias=False, rngs=rngs)
 
-    def __call__(self, state, angles, slots, layer):
-        """`state` is x and the cache, which is carried from layer to layer so that it is updated in place. Without a
-        cache the output is the layer's keys and values."""
-        x, cache = state
-        h, kv = self.self_attn(self.input_layernorm(x), angles, slots, cache, layer)
-        x = self._feed_forward(x + h)
-        return ((x, None), kv) if cache is None else ((x, kv), None)
+    def __call__(self, x, angles, slots, cache=None):
+        """[B, N, hidden], and the keys and values; see `Attention`."""
+        h, kv = self.self_attn(self.input_layernorm(x), angles, slots, cache)
+        return self._feed_forward(x + h), kv
 
     def at(self, place, x, angles):
         """The output for token `place`, int [B], of each row alone, [B, 1, hidden]; and all keys and values."""
         y, place = self.input_layernorm(x), place[:, None]
         kv = self.self_attn.keys_values(y, angles)
         x, y, angles = (jnp.take_along_axis(a, place[..., None], axis=1) for a in (x, y, angles))
-        return self._feed_forward(x + self.self_attn.attend(y, angles, kv, place)), kv
+        in_order = tuple(a.swapaxes(1, 2) for a in kv)
+        return self._feed_forward(x + self.self_attn.attend(y, angles, in_order, place)), kv
 
     def _feed_forward(self, x):
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -188,9 +201,16 @@ class Qwen2(nnx.Module):
         """
         if angles is None:
             angles = rope_angles(positions, self.cfg.head_dim, self.cfg.rope_theta)
-        index = jnp.arange(self.cfg.num_hidden_layers)
-        (h, filled), new = scan_layers(self.layers, (embeddings, cache), angles, positions, per_layer=index)
-        return self.norm(h), new if cache is None else filled
+        if cache is None:
+            h, kv = scan_layers(self.layers, embeddings, angles, positions)
+            return self.norm(h), KVCache.of(*kv)
+        # A scan would copy each layer's weights out of the stack before it multiplies with them, and decoding is as
+        # fast as it reads them.
+        h, filled = embeddings, []
+        for i, layer_cache in enumerate(zip(*cache, strict=True)):
+            h, kv = layer_at(self.layers, i)(h, angles, positions, layer_cache)
+            filled.append(kv)
+        return self.norm(h), KVCache(*zip(*filled, strict=True))
 
     def prefill(
         self,
@@ -210,7 +230,7 @@ class Qwen2(nnx.Module):
             angles = rope_angles(positions, self.cfg.head_dim, self.cfg.rope_theta)
 
         def step(h, i):
-            (h, _), kv = layer_at(self.layers, i)((h, None), angles, positions, i)
+            h, kv = layer_at(self.layers, i)(h, angles, positions)
             if added is not None:
                 h = jax.lax.cond(i < added.shape[1], lambda h: h + added[:, i].astype(h.dtype), lambda h: h, h)
             return h, kv
@@ -219,7 +239,7 @@ class Qwen2(nnx.Module):
         h, kv = jax.lax.scan(step, embeddings, jnp.arange(final))
         h, last_kv = layer_at(self.layers, final).at(last, h, angles)
         kv = jax.tree.map(lambda others, x: jnp.concatenate([others, x[None]]), kv, last_kv)
-        return self.norm(h[:, 0]), kv
+        return self.norm(h[:, 0]), KVCache.of(*kv)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., hidden] -> float32 [..., V]."""
