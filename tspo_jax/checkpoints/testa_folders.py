@@ -78,6 +78,9 @@ class _Filled:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._constant[name][0] if name in self._constant else self._files.shape(self._of[name])
 
+    def type(self, name: str) -> str:
+        return "F32" if name in self._constant else self._files.type(self._of[name])
+
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         if name in self._constant:
             whole = np.full(*self._constant[name], np.float32)

@@ -149,6 +149,11 @@ class TorchFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape
 
+    def type(self, name: str) -> str:
+        """As safetensors calls it."""
+        dtype = self._tensors[name].storage.dtype
+        return "BF16" if dtype == ml_dtypes.bfloat16 else f"{dtype.kind.upper()}{8 * dtype.itemsize}"
+
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         tensor = self._tensors[name]
         storage = tensor.storage

@@ -231,6 +231,8 @@ class Tensors(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]: ...
 
+    def type(self, name: str) -> str: ...  # as safetensors calls it, e.g. F32
+
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray: ...
 
 

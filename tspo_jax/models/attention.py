@@ -1,8 +1,9 @@
 """Attention: the one place that computes it, with the fused kernel of the platform where there is one.
 
 Models call `causal` (a language model's prefill), `bidirectional` (image towers), `windowed` (towers that attend in
-windows) and `cached` (new tokens against a cache), all on q [B, N, H, d] and k, v with as many heads or a divisor of
-them. Which kernel computes it is said around the call, while a program is traced:
+windows), `biased` (what has a bias or a gate of its own) and `cached` (new tokens against a cache), all on q
+[B, N, H, d] and k, v with as many heads or, but for `biased`, a divisor of them. Which kernel computes it is said
+around the call, while a program is traced:
 
     with attention.computed_by("auto", mesh):
         ...
@@ -190,6 +191,25 @@ def cached(q: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> jax.Ar
     is_seen = jnp.arange(S) <= slots[..., None]  # [B, N, S]
     weights = jax.nn.softmax(jnp.where(is_seen[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
     return jnp.einsum("bhgns,bhsd->bnhgd", weights.astype(v.dtype), v).reshape(B, N, H, d)
+
+
+def biased(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, gate: jax.Array | None = None
+) -> jax.Array:
+    """Attention with something added to its scores, of texts and of windows of few tokens: [B, N, H, d].
+
+    Args:
+      q [B, N, H, d], k and v [B, S, H, d].
+      bias: float, broadcast to [B, H, N, S]; None = nothing.
+      gate: float, broadcast to [B, H, N, S], what is left of each weight before they are made to sum to 1 again; no row
+        may be closed altogether.
+    """
+    if gate is None:
+        return jax.nn.dot_product_attention(q, k, v, bias=None if bias is None else bias.astype(k.dtype))
+    scores = jnp.einsum("bnhd,bshd->bhns", q, k).astype(jnp.float32) / q.shape[-1] ** 0.5
+    weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1) * gate
+    weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
+    return jnp.einsum("bhns,bshd->bnhd", weights.astype(v.dtype), v)
 
 
 # ---- XLA -------------------------------------------------------------------------------------------------

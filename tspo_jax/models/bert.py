@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tspo_jax.models import attention
 from tspo_jax.models.layers import Embed, LayerNorm, Linear, activation, scan_layers, stack_layers
 
 MASKED = -10000.0  # added to the scores of what a token does not see, as in the original (not -inf)
@@ -79,12 +80,9 @@ class BertSelfAttention(nnx.Module):
         """[B, S, width] -> keys and values [B, S, heads, head_dim]."""
         return self._heads(self.key(x)), self._heads(self.value(x))
 
-    def attend(self, x: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array | None) -> jax.Array:
-        """x [B, N, hidden] reads keys and values [B, S, ...]; `bias` float, broadcast to [B, heads, N, S]."""
-        if bias is not None:
-            bias = bias.astype(keys.dtype)
-        out = jax.nn.dot_product_attention(self._heads(self.query(x)), keys, values, bias=bias)
-        return out.reshape(x.shape)
+    def attend(self, x, keys, values, bias, gate=None) -> jax.Array:
+        """x [B, N, hidden] reads keys and values [B, S, ...]; bias and gate as of attention.biased."""
+        return attention.biased(self._heads(self.query(x)), keys, values, bias, gate).reshape(x.shape)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.num_heads, -1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from tspo_jax.models import attention
 from tspo_jax.models.layers import FeedForward, LayerNorm, Linear, layer_at, patch_conv, scan_layers, stack_layers
 from tspo_jax.models.token_merge import merge_tokens
 
@@ -111,7 +112,7 @@ class FusedAttention(nnx.Module):
         by when they are merged."""
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(x.shape)), k.mean(2)
+        return self.proj(attention.bidirectional(q, k, v).reshape(x.shape)), k.mean(2)
 
 
 class TimesformerBlock(nnx.Module):
