@@ -1,0 +1,49 @@
+"""Retrieval by the command line: CLIP alone, TESTA, bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny_store
+import tiny_testa
+
+
+@pytest.fixture(scope="module")
+def folders(golden, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("retrieve")
+    return tiny_store.make_store(folder, golden), tiny_testa.make(folder / "testa", golden)
+
+
+def run(*flags):
+    command = [sys.executable, "-m", "tspo_jax.retrieve", *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_both_models(folders, golden):
+    store, testa = folders
+    for model in (f"--clip={golden / 'tspo_agent'}", f"--model={testa}"):
+        done = run(f"--store={store}", model, "--query=a red ball", "--num_videos=1", "--stretch=10")
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert result["num_videos"] == 2 and len(result["videos"]) == 1
+        assert len(result["videos"][0]["stretches"]) == 3 or result["videos"][0]["video"] == tiny_store.SHORT
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--query=x"], "give either --clip or --model"),
+        (["--clip=CLIP"], "--query is missing"),
+        (["--clip=CLIP", "--query=x", "--rerank=3"], "are of --model"),
+        (["--model=CLIP", "--query=x"], "neither testa nor blip"),
+        (["--model=TESTA", "--query=x", "--testa_r=1,2,1,2,1"], "testa_r"),
+        (["--model=TESTA", "--query=x", "--stretch=0.2", "--num_frames=0"], "num_frames"),
+    ],
+)
+def test_bad_input(folders, golden, flags, message):
+    store, testa = folders
+    flags = [flag.replace("CLIP", str(golden / "tspo_agent")).replace("TESTA", str(testa)) for flag in flags]
+    done = run(f"--store={store}", *flags)
+    assert done.returncode == 1 and done.stdout == ""
+    assert message in done.stderr and "Traceback" not in done.stderr

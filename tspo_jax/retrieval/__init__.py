@@ -1,0 +1,1 @@
+"""Which videos of a frame store, and which stretches of them, show what a text says."""
