@@ -54,6 +54,11 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"visual\.merger\.linear_fc2\.kernel", (None, "width")),
     (r"visual\.deepstack_merger_list\.linear_fc1\.kernel", (None, "width", None)),
     (r"visual\.deepstack_merger_list\.linear_fc2\.kernel", (None, None, "width")),
+    # Streaming encoder, whose blocks are Qwen2's
+    (r"(feature_mlp|projector)\.linear_1\.kernel", ("width", "hidden")),
+    (r"(feature_mlp|projector)\.linear_1\.bias", ("hidden",)),
+    (r"(feature_mlp|projector)\.linear_2\.kernel", ("hidden", "width")),
+    (r"(feature_mlp|projector)\.linear_2\.bias|(time|question)\.(kernel|bias)", ()),
     # Qwen2
     (r"language_model\.embed_tokens\.embedding", ("vocabulary", "width")),
     (r"language_model\.lm_head\.kernel", ("width", "vocabulary")),

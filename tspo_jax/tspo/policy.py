@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tspo_jax.models.gumbel_top_k import gumbel_noise, perturbed_top_k
+
 Params = Any
 Metrics = dict[str, jax.Array]
 
@@ -78,29 +80,6 @@ def question_keys(seed, step, index: jax.Array, copy: jax.Array | None = None) -
     if copy is None:
         return keys
     return jnp.where(copy > 0, jax.vmap(jax.random.fold_in)(keys, copy), keys)
-
-
-def gumbel_noise(keys: jax.Array, group_size: int, num_frames: int) -> jax.Array:
-    """Gumbel noise float32 [B,G,T] from keys [B]; more padding leaves the noise of a frame as it is."""
-    # Threefry's bits depend on the flat position, so frames go first for padding to come last.
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_frames, group_size)))(keys)
-    return noise.swapaxes(1, 2)
-
-
-def perturbed_top_k(logits: jax.Array, noise: jax.Array, k: int) -> jax.Array:
-    """The k frames with the largest logit + noise, largest first.
-
-    With Gumbel noise this is a draw of k frames without replacement from softmax(logits), in the order of
-    drawing (Plackett-Luce).
-
-    Args:
-      logits: [B,T], -inf on padding.
-      noise: [B,G,T].
-      k: frames per draw, at most the number of frames that are no padding (`check_candidates`).
-
-    Returns: int32 [B,G,K] in the order of drawing.
-    """
-    return jax.lax.top_k(logits[:, None] + noise, k)[1]
 
 
 def gumbel_draws(keys: jax.Array, logits: jax.Array, group_size: int, k: int) -> jax.Array:

@@ -1,0 +1,1 @@
+"""VideoStreaming: training its encoder, and streams as they come."""
