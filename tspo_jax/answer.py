@@ -2,6 +2,7 @@
 
     python -m tspo_jax.answer --answerer=DIR --question=$'Why?\\nA. ..\\nB. ..' --video=FILE --agent=DIR --num_frames=16
     python -m tspo_jax.answer --answerer=DIR --question="Why?" --frames=frames.npz
+    python -m tspo_jax.answer --answerer=DIR --question="Why?" --video=FILE --strategy=backtrack --page=trace.html
 
 The frames come from a video (chosen by an agent, or by a search for objects with --method=tstar, see select_frames;
 evenly spaced without either), from `frames` uint8 [K, H, W, 3] of an npz file (and `timestamps` float [K], in seconds),
@@ -9,24 +10,34 @@ or from a folder of pictures in the order of their names, or of the manifest tha
 model that is told times is told the frames' own. Greedy decoding.
 Several questions or videos give {"answers": [..]}; a video is decoded and encoded once for all its questions, one of a
 frame store (`--store=DIR --video=NAME`) not at all.
+
+--strategy=flat|backtrack answers from captions of the whole video instead (docs/rounds.md); the result then tells the
+phase that the question ended in, the periods that were looked at, what it cost, and the trace. Its exit status is 2
+where a question got no answer at all.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-from tspo_jax.answering import prompts
+from tspo_jax.answering import prompts, strategy_flags
+from tspo_jax.answering.agent_prompts import Asked
 from tspo_jax.answering.given_frames import answer, read_frames
 from tspo_jax.answering.grounding import make_searcher
+from tspo_jax.answering.own_models import default_mesh
 from tspo_jax.answering.rollout import Rollout
-from tspo_jax.checkpoints.folders import load_answerer
+from tspo_jax.answering.strategies import VideoFiles, answer_questions
+from tspo_jax.checkpoints.folders import Answerer, load_answerer
 from tspo_jax.command_line import entry_point
 from tspo_jax.data.decode import VideoError
+from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.questions import split_options
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, VideoOptions
-from tspo_jax.pages import video_page
+from tspo_jax.pages import trace_page, video_page
 from tspo_jax.pages.contact_sheet import contact_sheet
 from tspo_jax.selection import methods, searching
 from tspo_jax.selection.choosing import choose, picks_of
@@ -75,6 +86,7 @@ def define_flags() -> None:
     searching.define_flags()
     flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
     flags.DEFINE_string("page", "", "HTML page to write: scores over time, the frames of every method, the answers.")
+    strategy_flags.define()
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
 
 
@@ -91,10 +103,11 @@ def main() -> int:
         raise ValueError(f"--method={args.method} needs an --agent; without one only uniform works")
     if args.method == methods.SEARCH and args.frames:
         raise ValueError(f"--method={methods.SEARCH} searches a --video; --frames are used as they are")
-    if args.page and not args.agent:
+    if args.page and not args.agent and args.strategy == "direct":
         raise ValueError("--page shows an agent's scores; give an --agent")
     if args.contact_sheet and args.frames:
         raise ValueError("--contact_sheet shows the frames chosen from a --video")
+    strategy_flags.check(args)
     for question in args.question:
         prompts.render(question, suffix=args.suffix)  # wrong questions are refused before anything is loaded
     if not all(number.strip().isdecimal() for number in args.frame_size):
@@ -110,6 +123,8 @@ def main() -> int:
     frames, times = read_frames(args.frames) if args.frames else (None, None)
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     answerer = load_answerer(args.answerer, jnp.dtype(dtype), video=options, adapter=args.adapter)
+    if args.strategy != "direct":
+        return in_rounds(args, names, answerer)
     rollout = Rollout.of(answerer, max_new_tokens=args.max_new_tokens)
     method = args.method or "topk"
     searcher = None
@@ -158,6 +173,24 @@ def main() -> int:
         Path(args.page).write_text(html, encoding="utf-8")
     entry_point.write_result(result if single else {"answers": results}, args.output)
     return 0 if all_read else 2
+
+
+def in_rounds(args: flags.FlagValues, names: Sequence[str], answerer: Answerer) -> int:
+    """--strategy=flat|backtrack: every question about every video."""
+    folder = Path(args.video)
+    paths = {name: folder / name if folder.is_dir() else folder for name in names}
+    videos = FrameStore(args.store) if args.store else VideoFiles(paths)
+    questions = [(name, *split_options(question)) for name in names for question in args.question]
+    asked = [Asked(str(number), *question) for number, question in enumerate(questions)]
+    outcomes = answer_questions(
+        args.strategy, asked, videos, answerer, mesh=default_mesh(), **strategy_flags.options(args)
+    )
+    results = sorted(map(dataclasses.asdict, outcomes), key=lambda one: int(one["id"]))
+    if args.page:
+        Path(args.page).write_text(trace_page.page(results), encoding="utf-8")
+    single = len(args.question) == 1 and is_one(args.video, args.store)
+    entry_point.write_result(results[0] if single else {"answers": results}, args.output)
+    return 0 if all(one["phase"] != "failed" for one in results) else 2
 
 
 if __name__ == "__main__":

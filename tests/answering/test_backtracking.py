@@ -6,13 +6,13 @@ import random
 import re
 
 import pytest
-from scripted_models import Replies, World, agent_of, by_keywords
 
 from tspo_jax.answering import agent_prompts
 from tspo_jax.answering.agent_prompts import Asked
 from tspo_jax.answering.backtracking import PHASES, Settings, VideoFacts, backtrack, flat, run
 from tspo_jax.answering.calls import Calls, CaptionCall, Reply, WriterCall
 from tspo_jax.answering.replies import names_ordinal
+from tspo_jax.toy.caption_world import Replies, World, agent_of, by_keywords
 
 FORGOTTEN = '{"Confidence": False, "Answer": "No Answer"}'
 

@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from scripted_models import Replies, World
 
 from tspo_jax.answering.calls import Calls, CaptionCall, ReplayError, Reply, WriterCall
+from tspo_jax.toy.caption_world import Replies, World
 
 CLIPS = [CaptionCall("v", (float(i), i + 0.5), 100, "look") for i in range(5)]
 ASK = WriterCall("answer", "why?")
@@ -38,6 +38,7 @@ def test_keys_hold_all_that_a_caption_depends_on():
     variants = [CLIPS[0], CLIPS[1]]
     variants += [CaptionCall("w", (0.0, 0.5), 100, "look"), CaptionCall("v", (0.0, 0.5), 101, "look")]
     variants += [CaptionCall("v", (0.0, 0.5), 100, "see"), CaptionCall("v", (0.0,), 100, "look")]
+    variants += [CaptionCall("v", (0.0, 0.5), 100, "look", "another file of this name")]
     assert len({calls.key(call) for call in variants}) == len(variants)
 
 

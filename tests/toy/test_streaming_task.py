@@ -75,14 +75,6 @@ def test_fixed_selections_and_what_they_see(trained):
         assert np.all(np.asarray(chosen) == np.array(picks)) and logits.shape == (8, TASK.vocab_size)
 
 
-def test_seeds_beside_each_other_are_those_alone(trained):
-    graphdef, params, recipe, reports = trained
-    alone = []
-    train(TASK, CFG, recipe, [1], lambda *report: alone.append(report), evaluate_every=60)
-    for name, value in alone[-1][1][0].items():
-        assert value == pytest.approx(reports[-1][1][1][name], abs=0.02)
-
-
 def test_parameters_have_a_rule_each():
     from tspo_jax.checkpoints.weights import flatten
     from tspo_jax.devices import sharding

@@ -68,11 +68,12 @@ class Settings:
 @dataclasses.dataclass(frozen=True)
 class VideoFacts:
     """What the loop must know about a video. `fps` are the frames per second that can be shown of it (1 in a frame
-    store made so); clips that ask for more get these, and the trace says so."""
+    store made so); clips that ask for more get these, and the trace says so. `identity` tells its content."""
 
     name: str
     duration: float  # seconds
     fps: float = float("inf")
+    identity: str = ""
 
 
 class Limits(Protocol):
@@ -235,7 +236,8 @@ class _State:
             if instruction is None
             else agent_prompts.FINE_INSTRUCTION.format(instruction=instruction)
         )
-        made = yield [CaptionCall(self.video.name, clip.times, pixels, text) for clip in all_clips]
+        video, identity = self.video.name, self.video.identity
+        made = yield [CaptionCall(video, clip.times, pixels, text, identity) for clip in all_clips]
         self._pay(made)
         self.outcome.captions += len(made)
         step, given = len(self.outcome.trace), iter(made)

@@ -18,15 +18,20 @@ from tspo_jax.data.row_file import RowFile
 
 @dataclasses.dataclass(frozen=True)
 class CaptionCall:
-    """Describe a clip: the frames of `video` at `times` (seconds), each shown with at most `max_pixels`."""
+    """Describe a clip: the frames of `video` at `times` (seconds), each shown with at most `max_pixels`.
+
+    `video_identity` tells the video from another one of this name.
+    """
 
     video: str
     times: tuple[float, ...]
     max_pixels: int
     instruction: str
+    video_identity: str = ""
 
     def content(self) -> list:
-        return ["caption", self.video, [round(t, 3) for t in self.times], self.max_pixels, self.instruction]
+        times = [round(t, 3) for t in self.times]
+        return ["caption", self.video, self.video_identity, times, self.max_pixels, self.instruction]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,8 @@ TEMPLATES = {
     "<|im_start|>assistant\n",
 }
 
+_VIDEO_PLACE = re.compile(rf"(<\|vision_start\|>)?({IMAGE_TAG}|{re.escape(VIDEO_TAG)})(<\|vision_end\|>)?\n?")
+
 
 def render(question: str, template: str = "qwen_1_5", suffix: str = LETTER_SUFFIX) -> str:
     """The prompt as text, with IMAGE_TAG or VIDEO_TAG in the place of the video.
@@ -50,6 +52,20 @@ def render(question: str, template: str = "qwen_1_5", suffix: str = LETTER_SUFFI
         if tag in text:
             raise ValueError(f"the question holds {tag}; leave it out, the template has the place of the video")
     return TEMPLATES[template].replace("{text}", text)
+
+
+def render_text(text: str, template: str = "qwen_1_5") -> str:
+    """The prompt of a user's turn without a video; tags in the text, which would stand for one, are left out.
+
+    Raises: ValueError for an unknown template and an empty text.
+    """
+    if template not in TEMPLATES:
+        raise ValueError(f"template is {template!r}, not one of {', '.join(TEMPLATES)}")
+    for tag in (IMAGE_TAG, VIDEO_TAG):
+        text = text.replace(tag, "")
+    if not text.strip():
+        raise ValueError("the text is empty")
+    return _VIDEO_PLACE.sub("", TEMPLATES[template]).replace("{text}", text)
 
 
 def tokenize(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -135,6 +135,15 @@ def splice(text: jax.Array, visual: jax.Array, ids: jax.Array) -> jax.Array:
     )
 
 
+def text_prompt(embeddings: jax.Array, lengths: jax.Array) -> Prompt:
+    """Prompts without a video: text embeddings [P, N, hidden], right padded, of lengths int [P].
+
+    Every family of models counts the positions of text alone by one, on all of its axes.
+    """
+    P, N, _ = embeddings.shape
+    return Prompt(embeddings, jnp.broadcast_to(jnp.arange(N), (P, N)), lengths, lengths)
+
+
 def video_start(ids: jax.Array) -> jax.Array:
     """Where the video begins: int [P] of ids int [P, N]."""
     return jnp.argmax(ids == VIDEO_TOKEN, axis=1)

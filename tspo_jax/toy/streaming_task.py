@@ -156,7 +156,7 @@ def forward(model: Toy, batch: Batch, recipe: Recipe, noise: jax.Array | None) -
     chosen = encoder.select(words, jnp.full(B, words.shape[1]), stream, is_clip, noise, picks)
     visual = encoder.visual_tokens(chosen.memories, stream.last)
     text = model.language_model.embed_tokens(jnp.maximum(batch.prompts, 0))
-    x = splice(text, visual, batch.prompts)
+    x = splice(text, visual[:, None], batch.prompts)
     places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     hidden, _ = model.language_model.prefill(x, places, jnp.full(B, x.shape[1] - 1))
     return model.language_model.logits(hidden), chosen.scores, chosen.picks

@@ -1,9 +1,12 @@
-"""A captioner that sees a list of events, and a writer that has its replies beforehand or follows a rule: what
-backtracking is tried with where no model is needed."""
+"""A world of events with a captioner that notices them only in short clips, and a writer that follows simple rules:
+backtracking without a model (VideoLucy's loop, answering/backtracking.py)."""
 
+import random
 import re
 from collections.abc import Callable, Sequence
 
+from tspo_jax.answering.agent_prompts import Asked
+from tspo_jax.answering.backtracking import VideoFacts
 from tspo_jax.answering.calls import CaptionCall, Reply
 
 
@@ -31,7 +34,7 @@ class World:
 
 
 class Replies:
-    """A writer whose replies are a function of the prompt; `prompts` are those that it got."""
+    """A writer whose replies are a function of the prompt; `prompts` are those that it got, tokens are words."""
 
     context = 1_000_000
     max_new_tokens = 100
@@ -76,3 +79,24 @@ def by_keywords(prompt: str) -> str:
     windows = [line for line in lines if line[:2] not in before and float(line[1]) - float(line[0]) > 10]
     best = max(windows or lines, key=lambda line: len(words & set(line[2].lower().replace(";", "").split())))
     return f'{{"Time Period": [({best[0]}, {best[1]})], "Instruction": "Look closely.", "Reason": "words"}}'
+
+
+THINGS = ["key", "hat", "bag", "cup", "rope", "drum", "kite", "lamp", "coin", "boot", "fish", "flag"]
+COLOURS = ["red", "blue", "green", "grey", "white", "black"]
+PLACES = ["harbour", "kitchen", "garden", "station", "market", "library", "forest", "workshop"]
+
+
+def missed_event(seed: int, minutes: int = 10, longest_noticed: float = 10.0) -> tuple[Asked, VideoFacts, World]:
+    """A question about the one thing that is dropped in a video, for five seconds, and nothing else: no clip above
+    `longest_noticed` seconds names it. Each minute is at a place of its own, which the question names."""
+    rng = random.Random(seed)
+    places = [f"{place} {number}" for number in (1, 2) for place in PLACES][:minutes]
+    rng.shuffle(places)
+    minute, second = rng.randrange(minutes), rng.randrange(56)
+    options = [f"a {colour} {rng.choice(THINGS)}" for colour in rng.sample(COLOURS, 4)]
+    start = 60 * minute + second
+    events = [(60 * i, 60 * i + 60, 1e9, place) for i, place in enumerate(places)]
+    events.append((start, start + 5, longest_noticed, f"someone drops {rng.choice(options)}"))
+    duration = 60.0 * minutes
+    asked = Asked(f"missed {seed}", f"video {seed}", f"What does someone drop at {places[minute]}?", tuple(options))
+    return asked, VideoFacts(asked.video, duration), World(events)
