@@ -20,6 +20,7 @@ from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.models import attention
 from tspo_jax.models.layers import merge_params
+from tspo_jax.models.lora import is_adapter
 from tspo_jax.models.video_prompt import text_prompt
 
 _MULTIPLE = 256  # tokens; prompts are padded to this times a power of 2: few lengths, few compilations
@@ -162,7 +163,7 @@ def identity_of(answerer: Answerer, template: str, max_new_tokens: int) -> str:
     """What a text of this answerer depends on, besides its prompt: its checkpoint, the adapters on it, and so on."""
     adapters = hashlib.sha256()
     for path, leaf in sorted(weights.flatten(answerer.params).items()):
-        if "lora" in path:
+        if is_adapter(path):
             adapters.update(np.asarray(leaf, np.float32).tobytes())
     dtype = jax.tree.leaves(answerer.params)[0].dtype
     video = dataclasses.asdict(video) if (video := getattr(answerer.config, "video", None)) else ""
