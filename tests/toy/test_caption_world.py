@@ -3,7 +3,7 @@
 import numpy as np
 
 from tspo_jax.answering.backtracking import STRATEGIES, Settings, run
-from tspo_jax.answering.calls import CaptionCall, Calls
+from tspo_jax.answering.calls import Calls, CaptionCall
 from tspo_jax.toy.caption_world import Replies, World, by_keywords, missed_event
 
 NUM = 40
