@@ -1,16 +1,19 @@
 """Compiles the programs of a training step for TPU slices that are not there, at full size and without weights.
 
     python -m tspo_jax.aot_compile --config=configs/llava_video_7b.py --topology=v5e-8,v5p-8 [--output=FILE.json]
+    python -m tspo_jax.aot_compile --config=configs/tpo_llava_video_7b.py:full --topology=v5e-16
 
-For each program (sample, answer, update; see train.py) the real TPU compiler says what a device holds and what runs on
-it; loops are counted (devices/program_cost.py), and the time is a roofline: the longest of arithmetic, memory traffic
-and communication at the chip's published peaks (devices/chips.py), which no run can beat. Every frame set is taken to
-have frames of its own and every answer to be of full length, so a real step does less.
+For each program (sample, answer, update, see train.py; or update and reference, of train_answerer) the real TPU compiler
+says what a device holds and what runs on it; loops are counted (devices/program_cost.py), and the time is a roofline:
+the longest of arithmetic, memory traffic and communication at the chip's published peaks (devices/chips.py), which no
+run can beat. Every frame set is taken to have frames of its own and every answer to be of full length, so a real step
+does less.
 
 Needs libtpu (an x86-64 Linux machine, no TPU) and the answerer's config.json: in its folder, or else in
 configs/architectures/ under the folder's name. Exit status 1 where a program does not fit, with what to change.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -21,12 +24,15 @@ from rich.table import Table
 from tspo_jax import config as config_module
 from tspo_jax.command_line import entry_point
 from tspo_jax.devices.compiling import HEADINGS, table_rows
-from tspo_jax.tspo.ahead_of_time import compile_config
+from tspo_jax.tpo import ahead_of_time as of_answerers
+from tspo_jax.tpo.config import TpoConfig
+from tspo_jax.tspo import ahead_of_time as of_agents
 
 
 def main() -> int:
-    config = config_module.from_flags()
-    results = compile_config(
+    is_of_answerer = "preference" in (flags.FLAGS.config or {})
+    config = config_module.from_flags(TpoConfig if is_of_answerer else config_module.Config)
+    results = (of_answerers if is_of_answerer else of_agents).compile_config(
         config,
         Path(config_flags.get_config_filename(flags.FLAGS["config"])).parent / "architectures",
         flags.FLAGS.topology,
@@ -53,6 +59,17 @@ def define_flags() -> None:
     flags.DEFINE_string("output", "", "File for the JSON; default: stdout.")
 
 
+def check_overrides(argv: Sequence[str]) -> None:
+    """Raises ConfigError for a field that the config of no trainer has."""
+    try:
+        config_module.check_overrides(argv)
+    except config_module.ConfigError as error:
+        try:
+            config_module.check_overrides(argv, TpoConfig)
+        except config_module.ConfigError:
+            raise error from None
+
+
 if __name__ == "__main__":
     define_flags()
-    entry_point.run(main, check=config_module.check_overrides)
+    entry_point.run(main, check=check_overrides)

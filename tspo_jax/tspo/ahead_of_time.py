@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from tspo_jax.answering import prompts
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.architectures import read_architecture, shallow
 from tspo_jax.checkpoints.folders import AGENT_KINDS, Architecture, Generation, answerer_architecture, clip_config
 from tspo_jax.config import Config
 from tspo_jax.devices import chips, sharding
@@ -146,29 +147,6 @@ def advice(config: Config, answerer: Architecture, mesh: jax.sharding.Mesh) -> l
         (not config.mesh.split_over_data and mesh.shape["data"] > 1, "--config.mesh.split_over_data=True"),
     ]
     return [text for is_possible, text in options if is_possible] or ["a slice with more or larger chips"]
-
-
-def read_architecture(folder: str, descriptions: Path) -> tuple[Mapping[str, Any], Path]:
-    """config.json of a checkpoint folder, or, where that is not there, its description under the folder's name."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        path = descriptions / f"{Path(folder).name}.json"
-    if not path.is_file():
-        raise weights.CheckpointError(f"{folder}: holds no config.json, and there is no {path} either")
-    return weights.read_config(path.parent, path.name), path
-
-
-def shallow(description: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
-    """A config.json with the language model and the image tower cut to `num_layers` layers, all else as it is."""
-    vision = dict(description.get("vision_config") or {})
-    depth = "depth" if "depth" in vision else "num_hidden_layers"
-    vision[depth] = num_layers + (depth == "num_hidden_layers")  # the last layer of a SigLIP tower never runs
-    if "deepstack_visual_indexes" in vision:
-        vision["deepstack_visual_indexes"] = [i for i in vision["deepstack_visual_indexes"] if i < num_layers]
-    cut = {"num_hidden_layers": num_layers}
-    if "text_config" in description:
-        cut = {"text_config": {**description["text_config"], **cut}}
-    return {**description, **cut, "vision_config": vision}
 
 
 def compile_config(
