@@ -3,7 +3,7 @@
     python -m tspo_jax.aot_compile --config=configs/llava_video_7b.py --topology=v5e-8,v5p-8 [--output=FILE.json]
     python -m tspo_jax.aot_compile --config=configs/tpo_llava_video_7b.py:full --topology=v5e-16
 
-For each program (sample, answer, update, see train.py; or update and reference, of train_answerer) the real TPU compiler
+For each program (sample, answer, update: train.py; or update and reference: train_answerer.py) the real TPU compiler
 says what a device holds and what runs on it; loops are counted (devices/program_cost.py), and the time is a roofline:
 the longest of arithmetic, memory traffic and communication at the chip's published peaks (devices/chips.py), which no
 run can beat. Every frame set is taken to have frames of its own and every answer to be of full length, so a real step
