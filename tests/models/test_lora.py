@@ -10,9 +10,9 @@ from tspo_jax.models.layers import Linear
 from tspo_jax.models.lora import TARGETS, AdaptedLinear, LoraConfig, is_adapter, merged, target_path
 
 
-def adapted(lora=LoraConfig(2, 6.0), use_bias=True):
+def adapted(use_bias=True):
     linear = Linear(4, 3, use_bias=use_bias, rngs=nnx.Rngs(0))
-    module = AdaptedLinear(linear, lora, rngs=nnx.Rngs(1))
+    module = AdaptedLinear(linear, LoraConfig(2, 6.0), rngs=nnx.Rngs(1))
     module.lora_B.kernel[...] = jax.random.normal(jax.random.key(2), (2, 3))
     return linear, module
 
@@ -35,8 +35,7 @@ def test_nothing_is_changed_at_first():
 
 def test_products_are_in_the_dtype_of_the_activations():
     _, module = adapted()
-    module.kernel[...] = module.kernel[...].astype(jnp.bfloat16)
-    module.bias[...] = module.bias[...].astype(jnp.bfloat16)
+    module.kernel, module.bias = (nnx.Param(x[...].astype(jnp.bfloat16)) for x in (module.kernel, module.bias))
     assert module(jnp.ones((2, 4), jnp.bfloat16)).dtype == jnp.bfloat16
     assert module.lora_A.kernel[...].dtype == jnp.float32
 

@@ -75,9 +75,9 @@ def test_whole_video_evenly(parts):
 
 
 def test_pairs_that_do_not_fit_are_left_out_or_end_it(parts):
-    batches = make(parts, max_tokens=120)
+    batches = make(parts, max_tokens=147)
     assert 0 < len(batches.pairs) < 5 and "frames would fit" in batches.left_out[0]
     with pytest.raises(PairError, match="cannot be trained on"):
-        make(parts, max_tokens=120, strict=True)
+        make(parts, max_tokens=147, strict=True)
     with pytest.raises(PairError, match="same tokens"):
         make(parts, [Pair("x", LONG, "Why?", "a", "a")])
