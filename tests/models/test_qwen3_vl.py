@@ -10,17 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny_store import make_config, make_store, write_questions
 
+from tspo_jax import config as cfg
 from tspo_jax.answering import prompts
+from tspo_jax.answering.given_frames import answer
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
-from tspo_jax.checkpoints.folders import load_answerer
+from tspo_jax.checkpoints.folders import load_answerer, load_clip
+from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
+from tspo_jax.evaluation.run import evaluate
+from tspo_jax.models import packed_answers
 from tspo_jax.models.layers import merge_params
 from tspo_jax.models.preprocessing import Qwen3Processor, patchify, video_resize
 from tspo_jax.models.qwen3_vl import Qwen3VLConfig, prompt_positions
 from tspo_jax.models.video_prompt import VIDEO_TOKEN, FrameTimes, VideoOptions
 from tspo_jax.models.video_tags import VIDEO_TAG
+from tspo_jax.runs.metrics import read_rows
+from tspo_jax.train import train
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -304,6 +312,29 @@ def test_sets_with_times_of_their_own(reference, answerer):
             np.testing.assert_allclose(answers.first_logits[b, g], logits, atol=1e-4)
 
 
+def test_packed_answers_of_hugging_face(reference, answerer):
+    """Two answers to one prompt, deepstack included: what preference training learns from."""
+    frames = np.random.default_rng(6).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
+    rendered = prompts.render("Who?", answerer.template, "")
+    written = answerer.config.write_times(rendered, FrameTimes.of([1, 2, 30, 40]))
+    ids = prompts.tokenize(written, answerer.tokenizer)
+    answers = np.array([[65, 66, 67], [90, 33, 12]])
+
+    @jax.jit
+    def log_probs(params):
+        model = merge_params(answerer.graphdef, params)
+        tokens = model.project(model.tower(answerer.processor.normalize(frames)))[None]
+        prompt = model.prompt(tokens, jnp.asarray([ids]), jnp.asarray([len(ids)]))
+        hidden = packed_answers.answer_states(model, prompt, answers[None])
+        return packed_answers.token_log_probs(model.language_model, hidden, answers[None])
+
+    for row, ours in zip(answers.tolist(), np.asarray(log_probs(answerer.params))[0], strict=True):
+        with torch.no_grad():
+            logits = reference(**their_inputs(reference, answerer, ids + row, frames)).logits[0, -4:-1]
+        theirs = torch.log_softmax(logits, -1)[range(3), row]
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def unsharded(answerer):
     """Options of the rollout, what it is given for eight questions, and its answers on one device."""
@@ -408,3 +439,52 @@ def test_processor_of_another_patch_size(folder, tmp_path):
     (other / "video_preprocessor_config.json").write_text(json.dumps({"patch_size": 14}))
     with pytest.raises(ValueError, match="patch_size is 14, but config.json's tower has 16"):
         load_answerer(other)
+
+
+# ---- entry points ----
+
+
+def test_trains_and_evaluates(golden, folder, tmp_path):
+    """A step of training, and an evaluation whose answers are those of `answer` with the frames' own times."""
+    store = make_store(tmp_path, golden)
+    config = make_config(golden, store, write_questions(tmp_path / "questions.jsonl", num=4))
+    config.answerer.folder = str(folder)
+    config.batch_size, config.num_steps = 4, 1
+    config.data.min_frames, config.data.max_frames, config.data.buckets = 0, 40, (40,)
+    config.data.general.k, config.policy.group_size = 3, 2
+    config.answerer.video.frame_size = (64, 96)
+    config.mesh.axes = (("data", 2), ("model", 1))
+    config.evaluation.update(methods=("topk",), budgets=(3,), batch_size=4)
+    train(cfg.read(config), tmp_path / "run", jax.devices()[:2])
+    (row,) = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert row["unique_frames"] <= 6 and np.isfinite(row["grad_norm"])
+
+    config.mesh.axes = (("data", -1), ("model", 1))
+    config.evaluation.batch_size = 8
+    evaluate(cfg.read(config), tmp_path / "evaluated", golden / "tspo_agent")
+    answerer = load_answerer(folder, video=VideoOptions((64, 96)))
+    clip_store = FrameStore(store, load_clip(golden / "tspo_agent").identity)
+    program = Rollout.of(answerer, max_new_tokens=2)
+    rows = read_rows(tmp_path / "evaluated" / "evaluation" / "rows.jsonl")
+    assert len(rows) == 4
+    for row in rows:
+        frames = list(clip_store.frames(row["video"], row["candidate_idx"]))
+        question = json.loads((tmp_path / "questions.jsonl").read_text().splitlines()[int(row["id"])])
+        text = question["original_question"].removeprefix("<image>\n")
+        times = FrameTimes.of(clip_store.video(row["video"]).timestamps[row["candidate_idx"]])
+        result = answer(answerer, program, frames, prompts.render(text, answerer.template), times=times)
+        assert result["answer"] == row["answer"]
+        assert result["num_visual_tokens"] == 2 * 2 * 3
+        assert result["prompt"].count(" seconds><|vision_start|><|video_pad|><|vision_end|>") == 2
+
+
+def test_more_frames_than_the_context_holds(folder, tmp_path):
+    config = weights.read_config(folder)
+    config["text_config"]["max_position_embeddings"] = 100
+    small = load_answerer(copy(folder, tmp_path / "small", **config), video=VideoOptions((64, 64)))
+    frames = [np.zeros((64, 64, 3), np.uint8)] * 20
+    message = (
+        "a prompt with 20 frames takes .* tokens and its answer up to 2, more than the 100 that the model can read"
+    )
+    with pytest.raises(ValueError, match=message):
+        answer(small, Rollout.of(small, max_new_tokens=2), frames, prompts.render("Why?", small.template))

@@ -18,7 +18,7 @@ from flax import nnx
 from tspo_jax.models import attention
 from tspo_jax.models.layers import merge_params, split_params
 from tspo_jax.models.qwen2 import DecoderLayer, Qwen2
-from tspo_jax.models.video_prompt import Prompt
+from tspo_jax.models.video_prompt import Prompt, add_behind
 
 QUERY_BLOCK = 128  # tokens of answers that look at the prompt at a time; their scores are [B, H, block, N]
 
@@ -46,10 +46,12 @@ def answer_states(
     graphdef, layers = split_params(language.layers)
 
     @jax.checkpoint
-    def step(x, params):
-        return constrain(_layer(merge_params(graphdef, params), x, angles, attend)), None
+    def step(x, layer):
+        i, params = layer
+        x = _layer(merge_params(graphdef, params), x, angles, attend)
+        return constrain(add_behind(i, x, prompt.added)), None
 
-    x, _ = jax.lax.scan(step, constrain(x), layers)
+    x, _ = jax.lax.scan(step, constrain(x), (jnp.arange(language.cfg.num_hidden_layers), layers))
     last = jnp.take_along_axis(x, (prompt.lengths - 1)[:, None, None], axis=1)  # [B, 1, hidden]
     of_answers = x[:, P:].reshape(B, S, A, -1)
     before = jnp.concatenate([jnp.broadcast_to(last[:, None], (B, S, 1, x.shape[-1])), of_answers[:, :, :-1]], axis=2)

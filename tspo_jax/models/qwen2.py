@@ -9,6 +9,7 @@ from flax import nnx
 
 from tspo_jax.models import attention
 from tspo_jax.models.layers import Embed, Linear, RMSNorm, layer_at, scan_layers, stack_layers
+from tspo_jax.models.video_prompt import add_behind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,9 +241,7 @@ class Qwen2(nnx.Module):
 
         def step(h, i):
             h, kv = layer_at(self.layers, i)(h, angles, positions)
-            if added is not None:
-                h = jax.lax.cond(i < added.shape[1], lambda h: h + added[:, i].astype(h.dtype), lambda h: h, h)
-            return h, kv
+            return add_behind(i, h, added), kv
 
         final = self.cfg.num_hidden_layers - 1
         h, kv = jax.lax.scan(step, embeddings, jnp.arange(final))

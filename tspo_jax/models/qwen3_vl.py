@@ -268,6 +268,11 @@ class Qwen3Vision(nnx.Module):
         self.cfg = cfg
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
+        return self.merge(self.features(pixels))
+
+    def features(self, pixels: jax.Array) -> jax.Array:
+        """Patches behind the last block and behind those of the deepstack levels, the patches of a visual token
+        together: [F // 2, 1 + D, rows, columns, patches, hidden]."""
         cfg = self.cfg
         F, H, W, _ = pixels.shape
         grid = H // cfg.unit, W // cfg.unit
@@ -280,8 +285,16 @@ class Qwen3Vision(nnx.Module):
         slot = jnp.array([levels.get(layer, len(levels)) for layer in range(cfg.depth)])
         kept = jnp.zeros((len(levels) + 1, *x.shape), x.dtype)
         (x, kept), _ = scan_layers(self.blocks, (x, kept), angles, per_layer=slot)
-        tokens = [self.merger(x), *(layer_at(self.deepstack_merger_list, i)(kept[i]) for i in range(len(levels)))]
-        return jnp.stack(tokens, axis=1).reshape(F // cfg.temporal_patch_size, -1, *grid, cfg.out_hidden_size)
+        features = jnp.stack([x, *(kept[level] for level in range(len(levels)))], axis=1)
+        return features.reshape(F // cfg.temporal_patch_size, -1, *grid, cfg.spatial_merge_size**2, cfg.hidden_size)
+
+    def merge(self, features: jax.Array) -> jax.Array:
+        """`features` -> visual tokens [F // 2, 1 + D, rows, columns, out_hidden_size]."""
+        pairs, levels, *grid, _, width = features.shape
+        patches = features.reshape(pairs, levels, -1, width)
+        mergers = [self.merger, *(layer_at(self.deepstack_merger_list, i) for i in range(levels - 1))]
+        tokens = [merger(patches[:, level]) for level, merger in enumerate(mergers)]
+        return jnp.stack(tokens, axis=1).reshape(pairs, levels, *grid, self.cfg.out_hidden_size)
 
 
 # ---- positions -------------------------------------------------------------------------------------------

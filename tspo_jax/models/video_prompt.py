@@ -91,6 +91,14 @@ class Prompt(NamedTuple):
     added: jax.Array | None = None
 
 
+def add_behind(layer: jax.Array, x: jax.Array, added: jax.Array | None) -> jax.Array:
+    """The output of a layer [P, N or more, hidden], with what `Prompt.added` puts behind it."""
+    if added is None:
+        return x
+    _, D, N, _ = added.shape
+    return jax.lax.cond(layer < D, lambda x: x.at[:, :N].add(added[:, layer].astype(x.dtype)), lambda x: x, x)
+
+
 class Layout(NamedTuple):
     """What stands in the slots of prompts behind the visual tokens' insertion; all [P, S].
 
