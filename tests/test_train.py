@@ -184,7 +184,7 @@ def test_resuming_is_exact(config, undisturbed, tmp_path, monkeypatch):
 def test_a_finished_run_says_so(config, undisturbed, capsys, monkeypatch):
     """And every run lists the bad lines of its question file."""
     bad = ["questions.jsonl:33: line: not valid json"]
-    monkeypatch.setattr(training, "read_questions", lambda path, strict: (read_questions(path)[0], bad))
+    monkeypatch.setattr(training, "read_questions", lambda path, **_: (read_questions(path)[0], bad))
     rows, agent = run(config, undisturbed[0])
     said = capsys.readouterr().err
     assert "all 6 steps are done" in said and f"left out: {bad[0]}" in said
