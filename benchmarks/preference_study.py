@@ -1,7 +1,7 @@
 """What preference training does to the toy answerer, over seeds: the method and its two controls.
 
     python -m benchmarks.preference_study --config=configs/tpo_toy.py --questions=toy_data/eval.jsonl \
-        --folder=runs/preference_study [--seeds=3 --num_questions=192]
+        --folder=runs/preference_study [--seeds=3 --kinds=tpo --num_questions=192]
 
 Trains from the pairs of the config (build_pairs made them) with the method (tpo), on the chosen answers alone (sft:
 alpha 0) and by plain DPO (dpo: gamma 0). Before and after, questions of videos that no pair is about are answered from
@@ -71,18 +71,18 @@ def accuracies(config: TpoConfig, questions, adapter: str) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in right.items()} | {"questions": len(questions)}
 
 
-def measure(config: TpoConfig, questions, folder: Path, num_seeds: int, note) -> list[dict]:
+def measure(config: TpoConfig, questions, folder: Path, num_seeds: int, kinds, note) -> list[dict]:
     """All results, made or known: the untrained answerer, and every kind with every seed."""
     with RowFile(folder / "results.jsonl") as file:
         if "before" not in file.rows:
             file.append([{"id": "before", **accuracies(config, questions, "")}])
             note(json.dumps(file.rows["before"]))
         for seed in range(num_seeds):
-            for kind, change in KINDS.items():
+            for kind in kinds:
                 name = f"{kind} {seed}"
                 if name in file.rows:
                     continue
-                preference = dataclasses.replace(config.preference, **change)
+                preference = dataclasses.replace(config.preference, **KINDS[kind])
                 of_run = dataclasses.replace(config, seed=seed, preference=preference)
                 run_dir = folder / name.replace(" ", "_")
                 training.train(of_run, run_dir, jax.devices()[:1])
@@ -122,6 +122,7 @@ def define_flags() -> None:
     flags.DEFINE_string("questions", None, "Questions with evidence, of other videos than the pairs.", required=True)
     flags.DEFINE_string("folder", None, "Folder of the runs and results.", required=True)
     flags.DEFINE_integer("seeds", 3, "Runs of each kind.", lower_bound=1)
+    flags.DEFINE_multi_enum("kinds", list(KINDS), list(KINDS), "What is trained.")
     flags.DEFINE_integer("num_questions", 192, "Questions, evenly spaced.", lower_bound=1)
 
 
@@ -131,7 +132,8 @@ def main() -> int:
     questions, _ = read_questions(args.questions)
     questions = [question for question in questions if question.evidence]
     places = np.linspace(0, len(questions), min(len(questions), args.num_questions), endpoint=False).astype(int)
-    rows = measure(config, [questions[i] for i in places], Path(args.folder), args.seeds, entry_point.note)
+    asked = [questions[i] for i in places]
+    rows = measure(config, asked, Path(args.folder), args.seeds, args.kinds, entry_point.note)
     entry_point.write_result(summarise(rows), "")
     return 0
 
