@@ -25,6 +25,7 @@ import numpy as np
 
 from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.rollout import Rollout
+from tspo_jax.answering.writers import open_writer
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
 from tspo_jax.data.frame_store import FrameStore, publish
@@ -36,6 +37,7 @@ from tspo_jax.data.row_file import RowFile
 from tspo_jax.data.stages import number, shuffled, split_by_video, write_rows
 from tspo_jax.devices import sharding
 from tspo_jax.runs import run_folder
+from tspo_jax.tpo import writing
 from tspo_jax.tpo.config import TpoConfig
 
 RECIPES = ("irrelevant", "incomplete")
@@ -69,8 +71,8 @@ def check(config: TpoConfig) -> None:
         raise ValueError(
             f"config.build.sparse_frames is {b.sparse_frames}: it must be less than build.frames ({b.frames})"
         )
-    if not b.output or not (b.questions or b.writer):
-        raise ValueError("config.build.output and config.build.questions (or build.writer) must be given")
+    if not b.output or bool(b.questions) == bool(b.writer):
+        raise ValueError("config.build.output must be given, and one of config.build.questions and config.build.writer")
 
 
 # ---- frames ----------------------------------------------------------------------------------------------
@@ -236,8 +238,21 @@ def build(
         could = sum(1 for a in asked if a.sets.get(recipe))
         counts |= {f"asked_{recipe}": could, f"wrong_{recipe}": len(found)}
         shares[recipe] = len(found) / could if could else 0.0
-        pairs += shuffled(found, config.seed, config.build.max_pairs)
-    hashes = {}
+        pairs += found
+    kept = [pair for recipe in config.build.recipes for pair in limited(pairs, recipe, config)]
+    return finish(kept, counts, shares, config, identity)
+
+
+def limited(pairs: Sequence[dict], recipe: str, config: TpoConfig) -> list[dict]:
+    """The pairs of a recipe, at most build.max_pairs of them, in random order."""
+    return shuffled([pair for pair in pairs if pair["recipe"] == recipe], config.seed, config.build.max_pairs)
+
+
+def finish(
+    pairs: list[dict], counts: dict[str, int], shares: Mapping[str, float], config: TpoConfig, identity: str
+) -> dict:
+    """Writes the files of pairs and the card; the result as `build` returns it. Raises ValueError without a pair."""
+    output, hashes = Path(config.build.output), {}
     for side, rows in split_by_video(pairs, config.build.heldout, config.seed).items():
         hashes[f"{side}.jsonl"] = write_rows(output / f"{side}.jsonl", rows)
         for recipe in config.build.recipes:
@@ -245,10 +260,8 @@ def build(
     result = {"counts": counts, "yield": shares, "sha256": hashes, "model": identity}
     publish(output / "README.md", lambda partial: partial.write_text(card(result, config), encoding="utf-8"))
     if not pairs:
-        raise ValueError(
-            f"{output}: none of {len(asked)} questions gave a pair: {len(right)} were answered right with the "
-            "evidence, and none of those wrong without it; see README.md there"
-        )
+        said = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items())
+        raise ValueError(f"{output}: no pair came of it ({said}); see README.md there")
     return result
 
 
@@ -280,17 +293,27 @@ def read_known(path: Path, strict: bool) -> tuple[dict[str, Question], list[str]
     return {f"{path.stem}:{question.source.rsplit(':', 1)[1]}": question for question in questions}, bad
 
 
-def run(config: TpoConfig, devices: Sequence[jax.Device], watch: Watch) -> dict:
-    """Everything that build_pairs does: reads the questions, loads the answerer when it is needed, and builds."""
-    check(config)
-    a, output = config.answerer, Path(config.build.output)
+def stored_questions(config: TpoConfig, store: FrameStore) -> tuple[dict[str, Question], list[str]]:
+    """The questions that are about videos of the store, by id, and a message for each that is left out."""
     known, left_out = read_known(Path(config.build.questions), config.data.strict)
-    store = FrameStore(config.data.store)
     absent = {name: question.video for name, question in known.items() if question.video not in store}
     left_out += [f"{name}: video {video} is not in {store.folder}" for name, video in absent.items()]
     known = {name: question for name, question in known.items() if name not in absent}
     if not known:
         raise ValueError(f"{config.build.questions}: no question is about a video of {store.folder}: {left_out[0]}")
+    return known, left_out
+
+
+def run(config: TpoConfig, devices: Sequence[jax.Device], watch: Watch) -> dict:
+    """Everything that build_pairs does: reads the questions, loads the answerer when it is needed, and builds."""
+    check(config)
+    a, output = config.answerer, Path(config.build.output)
+    store, known, left_out = FrameStore(config.data.store), {}, []
+    if config.build.questions:
+        known, left_out = stored_questions(config, store)
+    writer = None
+    if config.build.writer:
+        writer = open_writer(config.build.writer, model=config.build.writer_model)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     identity = weights.checkpoint_identity(a.folder)
 
@@ -322,4 +345,11 @@ def run(config: TpoConfig, devices: Sequence[jax.Device], watch: Watch) -> dict:
     with run_folder.in_use(output):
         run_folder.check_run(output, record, ())
         run_folder.write_run_config(output, record)
+        if writer:
+            pairs, counts, shares = writing.build(config, store, store.names(), answer, writer)
+            model = f"{identity}, writer {writer.identity}"
+            pairs = [
+                pair | {"model": model} for recipe in config.build.recipes for pair in limited(pairs, recipe, config)
+            ]
+            return finish(pairs, counts, shares, config, model) | {"left_out": left_out}
         return build(config, known, store, answer, watch, identity) | {"left_out": left_out}

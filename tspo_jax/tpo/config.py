@@ -26,8 +26,7 @@ class Build:
     # and judges; "" = none, questions have known answers and the rule is the judge.
     writer: str = ""
     writer_model: str = ""
-    captions: str = ""  # jsonl file {"video", "start", "end", "caption"} that the writer reads
-    questions_per_video: int = 1  # that the writer is asked for
+    questions_per_video: int = 1  # that the writer is asked for, by each recipe
 
 
 @dataclasses.dataclass(frozen=True)
