@@ -5,9 +5,11 @@
 From questions with known answers (config.build.questions: a TSPO-10K file, or one of LLaVA-Video-178K's *_mc_*.json)
 whose videos are in the store (predecode). Recipes: irrelevant (frames without the evidence) and incomplete (few of its
 frames). Or, for videos without questions, config.build.writer names a language model (module:function or an
-OpenAI-compatible address) that writes them from our answerer's captions and judges the answers. The stages' files, the pairs and a card with counts go to config.build.output (tpo/building.py and tpo/writing.py
-say what they are); run again after a kill, it goes on where it stopped. Result on stdout: {"counts", "yield" (share of the questions
-that gave a pair, by recipe), "sha256", "model", "left_out"}.
+OpenAI-compatible address) that writes them from our answerer's captions and judges the answers.
+
+The stages' files, the pairs and a card with counts go to config.build.output (tpo/building.py and tpo/writing.py say
+what they are); run again after a kill, it goes on where it stopped. Result on stdout: {"counts", "yield" (share of the
+questions that gave a pair, by recipe), "sha256", "model", "left_out"}.
 """
 
 from collections.abc import Callable

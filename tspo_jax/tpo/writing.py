@@ -44,8 +44,8 @@ QUESTION_PROMPT = (
 # call -> (prompt, words that may begin the reply, the one that keeps the pair)
 JUDGE = {
     "better": (
-        "Descriptions of a video:\n{captions}\n\nQuestion: {question}\nAnswer 1: {chosen}\nAnswer 2: {rejected}\n\nGoing "
-        "by the descriptions, is answer 1 better than answer 2? Reply with one word: Yes, No or Equally.",
+        "Descriptions of a video:\n{captions}\n\nQuestion: {question}\nAnswer 1: {chosen}\nAnswer 2: {rejected}\n\n"
+        "Going by the descriptions, is answer 1 better than answer 2? Reply with one word: Yes, No or Equally.",
         ("yes", "no", "equally"),
         "yes",
     ),
@@ -56,8 +56,8 @@ JUDGE = {
         "no",
     ),
     "correct": (
-        "Descriptions of a video:\n{captions}\n\nQuestion: {question}\nA known answer: {reference}\nAnswer: {chosen}\n\n"
-        "Is the answer right? Reply with one word: Yes or No.",
+        "Descriptions of a video:\n{captions}\n\nQuestion: {question}\nA known answer: {reference}\n"
+        "Answer: {chosen}\n\nIs the answer right? Reply with one word: Yes or No.",
         ("yes", "no"),
         "yes",
     ),
