@@ -44,6 +44,20 @@ def test_laptop_variant(name, monkeypatch):
         module.get_config("desktop")
 
 
+def test_quick_variant(monkeypatch):
+    """The recipe of toy_plus on what the quickstart makes, evaluated as the paper's agent is there."""
+    monkeypatch.syspath_prepend(ROOT)
+    plus = importlib.import_module("configs.toy_plus")
+    full, quick = cfg.read(plus.get_config()), cfg.read(plus.get_config("quick"))
+    toy = cfg.read(importlib.import_module("configs.toy").get_config())
+    assert (quick.agent, quick.optimizer, quick.data.general) == (full.agent, full.optimizer, full.data.general)
+    assert quick.policy.advantage == full.policy.advantage
+    assert 0 < quick.policy.warm_start_steps < quick.num_steps < full.num_steps
+    assert (quick.evaluation, quick.answerer, quick.data.store) == (toy.evaluation, toy.answerer, toy.data.store)
+    with pytest.raises(ValueError, match="variant 'slow': there is quick, or none"):
+        plus.get_config("slow")
+
+
 @pytest.mark.parametrize("name", OF_PAIRS)
 def test_config_of_preference_training(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)

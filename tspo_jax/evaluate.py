@@ -1,6 +1,6 @@
 """Answers held-out questions from the frames of several selection methods, side by side.
 
-    python -m tspo_jax.evaluate --config=configs/toy.py --run_dir=runs/toy [--agent=DIR] [--output=F]
+    python -m tspo_jax.evaluate --config=configs/toy.py --run_dir=runs/toy [--agent=DIR] [--beside=RUN,..] [--output=F]
 
     select   scoring.py        CLIP features of a video, read once for all its questions -> scores -> picks
     answer   frame_answers.py  the frozen MLLM answers; frame sets that methods or budgets share are answered once
@@ -9,7 +9,8 @@
 
 The agent is the newest checkpoint of RUN_DIR, or that of --agent: a run folder, a checkpoint, a TSPO folder, or a plain
 CLIP folder (then it is untrained). Running the same command again goes on where it was stopped; no question is answered
-twice from the same frames.
+twice from the same frames. --beside names other runs that have been evaluated on the same questions: their agents
+stand in the table too ("topk of RUN"), with the differences to this one.
 
     python -m tspo_jax.evaluate --keyframes --benchmark=longvideobench --annotations=FILE --frame_idx=FILE --output=FILE
 
@@ -52,6 +53,7 @@ def define_flags() -> None:
     config_module.define_flag()
     flags.DEFINE_string("run_dir", None, "Run folder: its agent is evaluated, and the results go there.")
     flags.DEFINE_string("agent", None, "Folder of another agent: run folder, checkpoint, TSPO or CLIP folder.")
+    flags.DEFINE_list("beside", [], "Runs evaluated on the same questions, whose agents stand in the table too.")
     flags.DEFINE_bool("keyframes", False, "Compare chosen frames with annotated moments; no video, no model.")
     flags.DEFINE_enum(
         "benchmark", None, list(benchmarks.BENCHMARKS), "With --keyframes: the benchmark.", case_sensitive=False
@@ -74,7 +76,7 @@ def main() -> None:
     if args.keyframes:
         result = keyframes(args)
     elif args.run_dir:
-        result = evaluate(config_module.from_flags(), args.run_dir, args.agent, args.allow_missing)
+        result = evaluate(config_module.from_flags(), args.run_dir, args.agent, args.allow_missing, args.beside)
     else:
         raise ValueError("--run_dir is needed: the run folder whose agent is evaluated")
     entry_point.write_result(result, args.output)

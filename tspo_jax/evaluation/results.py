@@ -86,7 +86,13 @@ def _read(path: Path) -> tuple[list[dict], int]:
     return rows, len(whole)
 
 
-def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, macro: str | None = None) -> dict:
+def summarize(
+    rows: Iterable[Mapping],
+    trained: Sequence[str],
+    seed: int = 0,
+    macro: str | None = None,
+    beside: Mapping[str, str] | None = None,
+) -> dict:
     """Accuracies, and what the trained methods gain over the baselines, each with a 95 % interval clustered by video.
 
     Args:
@@ -95,6 +101,8 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, ma
       seed: of the bootstrap.
       macro: grouping whose labels count the same, however many questions they have, in further rows of both lists;
         their grouping is "macro" (MLVU's M-Avg).
+      beside: method of the rows of another run's agent -> the method by which it chose (evaluation/beside.py). They
+        are compared with the baselines, and are one to the same method of this run.
 
     Returns:
       num_questions, num_videos;
@@ -105,8 +113,10 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, ma
         tell from 0;
       controls: a list of {k, n, churn, churn_correct, churn_floor, frames_matter, blank}, of what was measured
         (`controls_of`);
+      beside: as given;
       all questions have the grouping and label "all".
     """
+    beside = dict(beside or {})
     answers: dict[tuple[str, int], dict[str, Mapping]] = {}
     for row in rows:
         answers.setdefault((row["method"], row["k"]), {})[row["id"]] = row
@@ -119,7 +129,8 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, ma
             estimate = statistics.clustered_mean(correct, videos, seed, RESAMPLES, weights=weights)
             numbers = {"n": len(ids), "accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
             accuracy.append({"method": method, "k": k} | where | numbers)
-        for baseline in BASELINES if method in (*trained, SEARCH, INDEX_FILE) else ():
+        baselines = [*BASELINES, *(name for name, of in beside.items() if of == method)]
+        for baseline in baselines if method in (*trained, *beside, SEARCH, INDEX_FILE) else ():
             other = answers.get((baseline, k), {})
             for where, ids, weights in _groups({i: row for i, row in own.items() if i in other}, macro):
                 a, videos = _correct(own, ids)
@@ -133,7 +144,7 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, ma
                 p_values.append(statistics.cluster_t_test(a, b, videos, weights))
     for row, is_sure in zip(differences, statistics.holm(p_values), strict=True):
         row["inside_noise"] = row["inside_noise"] or not is_sure
-    order = [*CONTROLS, *NAMES, INDEX_FILE]
+    order = [*CONTROLS, *beside, *NAMES, INDEX_FILE]
     for table_rows in (accuracy, differences):  # the order of the file's rows, in which they were answered, is no use
         table_rows.sort(
             key=lambda row: (
@@ -141,7 +152,7 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, ma
                 row["grouping"],
                 row["label"],
                 row["k"],
-                row["method"] in trained,
+                row["method"] in (*trained, *beside),
                 order.index(row["method"]),
                 row.get("baseline", ""),
             )  # fmt: skip
@@ -153,6 +164,7 @@ def summarize(rows: Iterable[Mapping], trained: Sequence[str], seed: int = 0, ma
         "accuracy": accuracy,
         "differences": differences,
         "controls": controls,
+        "beside": beside,
     }
 
 
@@ -240,7 +252,7 @@ def table(summary: Mapping) -> Table:
     legend += f" (all differences together: Holm, 5 %); no interval below {statistics.MIN_CLUSTERS} videos"
     out = Table(
         title=f"{summary['num_questions']} questions about {summary['num_videos']} videos",
-        caption="\n".join([legend, *notes(summary)]),
+        caption="\n".join([legend, *_beside_lines(summary), *notes(summary)]),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -261,6 +273,15 @@ def table(summary: Mapping) -> Table:
         out.add_row(name, str(row["k"]), method, accuracy_text(row), *differences)
         last = group
     return out
+
+
+def _beside_lines(summary: Mapping) -> list[str]:
+    """What this run's agent gains over those of other runs on all questions, a line each."""
+    return [
+        f"K = {row['k']}: {row['method']} - {row['baseline']}: {difference_text(row)}"
+        for row in summary["differences"]
+        if row["baseline"] in summary["beside"] and row["label"] == ALL
+    ]
 
 
 def accuracy_text(row: Mapping) -> str:

@@ -42,6 +42,7 @@ from tspo_jax.data.letters import LETTERS
 from tspo_jax.data.questions import read_questions
 from tspo_jax.devices import sharding
 from tspo_jax.evaluation import benchmarks, frame_indices, results
+from tspo_jax.evaluation import beside as beside_runs
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.evaluation.results import ResultFile
 from tspo_jax.runs import run_folder
@@ -79,13 +80,18 @@ class FrameSet:
 
 
 def evaluate(
-    config: Config, run_dir: str | Path, agent_folder: str | Path | None = None, allow_missing: bool = False
+    config: Config,
+    run_dir: str | Path,
+    agent_folder: str | Path | None = None,
+    allow_missing: bool = False,
+    beside: Sequence[str | Path] = (),
 ) -> dict:
     """Evaluates the agent as `config.evaluation` says; returns the summary of results.summarize and writes it.
 
     With `allow_missing`, questions whose video is not in the store are left out, and the summary says so; those without
-    a row of the index file have no such method. Raises ValueError for a config, question file, store or earlier
-    evaluation in `run_dir` that does not fit.
+    a row of the index file have no such method. `beside` are run folders whose agents have been evaluated on the same
+    questions and stand in the summary too. Raises ValueError for a config, question file, store, earlier evaluation in
+    `run_dir` or run beside it that does not fit.
     """
     console = Console(stderr=True, highlight=False)
     asked = config.evaluation
@@ -126,6 +132,7 @@ def evaluate(
     run_folder.check_run(folder, record, may_differ=("agent_folder", "config", *config_module.MAY_DIFFER))
     run_folder.write_run_config(folder, record)
     wanted = {(item.id, m, k) for item in items for m in (*asked.methods, *asked.controls) for k in asked.budgets}
+    others, renamed = beside_runs.read_rows([Path(run) / FOLDER for run in beside], record, wanted)
     most = max(map(len, chosen.values()), default=0)
     wanted |= {(item_id, results.INDEX_FILE, most) for item_id in chosen}
     with run_folder.in_use(folder), ResultFile(folder / "rows.jsonl") as file, _progress(console) as progress:
@@ -151,7 +158,7 @@ def evaluate(
                 progress.advance(task, len(rows))
         rows = [row for row in file.rows if (row["id"], row["method"], row["k"]) in wanted]
     macro = benchmarks.lookup(asked.benchmark).macro if asked.benchmark else None
-    summary = results.summarize(rows, AGENT_METHODS, config.seed, macro)
+    summary = results.summarize(rows + others, AGENT_METHODS, config.seed, macro, renamed)
     summary["missing_videos"] = absent
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     console.print(results.table(summary))

@@ -110,7 +110,7 @@ def write_page(
         facts=facts(config, metrics),
         curves=curves(metrics),
         summary=summary,
-        names=NAMES,
+        names=names_of(summary),
         examples=examples(config, items, rows, store, scores_of),
     )
     path = run_dir / "report.html"
@@ -118,6 +118,11 @@ def write_page(
     partial.write_text(html, encoding="utf-8")
     partial.replace(path)
     return path
+
+
+def names_of(summary: dict) -> dict[str, str]:
+    """Method -> name for the reader, with those of the agents of other runs (evaluation/beside.py) at the end."""
+    return NAMES | {name: NAMES[of] + name.removeprefix(of) for name, of in summary.get("beside", {}).items()}
 
 
 def facts(config: Config, metrics: Sequence[dict]) -> dict[str, str]:
