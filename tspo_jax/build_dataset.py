@@ -43,7 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_list("annotations", None, "Folder or files of LLaVA-Video-178K, or TSPO-10K jsonl.", required=True)
     flags.DEFINE_string("store", None, "Frame store with the videos (tspo_jax.predecode).", required=True)
     flags.DEFINE_string("answerer", None, "Folder of the Video-MLLM that filters.", required=True)
-    flags.DEFINE_string("captioner", "", "Folder of the Video-MLLM that describes events; default: --answerer.")
+    flags.DEFINE_string("captioner", "", "Video-MLLM or SwinBERT that describes events; default: --answerer.")
     flags.DEFINE_string("output", None, "Folder of the data set.", required=True)
     flags.DEFINE_string("output_json", "", "File for the result; default: stdout.")
     flags.DEFINE_bool("strict", False, "Bad records end the run; else they are listed and left out.")

@@ -47,7 +47,7 @@ def stretches(timestamps: np.ndarray, seconds: float) -> list[np.ndarray]:
     if seconds <= 0:
         raise ValueError(f"a stretch of {seconds} s; it must be positive")
     first, last = timestamps[0], timestamps[-1]
-    starts = np.arange(first, max(last - seconds / 2, first + 1e-9), seconds / 2)
+    starts = np.arange(first, max(last - seconds / 2, first) + 1e-9, seconds / 2)
     found = [np.flatnonzero((timestamps >= start) & (timestamps < start + seconds)) for start in starts]
     return [frames for frames in found if len(frames)]
 

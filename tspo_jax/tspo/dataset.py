@@ -25,10 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tspo_jax.answering import prompts
+from tspo_jax.answering.clip_captions import StoredClips, is_captioner
 from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
+from tspo_jax.checkpoints.swinbert_folders import load_captioner
 from tspo_jax.data.event_questions import event_questions
 from tspo_jax.data.frame_store import FrameStore, StoreError, publish
 from tspo_jax.data.llava_video_178k import MULTIPLE_CHOICE, read_conversations
@@ -363,7 +365,15 @@ def run(
     Args:
       folders: of the "answerer" and the "captioner"; the result names their identities.
     """
-    models = {name: weights.checkpoint_identity(folder) for name, folder in folders.items()}
+
+    @functools.cache
+    def clip_captioner(folder: str) -> StoredClips:
+        return StoredClips(load_captioner(folder), store)
+
+    models = {
+        name: clip_captioner(folder).identity if is_captioner(folder) else weights.checkpoint_identity(folder)
+        for name, folder in folders.items()
+    }
     # Which questions are kept may change between runs (their number, the share held out), not what an answer means.
     names = ("min_seconds", "num_targets", "num_general", "num_specific", "heldout")
     free = tuple(f"settings.{name}" for name in names)
@@ -377,6 +387,8 @@ def run(
         def answers(requests, max_new_tokens):
             if not requests:  # to join shards takes no model
                 return iter(())
+            if is_captioner(folder):
+                return clip_captioner(folder).answers(requests, max_new_tokens)
             model = load(folder)
             rollout = Rollout.of(model, max_new_tokens=max_new_tokens, mesh=mesh)
             return answer_requests(requests, store, model, rollout, mesh, batch_size)
