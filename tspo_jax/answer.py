@@ -84,6 +84,7 @@ def define_flags() -> None:
         "time_instruction", False, "LLaVA-Video: a sentence with the video's length and the frames' times."
     )
     searching.define_flags()
+    flags.DEFINE_list("merge", [], "LLaVA-Video, Qwen2.5-VL: frames,patches merged away before the language model.")
     flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
     flags.DEFINE_string("page", "", "HTML page to write: scores over time, the frames of every method, the answers.")
     strategy_flags.define()
@@ -112,12 +113,15 @@ def main() -> int:
         prompts.render(question, suffix=args.suffix)  # wrong questions are refused before anything is loaded
     if not all(number.strip().isdecimal() for number in args.frame_size):
         raise ValueError(f"--frame_size={','.join(args.frame_size)} is not height,width in pixels")
+    if not all(number.strip().isdecimal() for number in args.merge):
+        raise ValueError(f"--merge={','.join(args.merge)} is not frames,patches to merge away")
     options = VideoOptions(
         tuple(map(int, args.frame_size)),
         args.second_per_grid,
         args.next_position,
         args.outer_markers,
         args.time_instruction,
+        tuple(map(int, args.merge)),
     )
     names, open_video = ([args.frames], None) if args.frames else open_videos(args.video, args.store)
     frames, times = read_frames(args.frames) if args.frames else (None, None)

@@ -27,6 +27,7 @@ from tspo_jax.models.qwen2_5_vl import Qwen25VL, Qwen25VLConfig
 from tspo_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 from tspo_jax.models.siglip2 import Siglip2, Siglip2Config
 from tspo_jax.models.temporal_agent import TemporalAgent
+from tspo_jax.models.token_budget import Budget
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, VideoOptions
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -312,7 +313,10 @@ class Architecture:
 
 
 def llava_video(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
-    if dataclasses.replace(video, time_instruction=False) != DEFAULT_VIDEO:
+    Budget.of(video.merge)
+    if video.merge and video.merge[0] and video.time_instruction:
+        raise ValueError("time_instruction tells the time of every frame; which of them merge is not known before")
+    if dataclasses.replace(video, time_instruction=False, merge=()) != DEFAULT_VIDEO:
         raise ValueError(
             "LLaVA-Video shows every frame at its tower's size, and times by time_instruction alone: it cannot do "
             f"{video}"
@@ -325,12 +329,15 @@ def llava_video(description: Mapping[str, Any], preprocessing: Mapping[str, Any]
 def qwen2_5_vl(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
     if video.time_instruction:
         raise ValueError("time_instruction is LLaVA-Video's; Qwen2.5-VL is told times by the positions of its tokens")
+    Budget.of(video.merge)
     config = Qwen25VLConfig.from_hf(description, video)
     processor = QwenProcessor.from_hf(preprocessing, config.vision.unit, video.frame_size)
     return Architecture.of(Qwen25VL, config, weights.QWEN2_5_VL, processor, "qwen2_5_vl")
 
 
 def qwen3_vl(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
+    if video.merge:
+        raise ValueError("Qwen3-VL has words between its pairs of frames: it cannot merge them")
     if video.time_instruction or video.next_position != DEFAULT_VIDEO.next_position:
         raise ValueError(f"Qwen3-VL is told the times of pairs of frames in words: it cannot do {video}")
     config = Qwen3VLConfig.from_hf(description, video)

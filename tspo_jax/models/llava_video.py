@@ -10,6 +10,7 @@ from flax import nnx
 from tspo_jax.models.layers import Mlp
 from tspo_jax.models.qwen2 import KVCache, Qwen2, Qwen2Config, rope_angles
 from tspo_jax.models.siglip import SiglipConfig, SiglipVision
+from tspo_jax.models.token_budget import Budget, merge_visual, rows_closed
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, FrameTimes, Prompt, VideoOptions, splice
 from tspo_jax.models.video_tags import IMAGE_TAG
 
@@ -103,11 +104,12 @@ class LlavaVideoConfig:
     def num_visual_tokens(self, num_frames: int, *frame_size: int) -> int:
         """Visual tokens of a prompt with `num_frames` frames, newlines included; all frames are of the tower's size."""
         side = self.pooled_side
+        frames, patches = Budget.of(self.video.merge).left(num_frames, side * side)
         return {
-            "grid": num_frames * side * (side + 1),
-            "frame": num_frames * (side * side + 1),
-            "one_token": num_frames * side * side + 1,
-            "no_token": num_frames * side * side,
+            "grid": frames * (patches + side),
+            "frame": frames * (patches + 1),
+            "one_token": frames * patches + 1,
+            "no_token": frames * patches,
         }[self.newline]
 
 
@@ -128,19 +130,19 @@ def pool_2x2(x: jax.Array, mode: str) -> jax.Array:
 
 
 def insert_newlines(tokens: jax.Array, newline: jax.Array | None, position: str) -> jax.Array:
-    """Frames' tokens [..., K, s, s, W] -> the prompt's visual tokens [..., M, W], in order frame, row, column."""
-    *lead, K, s, _, W = tokens.shape
+    """Frames' tokens [..., K, rows, columns, W] -> the prompt's visual tokens [..., M, W]: frame, row, column."""
+    *lead, K, rows, columns, W = tokens.shape
     if position == "no_token":
-        return tokens.reshape(*lead, K * s * s, W)
+        return tokens.reshape(*lead, K * rows * columns, W)
     newline = newline.astype(tokens.dtype)
     if position == "grid":
-        rows = jnp.concatenate([tokens, jnp.broadcast_to(newline, (*lead, K, s, 1, W))], axis=-2)
-        return rows.reshape(*lead, K * s * (s + 1), W)
+        closed = jnp.concatenate([tokens, jnp.broadcast_to(newline, (*lead, K, rows, 1, W))], axis=-2)
+        return closed.reshape(*lead, K * rows * (columns + 1), W)
     if position == "frame":
-        frames = tokens.reshape(*lead, K, s * s, W)
+        frames = tokens.reshape(*lead, K, rows * columns, W)
         frames = jnp.concatenate([frames, jnp.broadcast_to(newline, (*lead, K, 1, W))], axis=-2)
-        return frames.reshape(*lead, K * (s * s + 1), W)
-    flat = tokens.reshape(*lead, K * s * s, W)
+        return frames.reshape(*lead, K * (rows * columns + 1), W)
+    flat = tokens.reshape(*lead, K * rows * columns, W)
     return jnp.concatenate([flat, jnp.broadcast_to(newline, (*lead, 1, W))], axis=-2)
 
 
@@ -184,8 +186,20 @@ class LlavaVideo(nnx.Module):
           [P, N - 1 + M, hidden] with M visual tokens.
         """
         newline = self.image_newline[...] if self.cfg.has_newline_parameter else None
-        visual = insert_newlines(frame_tokens, newline, self.cfg.newline)
+        visual = self._visual(frame_tokens, newline)
         return splice(self.language_model.embed_tokens(jnp.maximum(ids, 0)), visual[:, None], ids)
+
+    def _visual(self, tokens: jax.Array, newline: jax.Array | None) -> jax.Array:
+        """Frames' tokens [P, K, s, s, hidden] -> the prompt's visual tokens [P, M, hidden], merged where that is asked
+        for."""
+        budget = Budget.of(self.cfg.video.merge)
+        if not any(budget):
+            return insert_newlines(tokens, newline, self.cfg.newline)
+        P, K, side, _, W = tokens.shape
+        merged = merge_visual(tokens.reshape(P, K, side * side, W), budget)
+        if self.cfg.newline == "grid":
+            return rows_closed(merged.tokens, merged.places, newline.astype(tokens.dtype), side)
+        return insert_newlines(merged.tokens[..., None, :], newline, self.cfg.newline)
 
     def prompt(
         self, frame_tokens: jax.Array, ids: jax.Array, lengths: jax.Array, steps: jax.Array | None = None

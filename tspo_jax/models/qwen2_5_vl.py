@@ -25,6 +25,7 @@ from tspo_jax.models.qwen2 import (
     rope_angles,
     rotate,
 )
+from tspo_jax.models.token_budget import Budget, merge_visual
 from tspo_jax.models.video_prompt import (
     DEFAULT_VIDEO,
     NEXT_POSITION_RULES,
@@ -128,7 +129,8 @@ class Qwen25VLConfig:
     def num_visual_tokens(self, num_frames: int, height: int, width: int) -> int:
         """Visual tokens of a prompt with `num_frames` frames of height x width pixels."""
         unit = self.vision.unit
-        return math.ceil(num_frames / self.temporal_patch_size) * (height // unit) * (width // unit)
+        pairs = math.ceil(num_frames / self.temporal_patch_size)
+        return math.prod(Budget.of(self.video.merge).left(pairs, (height // unit) * (width // unit)))
 
 
 def read_vision_config(config: Mapping) -> QwenVisionConfig:
@@ -368,17 +370,25 @@ class Qwen25VL(nnx.Module):
           lengths: int [P], of the ids.
           steps: int [P, pairs], from `Qwen25VLConfig.time_steps`; None where nobody knows the frames' times.
         """
-        P, *grid, _ = tokens.shape
+        P, *grid, W = tokens.shape
         text = self.language_model.embed_tokens(jnp.maximum(ids, 0))
-        embeddings = splice(text, tokens.reshape(P, 1, math.prod(grid), -1), ids)
+        L = math.prod(grid[1:])
+        budget, tokens = Budget.of(self.cfg.video.merge), tokens.reshape(P, grid[0], L, W)
+        if any(budget):
+            merged = merge_visual(tokens, budget)
+            tokens, first = merged.tokens, (merged.frames[..., None] * L + merged.places).reshape(P, -1)
+        embeddings = splice(text, tokens.reshape(P, 1, -1, W), ids)
         N = embeddings.shape[1]
         lengths = lengths + N - ids.shape[1]
         video = self.cfg.video
         seconds = video.second_per_grid or UNKNOWN_SECOND_PER_GRID
         offsets = video_offsets(grid, seconds, self.cfg.vision.tokens_per_second)
         if steps is not None:
-            of_token = jnp.repeat(steps, math.prod(grid[1:]), axis=1)
+            of_token = jnp.repeat(steps, L, axis=1)
             offsets = jnp.broadcast_to(offsets, (P, *offsets.shape)).at[..., 0].set(of_token)
+        if any(budget):  # a merged token lies where the first of those that it is made of does
+            offsets = jnp.broadcast_to(offsets, (P, grid[0] * L, 3))
+            offsets = jnp.take_along_axis(offsets, first[..., None], axis=1)
         positions, following = prompt_positions(video_start(ids), N, lengths, offsets, video.next_position)
         return Prompt(embeddings, positions, lengths, following)
 

@@ -62,6 +62,9 @@ class VideoOptions:
     # them since 5.10; without them as up to 5.9.
     outer_markers: bool = True
     time_instruction: bool = False  # LLaVA-Video: a sentence with the video's length and the frames' times
+    # LLaVA-Video, Qwen2.5-VL: alike frames (or pairs) of a set, and alike patches of each, that are merged away before
+    # the language model, at most half of either; () = none. docs/tokens.md.
+    merge: tuple[int, ...] = ()
 
     def seconds(self, times: FrameTimes, frames_per_grid: int) -> np.ndarray:
         """The times that frames are shown with: float64 [K]."""
