@@ -27,9 +27,7 @@ class Budget(NamedTuple):
         if not numbers:
             return cls(0, 0)
         if len(numbers) != 2 or any(not isinstance(n, int) or n < 0 for n in numbers):
-            raise ValueError(
-                f"merge is {tuple(numbers)}, not how many frames and how many patches of each to merge"
-            )
+            raise ValueError(f"merge is {tuple(numbers)}, not how many frames and how many patches of each to merge")
         return cls(*numbers)
 
     def left(self, num_frames: int, num_patches: int) -> tuple[int, int]:
