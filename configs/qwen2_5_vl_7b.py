@@ -13,4 +13,5 @@ def get_config(variant=""):
     if not variant:
         config.answerer.folder = "checkpoints/Qwen2.5-VL-7B-Instruct"
         config.answerer.video.frame_size = (392, 728)  # 16:9 as in the original's demo: 364 tokens for two frames
+        config.evaluation.frame_pixels = (200_704, 235_200)  # each video's own aspect ratio, as in the published runs
     return config

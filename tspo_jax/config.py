@@ -176,6 +176,9 @@ class Evaluation:
     batch_size: int = 8  # prompts that each process answers at a time
     frame_idx: str = ""  # index file whose frames are answered from as well, as method frame-idx
     controls: tuple[str, ...] = ()  # of permuted, random and blank: how much of an answer is not due to the selection
+    # Qwen: least and most pixels of a frame, which keeps its video's aspect ratio, whatever answerer.video.frame_size
+    # training shows; () = as in training. The published runs of Qwen2.5-VL: (200704, 235200).
+    frame_pixels: tuple[int, ...] = ()
     protocol: str = "strict"  # how a benchmark's answers are read: strict, or published with its slips
     search: Search = group(Search)
 

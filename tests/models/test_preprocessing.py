@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from tspo_jax.models.preprocessing import ImageProcessor
+from tspo_jax.models.preprocessing import ImageProcessor, QwenProcessor
 
 SIZES = [(45, 71), (71, 45), (33, 33), (224, 224), (101, 257), (480, 853), (17, 90)]
 
@@ -70,3 +70,15 @@ def test_old_style_numbers_and_own_statistics():
 def test_a_crop_that_the_tower_cannot_take(config):
     with pytest.raises(ValueError, match=r"preprocessor_config.json: .* 32 x 32 pixels"):
         ImageProcessor.clip(config, 32)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shown"),
+    [(720, 1280, (336, 644)), (480, 640, (420, 560)), (1280, 720, (644, 336)), (400, 400, (476, 476))],
+)
+def test_evaluation_keeps_the_aspect_ratio(height, width, shown):
+    """The published runs of Qwen2.5-VL: 200,704 to 235,200 pixels a frame, 336 x 644 for 16:9."""
+    processor = QwenProcessor.from_hf({}, 28, (392, 728))
+    assert processor.size_of(height, width) == (392, 728)
+    found = processor.keeping_aspect(200_704, 235_200).size_of(height, width)
+    assert found == shown and abs(np.log((found[1] / found[0]) / (width / height))) < 0.1

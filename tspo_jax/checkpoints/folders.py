@@ -4,7 +4,8 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from statistics import mode
@@ -60,14 +61,17 @@ class ClipEncoder:
 
     def text_features(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """Raw text features float32 [len(texts), D]."""
-        return _in_batches(self._encode_text, self.params, self.token_ids(texts), batch_size, self.width)
+        ids = self.token_ids(texts)
+        rows = (ids[i : i + batch_size] for i in range(0, len(ids), batch_size))
+        return _in_batches(self._encode_text, self.params, rows, batch_size, self.width)
 
     def image_features(self, images: Sequence[np.ndarray] | np.ndarray, batch_size: int = 64) -> np.ndarray:
-        """Raw image features float32 [n, D] of uint8 images [H, W, 3]; computed in fixed batches of one shape."""
-        size = self.processor.size
-        pixels = [self.processor.crop(image) for image in images]
-        pixels = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
-        return _in_batches(self._encode_images, self.params, pixels, batch_size, self.width)
+        """Raw image features float32 [n, D] of uint8 images [H, W, 3]; computed in fixed batches of one shape, whose
+        images are cropped by threads while the device encodes those before."""
+        with ThreadPoolExecutor() as pool:
+            starts = range(0, len(images), batch_size)
+            pixels = (np.stack([*pool.map(self.processor.crop, images[i : i + batch_size])]) for i in starts)
+            return _in_batches(self._encode_images, self.params, pixels, batch_size, self.width)
 
     @cached_property
     def _encode_text(self):
@@ -81,14 +85,13 @@ class ClipEncoder:
         return jax.jit(encode)
 
 
-def _in_batches(encode, params, rows: np.ndarray, batch_size: int, width: int) -> np.ndarray:
-    """`encode` over rows [n, ...] in padded batches of one static shape."""
-    out = np.zeros((len(rows), width), np.float32)
-    for i in range(0, len(rows), batch_size):
-        part = rows[i : i + batch_size]
+def _in_batches(encode, params, parts: Iterable[np.ndarray], batch_size: int, width: int) -> np.ndarray:
+    """`encode` over parts [<= batch_size, ...], padded to one static shape: float32 [n, width]."""
+    out = [np.zeros((0, width), np.float32)]
+    for part in parts:
         padded = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
-        out[i : i + len(part)] = np.asarray(encode(params, padded))[: len(part)]
-    return out
+        out.append(encode(params, padded)[: len(part)])  # not waited for: the next part is made meanwhile
+    return np.concatenate([np.asarray(features, np.float32) for features in out])
 
 
 def load_clip(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None) -> ClipEncoder:

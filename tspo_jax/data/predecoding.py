@@ -257,12 +257,29 @@ def encode_features(
         todo = {name: num_frames for name, num_frames in zip(names, missing, strict=True) if num_frames}
     total = sum(todo.values())
     bar = progress.add_task(f"encoding {total} frames", total=total)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, ThreadPoolExecutor(1) as ahead:
+
+        def ranges(num_frames: int) -> Iterator[range]:
+            for start in range(0, num_frames, FEATURE_ROWS):
+                yield range(start, min(start + FEATURE_ROWS, num_frames))
+
+        def read_ahead() -> Iterator[np.ndarray]:
+            """The frames of all videos, block by block; the next is read and decoded while one is encoded."""
+            waiting = None
+            for name, num_frames in todo.items():
+                for idx in ranges(num_frames):
+                    following = ahead.submit(store.frames, name, idx, pool)
+                    if waiting:
+                        yield waiting.result()
+                    waiting = following
+            if waiting:
+                yield waiting.result()
+
+        frames = read_ahead()
 
         def blocks(entry: VideoEntry) -> Iterator[np.ndarray]:
-            for start in range(0, entry.num_frames, FEATURE_ROWS):
-                idx = range(start, min(start + FEATURE_ROWS, entry.num_frames))
-                yield encoder.image_features(store.frames(entry.name, idx, pool))
+            for idx in ranges(entry.num_frames):
+                yield encoder.image_features(next(frames))
                 progress.advance(bar, len(idx))
                 done = progress.tasks[bar].completed
                 progress.update(bar, description=f"encoding {done:.0f}/{total} frames")

@@ -129,7 +129,14 @@ def evaluate(
         "agent_folder": str(agent_folder or ""),
         "config": dataclasses.asdict(config),
     }
-    run_folder.check_run(folder, record, may_differ=("agent_folder", "config", *config_module.MAY_DIFFER))
+    may_differ = ("agent_folder", "config", *config_module.MAY_DIFFER)
+    # An index file may come later; a former one's rows stay, and with them what they were chosen by.
+    before = run_folder.read_run_config(folder) if (folder / "config.json").is_file() else {}
+    if "frame_idx_sha256" not in before:
+        may_differ = (*may_differ, "frame_idx_sha256")
+    elif not asked.frame_idx:
+        record["frame_idx_sha256"] = before["frame_idx_sha256"]
+    run_folder.check_run(folder, record, may_differ)
     run_folder.write_run_config(folder, record)
     wanted = {(item.id, m, k) for item in items for m in (*asked.methods, *asked.controls) for k in asked.budgets}
     others, renamed = beside_runs.read_rows([Path(run) / FOLDER for run in beside], record, wanted)
@@ -188,6 +195,10 @@ def check(asked: config_module.Evaluation) -> None:
             raise ValueError(
                 f"config.evaluation.search.detector is empty: method {methods.SEARCH} needs an OWL-ViT folder"
             )
+    if asked.frame_pixels and (len(asked.frame_pixels) != 2 or not 0 < asked.frame_pixels[0] <= asked.frame_pixels[1]):
+        raise ValueError(
+            f"config.evaluation.frame_pixels is {asked.frame_pixels}, not the least and the most of a frame"
+        )
     if asked.protocol not in benchmarks.PROTOCOLS:
         raise ValueError(f"config.evaluation.protocol is {asked.protocol!r}, not {' or '.join(benchmarks.PROTOCOLS)}")
 
@@ -269,6 +280,8 @@ def settings(config: Config, clip: ClipEncoder, agent: tuple) -> dict:
         "protocol": asked.protocol,
         "seed": config.seed,
     }
+    if asked.frame_pixels:
+        found["frame_pixels"] = list(asked.frame_pixels)
     if asked.frame_idx:
         found["frame_idx_sha256"] = _sha256(asked.frame_idx)
     if asked.search.detector:
@@ -453,7 +466,13 @@ def _load_answerer(config: Config, mesh: jax.sharding.Mesh) -> Answerer:
         mesh, weights.read_config(config.answerer.folder), split_over_data=config.mesh.split_over_data
     )
     a = config.answerer
-    return load_answerer(a.folder, jnp.dtype(a.dtype), split, a.video, a.adapter)
+    answerer = load_answerer(a.folder, jnp.dtype(a.dtype), split, a.video, a.adapter)
+    if not config.evaluation.frame_pixels:
+        return answerer
+    if not hasattr(answerer.processor, "keeping_aspect"):
+        raise ValueError("config.evaluation.frame_pixels: this answerer shows every frame at its tower's size")
+    processor = answerer.processor.keeping_aspect(*config.evaluation.frame_pixels)
+    return dataclasses.replace(answerer, processor=processor)
 
 
 def _progress(console: Console) -> Progress:

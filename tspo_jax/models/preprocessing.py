@@ -183,6 +183,10 @@ class QwenProcessor:
         """The processor of a video with so many frames: the same for all."""
         return self
 
+    def keeping_aspect(self, least: int, most: int) -> "QwenProcessor":
+        """Every frame near its own aspect ratio, with so many pixels."""
+        return dataclasses.replace(self, frame_size=(), min_pixels=least, max_pixels=most)
+
     def crop(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] -> uint8 [h, w, 3], nothing is cut off."""
         return resize(image, *self.size_of(*image.shape[:2]), self.resample)
@@ -262,6 +266,10 @@ class Qwen3Processor:
     def for_frames(self, num_frames: int) -> "Qwen3Processor":
         """The processor of a video with so many frames: the more, the smaller each may be."""
         return dataclasses.replace(self, num_frames=num_frames)
+
+    def keeping_aspect(self, least: int, most: int) -> "Qwen3Processor":
+        """Every frame near its own aspect ratio, with at most so many pixels; the least is that of all frames."""
+        return dataclasses.replace(self, frame_size=(), max_frame_pixels=most)
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] -> uint8 [h, w, 3], nothing is cut off."""
