@@ -22,7 +22,8 @@ PROMPT_MULTIPLE = 64  # tokens
 class Request:
     """What to ask: G sets of K stored frames of a video (`picks` int [G,K]), and the user's text.
 
-    `id` is the caller's; with `blank`, black frames are shown in place of the stored ones.
+    `id` is the caller's; with `blank`, black frames are shown in place of the stored ones. `options` int [O] are the
+    tokens that name the options in an answer (prompts.option_tokens), for `scored_requests`.
     """
 
     id: Any
@@ -30,9 +31,16 @@ class Request:
     picks: np.ndarray
     text: str
     blank: bool = False
+    options: np.ndarray | None = None
 
 
-def answer_requests(
+def answer_requests(*args, **kwargs) -> Iterator[list[tuple[Request, list[str]]]]:
+    """`scored_requests` without the scores."""
+    for batch in scored_requests(*args, **kwargs):
+        yield [(request, texts) for request, texts, _ in batch]
+
+
+def scored_requests(
     requests: Iterable[Request],
     store: FrameStore,
     answerer: Answerer,
@@ -41,8 +49,9 @@ def answer_requests(
     batch_size: int,
     template: str = "",
     prompt_multiple: int = PROMPT_MULTIPLE,
-) -> Iterator[list[tuple[Request, list[str]]]]:
-    """Requests with their G answers, batch by batch, not in their order: a batch has one shape of picks and pixels.
+) -> Iterator[list[tuple[Request, list[str], np.ndarray | None]]]:
+    """Requests with their G answers and, where they have options, float32 [G,O] log-probabilities of these (see
+    rollout.Answers); batch by batch, not in their order: a batch has one shape of picks and pixels, one of options.
 
     The frames of a batch are read while the one before is being answered. A last batch that is not full is filled up
     with its last request, so that it needs no compilation of its own. Prompts are padded to a multiple of
@@ -55,7 +64,8 @@ def answer_requests(
 
     def shape(request: Request) -> tuple:
         video = store.video(request.video)
-        return request.picks.shape, processor(request).size_of(video.height, video.width)
+        options = None if request.options is None else len(request.options)
+        return request.picks.shape, processor(request).size_of(video.height, video.width), options
 
     def processor(request: Request):
         return answerer.processor.for_frames(request.picks.shape[1])
@@ -79,13 +89,16 @@ def answer_requests(
         texts = [prompts.render(request.text, template or answerer.template, "") for request in batch]
         ids, lengths, steps = prompts.write(texts, [times(request) for request in batch], answerer, prompt_multiple)
         steps = None if steps is None else steps[rows]
-        shown = frames[places], index[places], ids[rows], lengths[rows], None, steps
+        options = None if batch[0].options is None else np.stack([batch[row].options for row in rows])
+        shown = frames[places], index[places], ids[rows], lengths[rows], options, steps
         return rollout(answerer.params, *sharding.put_batch(mesh, shown))
 
-    def finish(batch: list[Request], answers: Answers) -> list[tuple[Request, list[str]]]:
-        everywhere = jax.device_put((answers.tokens, answers.lengths), sharding.replicated(mesh))
-        texts = prompts.decode(*map(np.asarray, everywhere), answerer.tokenizer)
-        return list(zip(batch, texts[: len(batch)], strict=True))
+    def finish(batch: list[Request], answers: Answers) -> list[tuple[Request, list[str], np.ndarray | None]]:
+        parts = answers.tokens, answers.lengths, answers.option_log_probs
+        tokens, lengths, scores = jax.device_put(parts, sharding.replicated(mesh))
+        texts = prompts.decode(np.asarray(tokens), np.asarray(lengths), answerer.tokenizer)
+        scores = [None] * len(batch) if scores is None else np.asarray(scores)
+        return list(zip(batch, texts[: len(batch)], scores[: len(batch)], strict=True))
 
     running = None
     with ThreadPoolExecutor() as pool:

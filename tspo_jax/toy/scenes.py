@@ -205,12 +205,33 @@ def render_scene(rng: np.random.Generator, setting: str, thing: str | None, ball
     return _paint(setting, thing, ball, draw_look(rng, thing, ball), 0.0, rng)
 
 
+def render_with_boxes(
+    rng: np.random.Generator, setting: str, thing: str | None, ball: str | None
+) -> tuple[np.ndarray, dict[str, tuple[float, float, float, float]]]:
+    """As `render_scene`, with the box (centre x, centre y, width, height), relative to the frame, of "tree" and of
+    "red ball"."""
+    look = draw_look(rng, thing, ball)
+    dx, dy = _motion(look, 0.0)
+    boxes = {}
+    if thing:
+        boxes[thing] = (look.thing_xy[0] + dx, look.thing_xy[1] + dy, look.thing_size, look.thing_size)
+    if ball:
+        boxes[f"{ball} ball"] = (look.ball_xy[0] + dx, look.ball_xy[1] - dy, look.ball_size, look.ball_size)
+    frame = _paint(setting, thing, ball, look, 0.0, rng)
+    return frame, {name: tuple(value / FRAME_SIZE for value in box) for name, box in boxes.items()}
+
+
+def _motion(look: Look, time_s: float) -> tuple[float, float]:
+    """Px to the right and down that things are from their places."""
+    angle = 2 * math.pi * time_s / look.period_s + look.phase
+    return look.sway[0] * math.sin(angle), look.sway[1] * math.cos(angle)
+
+
 def _paint(
     setting: str, thing: str | None, ball: str | None, look: Look, time_s: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Setting, thing and ball at a moment of their motion; light and sensor noise are drawn from rng."""
-    angle = 2 * math.pi * time_s / look.period_s + look.phase
-    dx, dy = look.sway[0] * math.sin(angle), look.sway[1] * math.cos(angle)
+    dx, dy = _motion(look, time_s)
     x, y = round(look.pan_xy[0] + dx), round(look.pan_xy[1] + dy)
     frame = background(setting)[y : y + FRAME_SIZE, x : x + FRAME_SIZE].copy()
     if thing:
