@@ -28,6 +28,8 @@ def define_flags() -> None:
     flags.DEFINE_string("answerer", "", "Folder of the Video-MLLM; without one, frames are chosen only.")
     flags.DEFINE_string("adapter", "", "PEFT folder of adapters for the Video-MLLM.")
     flags.DEFINE_integer("window", None, "Frames that a frame attends to; default: 12, or as --agent was trained.", 1)
+    flags.DEFINE_string("detector", "", "Folder of OWL-ViT: the page can then search too (method tstar).")
+    flags.DEFINE_list("targets", [], "What a search looks for; without any, the answerer names it for each question.")
     flags.DEFINE_integer("max_new_tokens", 256, "Length at which an answer is cut.", lower_bound=1)
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; anyone who reaches another one may ask and upload.")
     flags.DEFINE_integer("port", 8080, "Port; 0 = any that is free.", lower_bound=0, upper_bound=65535)
@@ -40,10 +42,14 @@ def main() -> None:
         raise ValueError("--videos (a folder) or --store (a frame store) is missing")
     if args.videos and not Path(args.videos).is_dir():
         raise ValueError(f"--videos: {args.videos} is no folder")
+    if args.detector and not (args.targets or args.answerer):
+        raise ValueError("--detector needs --targets, or an --answerer that names what to look for")
+    from tspo_jax.answering.grounding import make_searcher
     from tspo_jax.data.video_files import not_taken, videos_below
-    from tspo_jax.pages.library import Library, load_answer
+    from tspo_jax.pages.library import Library, answer_by, load
     from tspo_jax.pages.server import Server
     from tspo_jax.selection.scoring import load_scorer
+    from tspo_jax.selection.tstar import SearchOptions
 
     folder = Path(args.videos) if args.videos else None
     if folder and (note := not_taken(folder, videos_below(folder)[1])):
@@ -52,8 +58,12 @@ def main() -> None:
     with contextlib.ExitStack() as until_the_end:
         store = args.store or until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="tspo_store_"))
         scorer = load_scorer(args.agent, args.window)
-        answer = load_answer(args.answerer, args.max_new_tokens, args.adapter) if args.answerer else None
-        library = Library(folder, Path(store), scorer, answer)
+        answerer = load(args.answerer, args.adapter) if args.answerer else None
+        answer = answer_by(answerer, args.max_new_tokens) if answerer else None
+        searcher = None
+        if args.detector:
+            searcher = make_searcher(args.detector, SearchOptions(), args.targets, answerer=answerer or "")
+        library = Library(folder, Path(store), scorer, answer, searcher)
         server = until_the_end.enter_context(Server((args.host, args.port), library, args.max_upload_mb * 2**20))
         print(f"http://{args.host}:{server.server_address[1]}/", file=sys.stderr, flush=True)
         try:

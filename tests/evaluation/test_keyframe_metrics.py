@@ -257,3 +257,10 @@ def test_impossible_numbers(tmp_path, asked):
 def test_bad_index_files_name_the_place(tmp_path, index, message):
     with pytest.raises(BenchmarkError, match=message):
         keyframe_metrics.evaluate(*annotated(tmp_path, **index))
+
+
+def test_precision_beside_hits():
+    """Two of four frames are within 1 s of a moment, one of two moments has one: precision and recall 1/2."""
+    rows = keyframe_metrics.near(np.array([1.0, 2.5, 20.0, 40.0]), [(2.0, 2.0), (30.0, 31.0)], (1,))
+    assert (rows["precision@1"], rows["frac@1"], rows["recall@1"], rows["f1@1"]) == (0.5, 0.5, 0.5, 0.5)
+    assert rows["annd_precision"] == pytest.approx((1 + 0.5 + 10 + 9) / 4) and rows["annd_recall"] == rows["distance"]

@@ -6,9 +6,11 @@ import pytest
 import tiny_store
 from video_files import write_video
 
+from tspo_jax.checkpoints.detector import load_detector
 from tspo_jax.pages import library as library_module
-from tspo_jax.pages.library import Library, RequestError
+from tspo_jax.pages.library import Job, Library, RequestError
 from tspo_jax.selection import scoring
+from tspo_jax.selection.searching import Searcher
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +48,21 @@ def test_no_still_of_a_video_that_is_not_decoded(library):
     with pytest.raises(RequestError, match="a.mp4 is not decoded yet"):
         library.still("a.mp4", 1.0)
     assert library.still("sub/b.mp4", -5.0)[:2] == b"\xff\xd8"
+
+
+def test_a_search_is_one_more_method(golden, library):
+    """Its frames are answered from and shown; where it finds nothing the page says that they are evenly spaced."""
+    asked = []
+
+    def answer(frames, question, times):
+        asked.append(len(frames))
+        return "a door"
+
+    for targets, ground in ((("red ball",), None), ((), lambda *_: ((), ()))):
+        searcher = Searcher(load_detector(golden / "owlvit_tiny"), targets=targets, ground=ground)
+        searching = Library(library.folder, library.store, library.scorer, answer, searcher)
+        job = Job()
+        html = searching.ask(job, "sub/b.mp4", "Where?", 2, "tstar")
+        assert job.answer == "a door" and asked.pop() == 2
+        assert "T*, search by a detector" in html
+        assert ("evenly spaced, no object to search for was named" in html) == (ground is not None)

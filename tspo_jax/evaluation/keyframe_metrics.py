@@ -5,7 +5,10 @@ Distances are in seconds, so frame numbers need the right clock. The published i
 
   any   at least one annotated moment has a chosen frame within the tolerance,
   all   every annotated moment has one,
-  frac  the mean share of moments that have one.
+  frac  the mean share of moments that have one: the recall of LV-Haystack's metrics,
+  precision  the mean share of chosen frames that have a moment within the tolerance, and f1, of both, by question.
+
+`annd_s` are the mean distances of a chosen frame to the nearest moment and of a moment to the nearest chosen frame.
 
 They stand beside two references: as many frames evenly spaced, and the frames chosen for the next question about the
 same video. A selection that follows the question beats the second one.
@@ -20,6 +23,7 @@ import numpy as np
 
 from tspo_jax.evaluation import benchmarks, frame_indices, statistics
 from tspo_jax.evaluation.benchmarks import BenchmarkError, Item
+from tspo_jax.evaluation.temporal_search_metrics import agreement
 
 CANDIDATE_CAP = 5000  # the published MLVU run thinned videos out to so many candidates
 HIGHEST_RATE = 120  # a greater divisor is that of too few frame numbers
@@ -103,6 +107,11 @@ def hits(times: np.ndarray, moments: Sequence[tuple[float, float]], tolerances: 
         hit = distance <= tolerance
         rows |= {f"any@{tolerance}": hit.any(), f"all@{tolerance}": hit.all(), f"frac@{tolerance}": hit.mean()}
     return {name: float(value) for name, value in rows.items()}
+
+
+def near(times: np.ndarray, moments: Sequence[tuple[float, float]], tolerances: Sequence[float]) -> dict[str, float]:
+    """`hits`, and the precision and F1 of temporal_search_metrics.agreement (whose recall is `frac`)."""
+    return agreement(times, moments, tolerances) | hits(times, moments, tolerances)
 
 
 def spread(times: np.ndarray, duration: float | None, spacing: float = 1.0) -> dict[str, float]:
@@ -252,7 +261,7 @@ def evaluate(
             own = chosen[item.id]
             others = [chosen[other.id].frames for other in of_video[item.video] if other is not item]
             selections["frame_idx"].append(
-                hits(own.times, item.moments, tolerances)
+                near(own.times, item.moments, tolerances)
                 | spread(own.times, item.duration, own.clock.spacing)
                 | overlap(own.frames, others)
             )
@@ -264,7 +273,7 @@ def evaluate(
                 clock = chosen[item.id].clock if chosen and item.fps is None else None
                 times = uniform_times(k, item.duration, clock)
                 selections[f"uniform_{k}"].append(
-                    hits(times, item.moments, tolerances)
+                    near(times, item.moments, tolerances)
                     | spread(times, item.duration, clock.spacing if clock else 1.0)
                 )
     if chosen and any(item.moments for item in items):
@@ -272,7 +281,7 @@ def evaluate(
         for item in items:
             of_same = of_video[item.video]
             other = of_same[(of_same.index(item) + 1) % len(of_same)]
-            rows = {} if other is item else hits(chosen[other.id].times, item.moments, tolerances)
+            rows = {} if other is item else near(chosen[other.id].times, item.moments, tolerances)
             selections["other_question"].append(rows)
     return {
         "benchmark": benchmark,
@@ -285,6 +294,7 @@ def evaluate(
 
 
 _SECONDS = ("mean_gap", "widest_gap", "largest_gap")
+_OWN = ("distance", "annd_precision", "annd_recall")  # that a summary has in a form of their own
 _NUMBERS = ("runs", "gap_ratio")
 
 
@@ -317,13 +327,15 @@ def _summary(rows: Sequence[tuple[str, dict[str, float]]], tolerances: Sequence[
     distances, _ = values("distance")
     if len(distances):
         summary["n_annotated"] = len(distances)
-        for kind in ("any", "all", "frac"):
+        for kind in ("any", "all", "frac", "precision", "f1"):
             summary[kind] = {f"{t:g}": _percent(values(f"{kind}@{t}")[0].mean()) for t in tolerances}
         intervals = {f"{t:g}": statistics.clustered_mean(*values(f"frac@{t}"), resamples=1000) for t in tolerances}
         summary["frac_interval_95"] = {t: [_percent(e.low), _percent(e.high)] for t, e in intervals.items()}
         summary["mean_distance_s"] = round(float(distances.mean()), 2)
         summary["median_distance_s"] = round(float(np.median(distances)), 2)
-    for name in sorted({name for _, row in rows for name in row if "@" not in name and name != "distance"}):
+        annd = [values(f"annd_{side}")[0].mean() for side in ("precision", "recall")]
+        summary["annd_s"] = [round(float(mean), 2) for mean in annd]
+    for name in sorted({name for _, row in rows for name in row if "@" not in name and name not in _OWN}):
         mean = values(name)[0].mean()
         if name in _SECONDS:
             summary[f"{name}_s"] = round(float(mean), 2)

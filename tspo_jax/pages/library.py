@@ -15,7 +15,7 @@ import numpy as np
 from tspo_jax.answering import prompts
 from tspo_jax.answering.given_frames import answer
 from tspo_jax.answering.rollout import Rollout
-from tspo_jax.checkpoints.folders import load_answerer
+from tspo_jax.checkpoints.folders import Answerer, load_answerer
 from tspo_jax.data import decode_workers, frame_store, predecoding, preview
 from tspo_jax.data.decode import Video, VideoError
 from tspo_jax.data.frame_store import FrameStore
@@ -24,7 +24,9 @@ from tspo_jax.data.video_files import VIDEO_SUFFIXES, is_video_name, videos_belo
 from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.pages import templates, video_page
 from tspo_jax.selection.choosing import choose
+from tspo_jax.selection.methods import SEARCH
 from tspo_jax.selection.scoring import Scorer
+from tspo_jax.selection.searching import Searcher
 from tspo_jax.selection.video_source import Source, stored_source
 
 KEPT_PREVIEWS = 4096  # of some 5 kB
@@ -64,6 +66,7 @@ class Library:
       store: frame store, made if it is not there; videos of the folder are added when they are asked about.
       scorer: chooses the frames.
       answer: (frames, question, their times) -> text, if any.
+      searcher: of method tstar, if there is one.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Library:
         store: Path,
         scorer: Scorer,
         answer: Callable[[list, str, FrameTimes], str] | None = None,
+        searcher: Searcher | None = None,
     ):
         self.folder = folder and folder.resolve()
         if folder and not (store / "store.json").exists():
@@ -80,6 +84,7 @@ class Library:
         self.store = store
         self.scorer = scorer
         self.answer = answer
+        self.searcher = searcher
         self._previews = functools.lru_cache(KEPT_PREVIEWS)(self._make_preview)
         self._few = threading.BoundedSemaphore(2)  # previews made at a time: a question may be worked on meanwhile
 
@@ -135,13 +140,14 @@ class Library:
     def ask(self, job: Job, name: str, question: str, num_frames: int, method: str, show: bool = True) -> str:
         """HTML of what is found for a question; "" without `show`, when only `job.answer` is wanted."""
         source, answers = self._source(job, name), {}
+        found = self.searcher(source, question, num_frames) if method == SEARCH else None
         if self.answer:
             job.state = "answering"
-            picks = choose(source, self.scorer, question, num_frames, method)
+            picks = found.picks.tolist() if found else choose(source, self.scorer, question, num_frames, method)
             job.answer = answers[method] = self.answer(source.pictures(picks), question, source.times(picks))
         if not show:
             return ""
-        example = video_page.example(self.scorer, source, question, num_frames, answers)
+        example = video_page.example(self.scorer, source, question, num_frames, answers, found)
         return templates.render("found.html", example=example)
 
     @staticmethod
@@ -185,10 +191,14 @@ class Library:
             os.unlink(partial)
 
 
-def load_answer(folder: str | Path, max_new_tokens: int, adapter: str = "") -> Callable[[list, str, FrameTimes], str]:
-    """(frames, question, times) -> text, by the Video-MLLM of a folder, with the adapters of a PEFT folder if given."""
+def load(folder: str | Path, adapter: str = "") -> Answerer:
+    """The Video-MLLM of a folder, with the adapters of a PEFT folder if given."""
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    answerer = load_answerer(folder, dtype, adapter=adapter)
+    return load_answerer(folder, dtype, adapter=adapter)
+
+
+def answer_by(answerer: Answerer, max_new_tokens: int) -> Callable[[list, str, FrameTimes], str]:
+    """(frames, question, times) -> text."""
     rollout = Rollout.of(answerer, max_new_tokens=max_new_tokens)
 
     def say(frames: list, question: str, times: FrameTimes) -> str:

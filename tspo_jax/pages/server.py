@@ -44,6 +44,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tspo_jax.data.decode import VideoError
 from tspo_jax.pages import templates, video_page
 from tspo_jax.pages.library import Job, Library, RequestError
+from tspo_jax.selection.methods import SEARCH
 from tspo_jax.selection.scoring import AGENT_METHODS
 
 NUM_FRAMES, MAX_FRAMES = 8, 256  # of a question: usually, and at most
@@ -148,7 +149,8 @@ class Server:
             return self._jobs[number]
 
     def methods(self) -> list[str]:
-        return [m for m in video_page.METHODS if self.library.scorer.agent or m not in AGENT_METHODS]
+        scoring = [m for m in video_page.METHODS if self.library.scorer.agent or m not in AGENT_METHODS]
+        return [*scoring, SEARCH] if self.library.searcher else scoring
 
 
 def page(library: Library, methods: list[str], asks_at_once: bool = False) -> str:
@@ -162,7 +164,7 @@ def page(library: Library, methods: list[str], asks_at_once: bool = False) -> st
         "ask.html",
         title="Ask a video",
         names=library.names(),
-        methods={method: video_page.METHODS[method] for method in methods},
+        methods={method: (video_page.METHODS | {SEARCH: video_page.SEARCH_NAME})[method] for method in methods},
         default_frames=NUM_FRAMES,
         max_frames=MAX_FRAMES,
         asks_at_once=asks_at_once,

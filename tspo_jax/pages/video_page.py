@@ -7,7 +7,9 @@ import numpy as np
 from tspo_jax.data.questions import split_options
 from tspo_jax.pages import templates
 from tspo_jax.pages.report_page import Choice, Example
+from tspo_jax.selection.methods import SEARCH
 from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, pick
+from tspo_jax.selection.searching import Found
 from tspo_jax.selection.video_source import Source
 
 METHODS = {
@@ -17,10 +19,16 @@ METHODS = {
     "clip-topk": "CLIP top-k",
     "uniform": "uniform",
 }  # method -> name for the reader
+SEARCH_NAME = "T*, search by a detector"
 
 
 def example(
-    scorer: Scorer, source: Source, question: str, num_frames: int, answers: dict[str, str] | None = None
+    scorer: Scorer,
+    source: Source,
+    question: str,
+    num_frames: int,
+    answers: dict[str, str] | None = None,
+    found: Found | None = None,
 ) -> Example:
     """What question.html shows of a question.
 
@@ -30,24 +38,29 @@ def example(
       question: with its options, one a line, if it has any.
       num_frames: K.
       answers: method -> what was answered from its frames.
+      found: what a search found, which is shown as one more method.
     """
     query, options = split_options(question)
     candidates = source.candidates()
     clip_scores, scores = scorer.ask(candidates.features, query or question)
     methods = [method for method in METHODS if scores is not None or method not in AGENT_METHODS]
     picks = {method: pick(method, clip_scores, scores, num_frames) for method in methods}
+    names = METHODS
+    if found:
+        picks[SEARCH], fallback = found.picks, found.searched["fallback"]
+        names = METHODS | {SEARCH: f"{SEARCH_NAME}: evenly spaced, {fallback}" if fallback else SEARCH_NAME}
     shown = np.unique(np.concatenate(list(picks.values())))
     frames = dict(zip(shown.tolist(), source.pictures(shown), strict=True))  # each is decoded once
     choices = [
         Choice(
-            METHODS[method],
+            names[method],
             method,
             candidates.timestamps[picks[method]].tolist(),
             [frames[i] for i in picks[method].tolist()],
             (answers or {}).get(method),
             None,
         )
-        for method in methods
+        for method in picks
     ]
     return Example(
         family="",

@@ -98,9 +98,10 @@ class Searcher:
                 "names them"
             )
         try:
-            return tstar.objects(*self.ground(look(grounding.frame_numbers(num_seconds)), question)), []
+            names = tstar.objects(*self.ground(look(grounding.frame_numbers(num_seconds)), question))
         except ValueError as error:
             return ((), ()), [str(error)]
+        return names, [] if names[0] else ["no object to search for was named"]
 
 
 def one_per_second(timestamps: np.ndarray) -> np.ndarray:
