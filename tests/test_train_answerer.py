@@ -260,6 +260,7 @@ def test_configs_that_contradict_themselves(world):
         ({"accumulate": 3}, "accumulate is 3: it must divide batch_size"),
         ({"full": True, "reference__mode": "online"}, "take stored"),
         ({"data__answer_buckets": (32, 8)}, "must ascend"),
+        ({"data__answer_text": "x"}, "must hold {answer}"),
         ({"optimizer__warmup": 1.0}, "warmup is 1.0"),
     ]:
         with pytest.raises(cfg.ConfigError, match=said):

@@ -307,7 +307,9 @@ def _uncut(parts: list[jax.Array], like: jax.Array) -> jax.Array:
 
 
 def _starts(q: jax.Array) -> jax.Array:
-    return jnp.arange(0, q.shape[1], GRADIENT_BLOCK)
+    """Numbers of the blocks' first queries. Tied to q: else the masks, which follow from them, would be taken out of a
+    rematerialised layer and kept for all blocks, N x N in all."""
+    return jax.lax.optimization_barrier((jnp.arange(0, q.shape[1], GRADIENT_BLOCK), q))[0]
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------

@@ -180,7 +180,8 @@ class PairBatches:
         prompt = prompts.render(pair.prompt, template, self._config.data.suffix)
         prompt = self._answerer.config.write_times(prompt, times)
         tokenizer, end = self._answerer.tokenizer, end_of_turn(self._answerer)
-        answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (pair.chosen, pair.rejected)]
+        texts = (self._config.data.answer_text.replace("{answer}", text) for text in (pair.chosen, pair.rejected))
+        answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         if answers[0] == answers[1] or not all(answers):
             raise PairError("its answers have the same tokens, or none")
         return prompts.tokenize(prompt, tokenizer), *([*ids, end] for ids in answers)

@@ -37,6 +37,7 @@ class PairData:
     num_frames: int = 64  # of the whole video, evenly spaced, in both answers' prompt
     strict: bool = False  # a bad pair ends the run; else it is listed and left out
     suffix: str = ""  # last line of the user's text where a pair's prompt does not bring it; pairs of ours do
+    answer_text: str = "{answer}"  # how an answer stands behind the prompt: " {answer}" for a model that begins so
     max_tokens: int = 0  # of a prompt with its answer; 0 = the answerer's max_position_embeddings
     answer_buckets: tuple[int, ...] = (32, 128, 512)  # answers are padded to the smallest one that holds a batch's
     decode_threads: int = 16
@@ -134,6 +135,8 @@ class TpoConfig(General):
             )
         if not 0 <= self.optimizer.warmup < 1:
             raise ConfigError(f"config.optimizer.warmup is {self.optimizer.warmup}, it must be from 0 to below 1")
+        if "{answer}" not in self.data.answer_text:
+            raise ConfigError(f"config.data.answer_text is {self.data.answer_text!r}: it must hold {{answer}}")
         if not self.data.answer_buckets or sorted(self.data.answer_buckets) != list(self.data.answer_buckets):
             raise ConfigError(f"config.data.answer_buckets is {self.data.answer_buckets}: it must ascend")
 

@@ -36,6 +36,7 @@ def identity(config: TpoConfig, answerer: Answerer) -> dict:
         "num_frames": config.data.num_frames,
         "template": a.template or answerer.template,
         "suffix": config.data.suffix,
+        "answer_text": config.data.answer_text,
         "dtype": a.dtype,
         "video": json.loads(json.dumps(dataclasses.asdict(a.video))),
     }
