@@ -110,7 +110,8 @@ class Model(NamedTuple):
 
         frames = jnp.pad(frames, ((0, 0), (0, -K % chunk), *((0, 0),) * 3))
         chunks = frames.reshape(B, -1, chunk, *frames.shape[2:]).swapaxes(0, 1)
-        features = jax.lax.map(encode, chunks).swapaxes(0, 1)
+        with jax.named_scope("encode"):
+            features = jax.lax.map(encode, chunks).swapaxes(0, 1)
         return jax.lax.stop_gradient(features.reshape(B, -1, *features.shape[3:])[:, : K // size])
 
 
@@ -223,7 +224,8 @@ def make_update(
         if objective.couples_pairs and accumulate > 1:
             pulls = _pulls(objective, *jax.lax.map(partial(log_probs, state.trained, frozen), parts), parts)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.trained)
-        gradient, aux = jax.lax.scan(step, nothing, (parts, pulls))
+        with jax.named_scope("parts"):
+            gradient, aux = jax.lax.scan(step, nothing, (parts, pulls))
         (policy, reference), weights = jax.tree.map(_join, aux), _join(parts.weights)
         loss, of_loss = losses.total_loss(objective, policy, reference, weights)
         metrics = {"loss": loss, **of_loss, "grad_norm": optax.global_norm(gradient)}
