@@ -51,7 +51,8 @@ def answer_states(
         x = _layer(merge_params(graphdef, params), x, angles, attend)
         return constrain(add_behind(i, x, prompt.added)), None
 
-    x, _ = jax.lax.scan(step, constrain(x), (jnp.arange(language.cfg.num_hidden_layers), layers))
+    with jax.named_scope("layers"):  # devices/program_cost.py counts loops by their scopes
+        x, _ = jax.lax.scan(step, constrain(x), (jnp.arange(language.cfg.num_hidden_layers), layers))
     last = jnp.take_along_axis(x, (prompt.lengths - 1)[:, None, None], axis=1)  # [B, 1, hidden]
     of_answers = x[:, P:].reshape(B, S, A, -1)
     before = jnp.concatenate([jnp.broadcast_to(last[:, None], (B, S, 1, x.shape[-1])), of_answers[:, :, :-1]], axis=2)
@@ -99,7 +100,8 @@ def _attend(q, k, v, *, num_prompt: int, lengths: jax.Array, is_own: jax.Array) 
             padded = jnp.pad(x, ((0, -num_answers % QUERY_BLOCK), *((0, 0),) * (x.ndim - 1)), mode="edge")
             return padded.reshape(-1, QUERY_BLOCK, *x.shape[1:])
 
-        of_answers = jax.lax.map(look, (blocks(queries), blocks(is_own)))
+        with jax.named_scope("answers"):
+            of_answers = jax.lax.map(look, (blocks(queries), blocks(is_own)))
         of_answers = of_answers.reshape(-1, *queries.shape[1:])[:num_answers]
     return jnp.concatenate([of_prompt, of_answers.swapaxes(0, 1)], axis=1)
 
