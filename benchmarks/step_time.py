@@ -34,6 +34,7 @@ from tspo_jax import config as cfg
 from tspo_jax.answering.rollout import Rollout, unique_frames
 from tspo_jax.checkpoints.folders import Generation, answerer_architecture
 from tspo_jax.devices import sharding
+from tspo_jax.devices.chips import chip_of
 from tspo_jax.devices.program_cost import arithmetic
 from tspo_jax.models.clip import Clip, ClipConfig
 from tspo_jax.models.layers import abstract_module, merge_params, split_params, take_apart
@@ -42,9 +43,6 @@ from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
 from tspo_jax.tspo import programs
 from tspo_jax.tspo.programs import TrainState
-
-# Matrix peak in bfloat16 without sparsity, operations per second (NVIDIA's data sheets), by part of the device's name.
-GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,10 +387,10 @@ def measure(setting: Setting, answer_tokens: int, num_steps: int, images: int, p
         "step without CLIP": ratios({name: {p: t for p, t in s.items() if p != "CLIP"} for name, s in seconds.items()}),
         "pieces": ratios(pieces),
     }
-    if peak := next((peak for name, peak in GPU_PEAKS.items() if name in device.device_kind), None):
+    if chip := chip_of(device):
         flops = arithmetic_of_answer(sides["ours"], unique)
         result["answer_flops"] = flops
-        result["fraction_of_peak"] = flops / seconds["ours"]["answer"][0] / peak
+        result["fraction_of_peak"] = flops / seconds["ours"]["answer"][0] / chip.flops
         result["peak_bytes"] = device.memory_stats()["peak_bytes_in_use"]
     return result
 

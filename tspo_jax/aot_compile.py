@@ -54,7 +54,7 @@ def main() -> int:
 
 def define_flags() -> None:
     config_module.define_flag()
-    flags.DEFINE_list("topology", ["v5e-8"], "Slices to compile for, e.g. v5e-8,v5e-256,v6e-8,v5p-128.")
+    flags.DEFINE_list("topology", ["v5e-8"], "TPU slices to compile for (no GPUs), e.g. v5e-8,v5e-256,v6e-8,v5p-128.")
     flags.DEFINE_integer("num_layers", 0, "Cut the answerer to this many layers (a quick check); 0 = all.", 0)
     flags.DEFINE_string("output", "", "File for the JSON; default: stdout.")
 

@@ -33,6 +33,7 @@ def group(cls):
 @dataclasses.dataclass(frozen=True)
 class Agent:
     clip: str = ""  # folder of the frozen CLIP: encodes the questions, and made the features of the frame store
+    clip_dtype: str = "float32"  # or bfloat16: of its weights and arithmetic; features of each are kept apart
     kind: str = "paper"  # or question_aware: the same at first, but its attention can learn to look at the question
     init: str = ""  # folder of the agent to start from; "" = that of `clip`, a fresh one where it holds CLIP alone
     window: int = 12  # frames that a frame attends to
@@ -44,6 +45,8 @@ class Answerer:
     folder: str = ""  # of the frozen Video-MLLM
     adapter: str = ""  # PEFT folder of adapters for it (--adapter=DIR); "" = none
     dtype: str = "bfloat16"  # of its weights and arithmetic: bfloat16 or float32
+    # Products of float32 weights: highest, or the platform's shorter ones (TF32, bfloat16 passes): high, default.
+    float32_precision: str = "highest"
     attention: str = "auto"  # what computes it: auto, xla, cudnn (NVIDIA, bfloat16) or pallas (TPU)
     max_new_tokens: int = 256
     encode_chunk: int = 16  # frames of a question that are encoded at a time; bounds memory
@@ -262,6 +265,8 @@ AT_LEAST = {
 ONE_OF = {
     "agent.kind": ("paper", "question_aware"),
     "answerer.dtype": ("bfloat16", "float32"),
+    "agent.clip_dtype": ("float32", "bfloat16"),
+    "answerer.float32_precision": ("highest", "high", "default"),
     "answerer.attention": IMPLEMENTATIONS,
     "policy.stale_steps": (0, 1),
 }

@@ -40,6 +40,9 @@ def define_flags() -> None:
     flags.DEFINE_string("video_folder", "", "Folder of the videos of a list; default: the list's folder")
     flags.DEFINE_string("store", None, "Folder of the frame store", required=True)
     flags.DEFINE_string("clip", "", "CLIP or TSPO checkpoint folder; without it no features are made")
+    flags.DEFINE_enum(
+        "clip_dtype", "float32", ["float32", "bfloat16"], "Of CLIP's arithmetic; features of each are kept apart"
+    )
     flags.DEFINE_integer("workers", len(os.sched_getaffinity(0)), "Decoding processes", lower_bound=1)
     flags.DEFINE_float("fps", 1.0, "Frames per second to keep", lower_bound=1e-3)
     flags.DEFINE_integer("short_side", 384, "Reduce the shorter side to this many pixels; 0 = keep", lower_bound=0)
@@ -69,7 +72,9 @@ def main() -> int:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             read_settings(folder)  # no store, no features
-        encoder = load_encoder(FLAGS.clip) if FLAGS.clip else None  # a wrong folder shows before hours of decoding
+        encoder = (
+            load_encoder(FLAGS.clip, FLAGS.clip_dtype) if FLAGS.clip else None
+        )  # a wrong folder shows before hours of decoding
         with predecoding.writing(folder, shard), described() as progress:
             result = predecode(folder, shard, videos, encoder, progress)
     entry_point.write_result(result, FLAGS.output)
@@ -101,10 +106,10 @@ def predecode(
     return result
 
 
-def load_encoder(folder: str) -> predecoding.Encoder:
+def load_encoder(folder: str, dtype: str) -> predecoding.Encoder:
     from tspo_jax.checkpoints.folders import load_clip  # here, because decode workers import this file, and it uses jax
 
-    return load_clip(folder)
+    return load_clip(folder, dtype)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ from tspo_jax.runs.loop import Evaluated, Loop, define_flags, run_from_flags
 from tspo_jax.runs.run_folder import check_run
 from tspo_jax.tspo import actor, environment, programs, step_cost, step_metrics
 from tspo_jax.tspo.actor import Actor
-from tspo_jax.tspo.environment import Environment
+from tspo_jax.tspo.environment import Environment, Fetching
 from tspo_jax.tspo.held_out import MAIN, HeldOut
 from tspo_jax.tspo.programs import TrainState
 
@@ -100,7 +100,7 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
             f"config.policy.warm_start_steps is {config.policy.warm_start_steps}, but {config.data.questions} has "
             "nothing to learn from: neither evidence nor specific questions"
         )
-    clip = load_clip(config.agent.clip)
+    clip = load_clip(config.agent.clip, config.agent.clip_dtype)
     check_width(agent, clip.width, config.agent.init)
     store = FrameStore(config.data.store, clip.identity)
     per_question = {"text": clip.text_features([question.query for question in questions])}
@@ -176,9 +176,9 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
             rows, batch = now.loaded
             is_ahead = config.policy.stale_steps and step + 1 < config.num_steps
             ahead = acting.draw(step + 1, state.agent, loop.batch(step + 1), watch) if is_ahead else None
-            answers = world.ask(now.shown, watch)
             if ahead:
-                ahead = ahead._replace(shown=list(ahead.shown))  # fetched while the MLLM answers
+                ahead = ahead._replace(shown=Fetching(ahead.shown))  # while the MLLM answers
+            answers = world.ask(now.shown, watch)
             draws, measured = acting.measure(step, drew, now, answers, watch)
             with watch("update"):
                 state, metrics = update(state, batch, draws, measured, np.int32(step), initial)

@@ -269,3 +269,23 @@ def test_tokenizer_of_a_larger_model(copy_of):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="tokenizer has 259 tokens, more than config.json's vocab_size 200"):
         load_answerer(folder)
+
+
+def test_clip_in_bfloat16_is_near_and_has_an_identity_of_its_own(golden):
+    exact, half = (load_clip(golden / "tspo_agent", dtype) for dtype in ("float32", "bfloat16"))
+    images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)
+    for name, args in (("image_features", images), ("text_features", ["a cat", "who opens the door?"])):
+        one, other = getattr(exact, name)(args, 4), getattr(half, name)(args, 4)
+        assert one.dtype == other.dtype == np.float32
+        difference = np.abs(one - other).max()
+        assert 0 < difference < 0.05 * np.abs(one).max()
+    assert half.identity == f"{exact.identity}-bfloat16"
+
+
+def test_float32_is_float32_whatever_the_platform_would_do(golden):
+    """Products of float32 weights ask for full precision; those of bfloat16 for nothing."""
+    encoders = [load_clip(golden / "tspo_agent", dtype) for dtype in ("float32", "bfloat16")]
+    with jax.default_matmul_precision(None):
+        exact, half = (str(jax.make_jaxpr(e._encode_text)(e.params, e.token_ids(["a cat"]))) for e in encoders)
+    assert exact.count("dot_general") == exact.count("Precision.HIGHEST, Precision.HIGHEST") > 5
+    assert "HIGHEST" not in half

@@ -18,6 +18,7 @@ def test_shapes_hold_as_many_chips_as_the_name_says(chip, per_chip):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("H200-8", "H200 is a GPU; programs are compiled ahead of time for TPUs only"),
         ("v9-8", "one of the chips v5e, v6e, v5p"),
         ("v5e", "not CHIP-NUMBER"),
         ("v5e-7", "there is v5e-1, v5e-4, v5e-8"),

@@ -67,6 +67,8 @@ def test_chips_by_the_name_of_their_devices():
     assert tpu.chip_of(jax.devices()[0]) is None
     device = type("Device", (), {"device_kind": "TPU v5 lite"})()
     assert tpu.chip_of(device) == tpu.CHIPS["v5e"]
+    device = type("Device", (), {"device_kind": "NVIDIA H200"})()
+    assert tpu.chip_of(device) == tpu.CHIPS["H200"] and tpu.CHIPS["H200"].hbm_bytes == 141e9
     assert set(tpu.DEVICE_KINDS.values()) == set(tpu.CHIPS)
 
 

@@ -5,6 +5,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -79,12 +80,21 @@ class Result:
 
 def test_the_device_is_idle_where_nothing_was_started():
     with DeviceClock() as clock:
-        clock.started(Result(0.2))
-        clock.started(Result(0.3))  # begins when the first one ends
+        clock.started(Result(0.2), time.perf_counter())
+        clock.started(Result(0.3), time.perf_counter())  # begins when the first one ends
         time.sleep(0.6)
         assert clock.idle_share() == pytest.approx(0.5, abs=0.1)
         time.sleep(0.1)
         assert clock.idle_share() == pytest.approx(1, abs=0.01)
+
+
+def test_a_program_that_blocks_its_caller_keeps_the_device_busy():
+    """It has ended when the call returns, as programs with a loop of unknown length do on GPUs."""
+    with DeviceClock() as clock:
+        since = time.perf_counter()
+        slow = jax.pure_callback(lambda: (time.sleep(0.4), np.float32(1))[1], jax.ShapeDtypeStruct((), jnp.float32))
+        clock.started(jax.block_until_ready(slow), since)
+        assert clock.idle_share() < 0.2
 
 
 def test_terminal_writes_to_stderr_only(capsys):

@@ -1,6 +1,8 @@
 """What the host makes of answers; with a real answerer it runs in test_train.py."""
 
 import dataclasses
+import threading
+import time
 from types import SimpleNamespace
 
 import jax
@@ -93,3 +95,34 @@ def test_videos_are_shown_in_one_size(world):
             environment.check_frame_sizes(store, SimpleNamespace(processor=processor))
     else:
         environment.check_frame_sizes(store, SimpleNamespace(processor=processor))
+
+
+def test_the_next_frames_are_fetched_while_a_program_blocks_its_caller():
+    """A slow store; the answer to each chunk waits, on the main thread, until the frames of the next have come."""
+    fetched = [threading.Event() for _ in range(3)]
+
+    def store():
+        for event in fetched:
+            time.sleep(0.05)
+            event.set()
+            yield event
+
+    for chunk, behind in zip(environment.one_ahead(store()), [*fetched[1:], fetched[0]], strict=True):
+        assert chunk.is_set()
+        assert behind.wait(timeout=20)
+    for event in fetched:
+        event.clear()
+    coming = environment.Fetching(store())
+    assert all(event.wait(timeout=20) for event in fetched)  # nobody has asked for any
+    assert list(coming) == fetched
+
+
+def test_what_fetching_raises_is_raised_where_it_is_waited_for():
+    def broken():
+        yield 1
+        raise OSError("the store is gone")
+
+    with pytest.raises(OSError, match="the store is gone"):
+        list(environment.one_ahead(broken()))
+    with pytest.raises(OSError, match="the store is gone"):
+        list(environment.Fetching(broken()))

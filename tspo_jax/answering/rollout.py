@@ -76,6 +76,7 @@ class Rollout:
       prefill_chunk: frame sets of each question that are prefilled at a time, a divisor of G; bounds memory. 0 = all.
       mesh: over which the arguments are split, if they are.
       return_first_logits: also return the first token's logits.
+      float32_precision: of products of float32 weights: highest, or the platform's shorter ones (high, default).
       attention: what computes it, one of models.attention.IMPLEMENTATIONS. Raises ValueError where the devices cannot.
     """
 
@@ -91,6 +92,7 @@ class Rollout:
         mesh: Mesh | None = None,
         return_first_logits: bool = False,
         attention: str = "auto",
+        float32_precision: str = "highest",
     ):
         for name, value in (("max_new_tokens", max_new_tokens), ("encode_chunk", encode_chunk)):
             if value < 1:
@@ -104,6 +106,7 @@ class Rollout:
         self.mesh = mesh
         self.return_first_logits = return_first_logits
         self.attention = attention
+        self.float32_precision = float32_precision
         self.num_compilations = 0
         self.program = jax.jit(self._answer)
 
@@ -139,7 +142,9 @@ class Rollout:
         return self.program(params, frames, index, prompt_ids, prompt_lengths, options, steps)
 
     def _answer(self, params, frames, index, prompt_ids, prompt_lengths, options=None, steps=None) -> Answers:
-        with attention.computed_by(self.attention, self.mesh):
+        is_float32 = jax.tree.leaves(params)[0].dtype == jnp.float32
+        precision = self.float32_precision if is_float32 else None  # None = as without
+        with attention.computed_by(self.attention, self.mesh), jax.default_matmul_precision(precision):
             return self._traced(params, frames, index, prompt_ids, prompt_lengths, options, steps)
 
     def _traced(self, params, frames, index, prompt_ids, prompt_lengths, options, steps) -> Answers:

@@ -75,14 +75,25 @@ class ClipEncoder:
 
     @cached_property
     def _encode_text(self):
-        return jax.jit(lambda params, ids: merge_params(self.graphdef, params).text_features(ids))
+        def encode(params, ids):
+            with _exactly(params):
+                return merge_params(self.graphdef, params).text_features(ids)
+
+        return jax.jit(encode)
 
     @cached_property
     def _encode_images(self):
         def encode(params, pixels):
-            return merge_params(self.graphdef, params).image_features(self.processor.normalize(pixels))
+            with _exactly(params):
+                return merge_params(self.graphdef, params).image_features(self.processor.normalize(pixels))
 
         return jax.jit(encode)
+
+
+def _exactly(params: dict):
+    """Products of float32 weights in full float32 (a `with` block), on GPUs and TPUs too."""
+    is_float32 = jax.tree.leaves(params)[0].dtype == jnp.float32
+    return jax.default_matmul_precision("highest" if is_float32 else None)
 
 
 def _in_batches(encode, params, parts: Iterable[np.ndarray], batch_size: int, width: int) -> np.ndarray:
@@ -95,8 +106,11 @@ def _in_batches(encode, params, parts: Iterable[np.ndarray], batch_size: int, wi
 
 
 def load_clip(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Sharding | None = None) -> ClipEncoder:
-    """The image and text encoder of a CLIP, TSPO or SigLIP 2 folder, by its model_type."""
-    folder = Path(folder)
+    """The image and text encoder of a CLIP, TSPO or SigLIP 2 folder, by its model_type.
+
+    Features of another dtype than float32 have an identity of their own, so that no store mixes them.
+    """
+    folder, dtype = Path(folder), jnp.dtype(dtype)
     config = read_clip_config(folder)
     kind = ENCODERS[weights.read_config(folder)["model_type"]]
     graphdef, abstract = abstract_module(lambda rngs: kind.module(config, rngs=rngs))
@@ -112,7 +126,7 @@ def load_clip(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Shar
         params,
         tokenizer,
         kind.processor(read_preprocessing(folder), config.vision.image_size),
-        weights.checkpoint_identity(folder),
+        weights.checkpoint_identity(folder) + ("" if dtype == jnp.float32 else f"-{dtype}"),
         pad,
     )
 

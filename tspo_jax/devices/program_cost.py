@@ -245,6 +245,8 @@ class Program:
 
     def _read_of(self, body: str, value: Instruction) -> int:
         total, full = 0, _bytes(value.shape)  # of an operand in HBM, wherever what is read of it goes
+        if value.name == self.roots[body].name:  # of a fusion in a fusion, which hands it on as it is
+            return full
         for user in self.computations[body].values():
             for i, operand in enumerate(user.operands):
                 if operand != value.name:

@@ -99,7 +99,7 @@ def evaluate(
     if config.distributed.enabled:
         raise ValueError("config.distributed.enabled is True, but evaluate is one process; only training is several")
     items = read_items(config)
-    clip = load_clip(config.agent.clip)
+    clip = load_clip(config.agent.clip, config.agent.clip_dtype)
     if asked.videos:
         asked = dataclasses.replace(asked, store=asked.store or str(Path(run_dir) / "frames"))
         config = dataclasses.replace(config, evaluation=asked)
@@ -158,6 +158,7 @@ def evaluate(
                 encode_chunk=a.encode_chunk,
                 mesh=mesh,
                 attention=a.attention,
+                float32_precision=a.float32_precision,
             )
             for batch in answer(sets, items, store, answerer, config, rollout, mesh):
                 rows = [row for frame_set, text in batch for row in to_rows(frame_set, text, store, config)]

@@ -170,15 +170,6 @@ class DecoderLayer(nnx.Module):
         in_order = tuple(a.swapaxes(1, 2) for a in kv)
         return self._feed_forward(x + self.self_attn.attend(y, angles, in_order, place)), kv
 
-    def behind(self, x, angles, kv):
-        """The output for one more token [B, 1, hidden], which sees the keys and values [B, S, ...] and itself."""
-        y = self.input_layernorm(x)
-        kv = KVCache(
-            *(jnp.concatenate(pair, axis=1) for pair in zip(kv, self.self_attn.keys_values(y, angles), strict=True))
-        )
-        slots = jnp.full(x.shape[:2], kv.k.shape[1] - 1)
-        return self._feed_forward(x + self.self_attn.attend(y, angles, kv, slots))
-
     def _feed_forward(self, x):
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -258,13 +249,8 @@ class Qwen2(nnx.Module):
           seen: keys and values of the tokens that it sees, which may be a part of a cache.
         """
         angles = rope_angles(position[:, None], self.cfg.head_dim, self.cfg.rope_theta)
-        graphdef, params = nnx.split(self.layers)
-
-        def step(x, of_layer):
-            params, kv = of_layer
-            return nnx.merge(graphdef, params).behind(x, angles, kv), None
-
-        return self.norm(jax.lax.scan(step, embedding[:, None], (params, seen))[0][:, 0])
+        slots = jnp.full((len(embedding), 1), seen.k[0].shape[2])
+        return self(embedding[:, None], slots, seen.extend(1), angles)[0][:, 0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., hidden] -> float32 [..., V]."""

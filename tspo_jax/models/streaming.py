@@ -23,7 +23,7 @@ from flax import nnx
 
 from tspo_jax.models.gumbel_top_k import straight_through_top_k
 from tspo_jax.models.layers import Linear, Mlp
-from tspo_jax.models.qwen2 import KVCache, Qwen2, Qwen2Config
+from tspo_jax.models.qwen2 import Qwen2, Qwen2Config
 
 _TIME_WAVES = 8  # pairs of sine and cosine of a time
 _LONGEST_WAVE = 1e5  # seconds, more than a day
@@ -159,7 +159,7 @@ class StreamingEncoder(nnx.Module):
         h, cache = self.language_model(x, jnp.broadcast_to(jnp.arange(N), (B, N)))
         new = h[:, -N_s:]
         # The indicator comes last and sees the summary alone.
-        of_summary = KVCache(*(part[:, :, -N_s:] for part in cache))
+        of_summary = jax.tree.map(lambda x: x[:, :, -N_s:], cache)
         h = self.language_model.behind(indicator, jnp.full(B, N), of_summary)
         return jnp.where(is_clip[:, None, None], new, memory), h
 

@@ -68,7 +68,7 @@ def write_report(run_dir: str | Path) -> Path:
         raise ValueError(f"{folder / 'summary.json'}: not valid json ({error}); evaluate again") from None
     rows = results.read_rows(folder / "rows.jsonl")
     metrics = read_rows(run_dir / "metrics.jsonl") if (run_dir / "metrics.jsonl").is_file() else []
-    clip = load_clip(config.agent.clip)
+    clip = load_clip(config.agent.clip, config.agent.clip_dtype)
     store = FrameStore(config.evaluation.store or config.data.store, clip.identity)
     shape = {"window": config.agent.window, "num_heads": config.agent.num_heads}
     untrained = Scorer(clip, load_agent(config.agent.init or config.agent.clip, seed=config.seed, **shape))

@@ -252,9 +252,11 @@ class Loop(ExitStack):
         self.watch = watch = Stopwatch()
         self._since = time.perf_counter()
         state, metrics = step(number, state)
-        if watch.seconds.keys() <= {"data"}:
-            watch.seconds["update"] = time.perf_counter() - self._since
-        self.clock.started(next(iter(metrics.values())))
+        since = time.perf_counter()
+        if watch.seconds.keys() <= {"data"}:  # the step is one program
+            watch.seconds["update"] = since - self._since
+            since = self._since
+        self.clock.started(next(iter(metrics.values())), since)
         self.batch(number)  # where the step did not ask for it: batch n stays that of step n
         batch = self._taken.pop(number).batch
         self._log.finish_row()  # of the last step, where this one's batch was taken before that was done

@@ -108,9 +108,13 @@ class DeviceClock:
         self._last = self._busy, self._ready
         self._waiter = ThreadPoolExecutor(1)
 
-    def started(self, result: jax.Array) -> None:
-        """A program was given to the device; `result` is one of its outputs, and none that is donated later."""
-        self._waiter.submit(self._wait, result, time.perf_counter())
+    def started(self, result: jax.Array, since: float) -> None:
+        """A program was given to the device; `result` is one of its outputs, and none that is donated later.
+
+        `since` is time.perf_counter() from before the call: on GPUs one that loops until the data says so blocks its
+        caller until it has ended.
+        """
+        self._waiter.submit(self._wait, result, since)
 
     def _wait(self, result: jax.Array, start: float) -> None:
         jax.block_until_ready(result)

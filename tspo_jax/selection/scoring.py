@@ -143,7 +143,8 @@ def load_scorer(folder: str | Path, window: int | None = None) -> Scorer:
         raise ValueError(f"{folder}: its agent was trained with the CLIP {trained['clip']}, which is not there")
     if window not in (None, trained["window"]):
         raise ValueError(f"{folder}: its agent was trained with a window of {trained['window']}, not {window}")
-    clip, params = load_clip(trained["clip"]), jax.device_put(read_agent(folder))
+    clip = load_clip(trained["clip"], trained.get("clip_dtype", "float32"))  # older runs do not say it
+    params = jax.device_put(read_agent(folder))
     shape = {"window": trained["window"], "num_heads": trained["num_heads"]}
     return Scorer(clip, (agent_graphdef(params, clip.width, **shape), params))
 

@@ -1,5 +1,6 @@
 """The part of a step before the update: frames are drawn, and their answers are measured."""
 
+import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -64,8 +65,9 @@ class Actor:
     def draw(self, step: int, agent: dict, loaded: Loaded, watch: Stopwatch, attempt: int = 0) -> Drawn:
         with watch("sample"):
             k = self.k(step, loaded.rows)
+            since = time.perf_counter()
             draws = self._sample(agent, loaded.batch, np.int32(step), k=k, attempt=np.int32(attempt))
-            self._clock.started(draws)
+            self._clock.started(draws, since)
             picks = np.sort(sharding.local_rows(draws), axis=-1)
         return Drawn(loaded, draws, picks, self._environment.show(loaded.rows, picks, watch))
 

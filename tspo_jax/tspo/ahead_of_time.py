@@ -74,6 +74,7 @@ def training_step(config: Config, answerer: Architecture, clip_width: int, mesh:
         prefill_chunk=config.answerer.prefill_chunk,
         mesh=mesh,
         attention=config.answerer.attention,
+        float32_precision=config.answerer.float32_precision,
     )
     chunks = num_chunks(config, mesh)
     b = B // chunks  # questions that are answered at a time

@@ -6,8 +6,9 @@ decoded while the device works.
 
 import dataclasses
 import functools
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -74,6 +75,7 @@ class Environment:
             prefill_chunk=a.prefill_chunk,
             mesh=mesh,
             attention=a.attention,
+            float32_precision=a.float32_precision,
         )
 
     def show(self, rows: Batch, picks: np.ndarray, watch: Stopwatch) -> Iterator[Shown]:
@@ -116,10 +118,12 @@ class Environment:
     def ask(self, shown: Iterable[Shown], watch: Stopwatch) -> list[Answers]:
         """Starts the answers to all chunks; returns before they are there."""
         answers = []
-        for chunk in shown:
+        for chunk in one_ahead(shown):
             with watch("answer"):
-                started = self.rollout(self._answerer.params, *sharding.put_batch(self._mesh, chunk))
-                self._clock.started(started.tokens)
+                given = sharding.put_batch(self._mesh, chunk)
+                since = time.perf_counter()
+                started = self.rollout(self._answerer.params, *given)
+                self._clock.started(started.tokens, since)
                 answers.append(started)
         return answers
 
@@ -170,6 +174,28 @@ class Environment:
     def _chunks(self, num_rows: int) -> list[tuple[int, int]]:
         size = num_rows // self._num_chunks
         return [(start, start + size) for start in range(0, num_rows, size)]
+
+
+def one_ahead(shown: Iterable[Shown]) -> Iterator[Shown]:
+    """The same, each fetched by a thread while the one before is being answered: a program may block its caller."""
+    chunks = iter(shown)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = thread.submit(next, chunks, None)
+            yield chunk
+
+
+class Fetching:
+    """`shown` fetched by a thread from now on: iterating waits for it."""
+
+    def __init__(self, shown: Iterable[Shown]):
+        thread = ThreadPoolExecutor(1)
+        self._all = thread.submit(list, shown)
+        thread.shutdown(wait=False)
+
+    def __iter__(self) -> Iterator[Shown]:
+        return iter(self._all.result())
 
 
 def num_chunks(config: Config, mesh: jax.sharding.Mesh) -> int:
