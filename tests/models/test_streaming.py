@@ -123,17 +123,18 @@ def test_indicator_sees_the_summary_alone(model, monkeypatch):
     seen = []
 
     def spy(self, embedding, position, summary):
-        seen.append(summary.k.shape)
+        seen.append(jax.tree.map(jnp.shape, summary))
         return original(self, embedding, position, summary)
 
     monkeypatch.setattr(Qwen2, "behind", spy)
     indicator = jax.jit(lambda *args: model.push(*args)[1])
     before, after = (indicator(memory, x, TIMES[:, 0], IS_CLIP[:, 0]) for x in (clip, moved))
-    assert seen[0][2] == CFG.summary
+    shapes = seen[0]
+    assert {shape[2] for shape in (*shapes.k, *shapes.v)} == {CFG.summary}
     assert np.abs(before - after).max() > 1e-5
 
-    fixed = jax.tree.map(lambda shape: RNG.normal(size=shape).astype(np.float32), seen[0], is_leaf=lambda x: True)
-    monkeypatch.setattr(Qwen2, "behind", lambda self, e, p, _: original(self, e, p, KVCache(fixed, fixed)))
+    fixed = KVCache(*(tuple(RNG.normal(size=shape).astype(np.float32) for shape in part) for part in shapes))
+    monkeypatch.setattr(Qwen2, "behind", lambda self, e, p, _: original(self, e, p, fixed))
     indicator = jax.jit(lambda *args: model.push(*args)[1])
     before, after = (indicator(memory, x, TIMES[:, 0], IS_CLIP[:, 0]) for x in (clip, moved))
     np.testing.assert_allclose(before, after, atol=1e-5)
