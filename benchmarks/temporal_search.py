@@ -91,13 +91,20 @@ def measure(num_seeds: int, schedules: Sequence[str]) -> list[dict]:
                         "cue": cue_name,
                         "schedule": schedule,
                         "frames": round(mean.value, 1),
-                        "interval_95": [round(mean.low, 1), round(mean.high, 1)],
+                        "interval_95": _rounded([mean.low, mean.high], 1),
                         "relative_to_random": round(mean.value / base, 3),
-                        "relative_interval_95": [round(1 + d / base, 3) for d in (difference.low, difference.high)],
+                        "relative_interval_95": _rounded(
+                            [None if d is None else 1 + d / base for d in (difference.low, difference.high)], 3
+                        ),
                         "not_found": round(1 - float(np.mean([is_found for _, is_found in results])), 3),
                     }
                 )
     return rows
+
+
+def _rounded(numbers: Sequence[float | None], digits: int) -> list[float | None]:
+    """An interval, which few seeds do not give."""
+    return [None if number is None else round(number, digits) for number in numbers]
 
 
 def main() -> None:
