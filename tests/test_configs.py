@@ -7,11 +7,13 @@ import pytest
 from conftest import ROOT
 
 from tspo_jax import config as cfg
+from tspo_jax.streaming.config import StreamingTraining
 from tspo_jax.tpo.config import TpoConfig
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 OF_PAIRS = [name for name in NAMES if name.startswith("tpo_")]
-NAMES = [name for name in NAMES if name not in OF_PAIRS]
+OF_STREAMS = [name for name in NAMES if name.startswith("streaming_")]
+NAMES = [name for name in NAMES if name not in OF_PAIRS + OF_STREAMS]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,3 +124,12 @@ def test_plus_adds_to_the_papers_run(plus, base, further, monkeypatch):
     changed = {name for name in ours if ours[name] != papers[name]}
     assert changed == {"agent.kind", "policy.advantage"} | rewards | further
     assert (ours["agent.kind"], ours["data.general.probability"]) == ("question_aware", 1.0)
+
+
+@pytest.mark.parametrize("name", OF_STREAMS)
+def test_streaming_config_is_complete(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    config = cfg.read(importlib.import_module(f"configs.{name}").get_config(), StreamingTraining)
+    for field in (config.answerer.folder, config.data.store, config.data.questions):
+        assert field, "a config names its folders"
+    assert config.encoder.selected <= config.data.clips

@@ -7,15 +7,12 @@ import threading
 
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 from tiny_store import SHORT, make_store
+from tiny_streams import save_encoder
 
-from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.models.layers import split_params
-from tspo_jax.models.streaming import StreamingConfig, StreamingEncoder
 from tspo_jax.selection.video_source import stored_source
 from tspo_jax.stream import encode, live
 from tspo_jax.streaming import folders, stream
@@ -24,16 +21,6 @@ from tspo_jax.streaming.stream import Stream
 QUESTION = "What is it?\nA. one\nB. two"
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (7, 40, 48, 3), np.uint8)
-
-
-def save_encoder(folder, answerer, seed=0):
-    width = answerer.config.language.hidden_size
-    config = StreamingConfig(
-        width, width, frames=2, cells=1, width=16, num_layers=2, num_heads=2, num_kv_heads=1, hidden=24, selected=2
-    )
-    _, params = split_params(StreamingEncoder(config, rngs=nnx.Rngs(seed)))
-    folders.save(folder, config, params, answerer)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -184,16 +171,3 @@ def test_a_stored_video(whole, golden, tmp_path):
     path = stream.path_of(store.folder, whole.encoder, SHORT)
     stream.save(path, one.remembered, whole.encoder, "x")
     assert stream.load(path, whole.encoder, "x").times == one.remembered.times
-
-
-def test_encoders_that_are_refused(golden, answerer, tmp_path):
-    folder = save_encoder(tmp_path / "encoder", answerer)
-    other = load_answerer(golden / "llava_video_one_token")
-    with pytest.raises(weights.CheckpointError, match="was trained with the answerer"):
-        folders.load(folder, other)
-    with pytest.raises(weights.CheckpointError, match="no streaming encoder"):
-        folders.load(golden / "llava_video_grid", answerer)
-    record = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(record | {"width": 32}))
-    with pytest.raises(weights.CheckpointError, match="not as config.json says"):
-        folders.load(folder, answerer)

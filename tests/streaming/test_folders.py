@@ -1,0 +1,45 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tiny_streams import save_encoder
+
+from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import load_answerer
+from tspo_jax.streaming import folders
+
+
+@pytest.fixture(scope="module")
+def answerer(golden):
+    return load_answerer(golden / "llava_video_grid")
+
+
+def test_written_and_read(answerer, tmp_path):
+    """A run folder means the encoder in it; other weights are another identity."""
+    save_encoder(tmp_path / folders.IN_RUN, answerer)
+    one, other = folders.load(tmp_path, answerer), folders.load(save_encoder(tmp_path / "b", answerer, 1), answerer)
+    assert one.config == other.config and one.identity != other.identity
+    save_encoder(tmp_path / "again", answerer)
+    again = folders.load(tmp_path / "again", answerer)
+    assert again.identity == one.identity
+    for path, leaf in weights.flatten(one.params).items():
+        np.testing.assert_array_equal(leaf, weights.flatten(again.params)[path])
+
+
+def test_encoders_that_are_refused(golden, answerer, tmp_path):
+    folder = save_encoder(tmp_path / "encoder", answerer)
+    other = load_answerer(golden / "llava_video_one_token")
+    with pytest.raises(weights.CheckpointError, match="was trained with the answerer"):
+        folders.load(folder, other)
+    with pytest.raises(weights.CheckpointError, match="no streaming encoder"):
+        folders.load(golden / "llava_video_grid", answerer)
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | {"width": 32}))
+    with pytest.raises(weights.CheckpointError, match="not as config.json says"):
+        folders.load(folder, answerer)
+
+
+def test_answerers_of_another_family(answerer):
+    with pytest.raises(ValueError, match="must be of that family"):
+        folders.check_answerer(dataclasses.replace(answerer, config=object()))
