@@ -11,24 +11,14 @@ from transformers import PreTrainedTokenizerBase
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.data.letters import LETTERS
 from tspo_jax.data.questions import Question
+from tspo_jax.models.families import FAMILIES
 from tspo_jax.models.video_prompt import VIDEO_TOKEN, FrameTimes
 from tspo_jax.models.video_tags import IMAGE_TAG, VIDEO_TAG
 
 LETTER_SUFFIX = "Please answer with the option's letter from the given choices directly."
 
-# A conversation of one user turn, with IMAGE_TAG or VIDEO_TAG where the visual tokens go, exactly as the original has
-# it. `qwen_1_5` is LLaVA-Video's template of training and of the demo, `chatml_direct` that of the published evaluation
-# numbers; `qwen2_5_vl` and `qwen3_vl` are the chat templates of Qwen2.5-VL and Qwen3-VL.
-TEMPLATES = {
-    "qwen_1_5": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "<|im_start|>user\n<image>\n{text}<|im_end|>\n<|im_start|>assistant\n",
-    "chatml_direct": "<|im_start|>system\nAnswer the questions.<|im_end|>"
-    "<|im_start|>user\n<image>\n{text}<|im_end|><|im_start|>assistant\n",
-    "qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n",
-    "qwen3_vl": "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{text}<|im_end|>\n"
-    "<|im_start|>assistant\n",
-}
+# Conversations of one user turn, with IMAGE_TAG or VIDEO_TAG where the visual tokens go.
+TEMPLATES = {name: text for family in FAMILIES for name, text in family.templates.items()}
 
 _VIDEO_PLACE = re.compile(rf"(<\|vision_start\|>)?({IMAGE_TAG}|{re.escape(VIDEO_TAG)})(<\|vision_end\|>)?\n?")
 

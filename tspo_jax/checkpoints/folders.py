@@ -20,15 +20,16 @@ from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase, 
 from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.devices.sharding import ParamSharding, check_memory
 from tspo_jax.models.clip import Clip, ClipConfig
+from tspo_jax.models.families import FAMILIES
+from tspo_jax.models.family import Family
 from tspo_jax.models.layers import abstract_module, merge_params, split_params
-from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig
+from tspo_jax.models.llava_video import LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor, Qwen3Processor, QwenProcessor
 from tspo_jax.models.question_aware_agent import QuestionAwareAgent
-from tspo_jax.models.qwen2_5_vl import Qwen25VL, Qwen25VLConfig
-from tspo_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
+from tspo_jax.models.qwen2_5_vl import Qwen25VLConfig
+from tspo_jax.models.qwen3_vl import Qwen3VLConfig
 from tspo_jax.models.siglip2 import Siglip2, Siglip2Config
 from tspo_jax.models.temporal_agent import TemporalAgent
-from tspo_jax.models.token_budget import Budget
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, VideoOptions
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -323,55 +324,18 @@ class Architecture:
     template: str
 
     @classmethod
-    def of(cls, model: type, config, fmt: weights.Format, processor, template: str) -> "Architecture":
-        graphdef, abstract = abstract_module(lambda rngs: model(config, rngs=rngs))
+    def of(
+        cls, family: Family, description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions
+    ) -> "Architecture":
+        config, processor = family.read(description, preprocessing, video)
+        graphdef, abstract = abstract_module(lambda rngs: family.model(config, rngs=rngs))
+        fmt = weights.Format(**family.names)
         fmt = fmt.without_head() if config.language.tie_word_embeddings else fmt
-        return cls(config, graphdef, abstract, fmt, Qwen2Tokenizer, processor, template)
+        return cls(config, graphdef, abstract, fmt, Qwen2Tokenizer, processor, family.template)
 
 
-def llava_video(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
-    Budget.of(video.merge)
-    if video.merge and video.merge[0] and video.time_instruction:
-        raise ValueError("time_instruction tells the time of every frame; which of them merge is not known before")
-    if dataclasses.replace(video, time_instruction=False, merge=()) != DEFAULT_VIDEO:
-        raise ValueError(
-            "LLaVA-Video shows every frame at its tower's size, and times by time_instruction alone: it cannot do "
-            f"{video}"
-        )
-    config = dataclasses.replace(LlavaVideoConfig.from_hf(description), video=video)
-    processor = ImageProcessor.siglip(config.vision.image_size)
-    return Architecture.of(LlavaVideo, config, weights.LLAVA_VIDEO, processor, "qwen_1_5")
-
-
-def qwen2_5_vl(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
-    if video.time_instruction:
-        raise ValueError("time_instruction is LLaVA-Video's; Qwen2.5-VL is told times by the positions of its tokens")
-    Budget.of(video.merge)
-    config = Qwen25VLConfig.from_hf(description, video)
-    processor = QwenProcessor.from_hf(preprocessing, config.vision.unit, video.frame_size)
-    return Architecture.of(Qwen25VL, config, weights.QWEN2_5_VL, processor, "qwen2_5_vl")
-
-
-def qwen3_vl(description: Mapping[str, Any], preprocessing: Mapping[str, Any], video: VideoOptions) -> Architecture:
-    if video.merge:
-        raise ValueError("Qwen3-VL has words between its pairs of frames: it cannot merge them")
-    if video.time_instruction or video.next_position != DEFAULT_VIDEO.next_position:
-        raise ValueError(f"Qwen3-VL is told the times of pairs of frames in words: it cannot do {video}")
-    config = Qwen3VLConfig.from_hf(description, video)
-    tower = config.vision
-    sizes = tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size
-    processor = Qwen3Processor.from_hf(preprocessing, *sizes, video.frame_size)
-    return Architecture.of(Qwen3VL, config, weights.QWEN3_VL, processor, "qwen3_vl")
-
-
-# model_type of config.json -> (config.json, preprocessor_config.json, options) -> architecture. A further answerer is
-# one model file and one entry here.
-ANSWERERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], VideoOptions], Architecture]] = {
-    "llava_qwen": llava_video,
-    "llava_onevision": llava_video,
-    "qwen2_5_vl": qwen2_5_vl,
-    "qwen3_vl": qwen3_vl,
-}
+# model_type of config.json -> family.
+ANSWERERS = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
 def answerer_architecture(
@@ -384,9 +348,9 @@ def answerer_architecture(
     model_type = config.get("model_type")
     if model_type not in ANSWERERS:
         raise weights.CheckpointError(
-            f"{source}: model_type {model_type!r} is not supported; supported: {', '.join(ANSWERERS)}"
+            f"{source}: model_type {model_type!r} is not supported; supported: {', '.join(ANSWERERS)} (dense models)"
         )
-    return ANSWERERS[model_type](config, preprocessing or {}, video)
+    return Architecture.of(ANSWERERS[model_type], config, preprocessing or {}, video)
 
 
 def load_answerer(

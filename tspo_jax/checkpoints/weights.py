@@ -23,7 +23,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-STACKED = ("layers", "blocks", "deepstack_merger_list")  # nodes of a path whose parameters carry a leading layer axis
+from tspo_jax.models import llava_video, qwen2_5_vl, qwen3_vl
+from tspo_jax.models.families import FAMILIES
+
+# Nodes of a path whose parameters carry a leading layer axis.
+STACKED = ("layers", "blocks", *(node for family in FAMILIES for node in family.stacked))
 SELECTOR, TRAINING = "selector.", "multiModal_align."  # the agent's prefix in TSPO-0.4B and in training checkpoints
 QUESTION_AWARE = "question_aware_selector."  # that of the other kind of agent, which the original's code cannot load
 AGENTS = (SELECTOR, TRAINING, QUESTION_AWARE)
@@ -102,56 +106,7 @@ def agent_format(prefix: str) -> Format:
     return Format((*rename, (r"^", prefix)), (rf"^(?!{re.escape(prefix)})",))
 
 
-LLAVA_VIDEO = Format(
-    rename=(
-        (r"^language_model\.lm_head\.", "lm_head."),
-        (r"^language_model\.", "model."),
-        (r"^vision_tower\.", "model.vision_tower.vision_tower."),
-        (r"^mm_projector\.linear_1\.", "model.mm_projector.0."),
-        (r"^mm_projector\.linear_2\.", "model.mm_projector.2."),
-        (r"^image_newline$", "model.image_newline"),
-    ),
-    ignored=(
-        r"\.rotary_emb\.inv_freq$",
-        r"\.position_ids$",
-        r"^multiModal_align\.",
-        r"^model\.vision_tower\.vision_tower\.vision_model\.head\.",
-    ),
-    aliases=(  # llava-hf's names, those that transformers gives them since 4.52 and since 5
-        (r"^language_model\.lm_head\.", "lm_head."),
-        (r"^(language_model\.model|model\.language_model)\.", "model."),
-        (
-            r"^(model\.)?vision_tower\.(?!vision_tower\.)(vision_model\.)?",
-            "model.vision_tower.vision_tower.vision_model.",
-        ),
-        (r"^(model\.)?multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
-        (r"^(model\.)?multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
-        (r"^image_newline$", "model.image_newline"),
-    ),
-)
-
-QWEN2_5_VL = Format(
-    rename=(
-        (r"^language_model\.lm_head\.", "lm_head."),
-        (r"^language_model\.", "model."),
-        (r"^visual\.patch_embed\.", "visual.patch_embed.proj."),
-        (r"^visual\.merger\.mlp\.linear_1\.", "visual.merger.mlp.0."),
-        (r"^visual\.merger\.mlp\.linear_2\.", "visual.merger.mlp.2."),
-    ),
-    ignored=(r"\.rotary_emb\.inv_freq$",),
-    aliases=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),  # transformers since 4.52
-)
-
-QWEN3_VL = Format(
-    rename=(
-        (r"^language_model\.lm_head\.", "lm_head."),
-        (r"^language_model\.", "model.language_model."),
-        (r"^visual\.patch_embed\.", "model.visual.patch_embed.proj."),
-        (r"^visual\.", "model.visual."),
-    ),
-    ignored=(r"\.rotary_(pos_)?emb\.inv_freq$",),
-    aliases=((r"^visual\.", "model.visual."), (r"^language_model\.", "model.language_model.")),
-)
+LLAVA_VIDEO, QWEN2_5_VL, QWEN3_VL = (Format(**f.FAMILY.names) for f in (llava_video, qwen2_5_vl, qwen3_vl))
 
 
 def is_stacked(path: str) -> bool:

@@ -19,6 +19,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tspo_jax.models.families import FAMILIES
+
 AXES = ("data", "model")
 
 # Path of a parameter -> what each of its axes is, first match wins, () = replicated. The names are those of
@@ -30,30 +32,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(modulation|match_weight)\.(kernel|bias)|offset_bias|clip_weight", ()),
     (r"(text_model|vision_model)\..*", ()),
     (r"(text_projection|visual_projection)\.kernel|logit_(scale|bias)", ()),
-    # SigLIP: whole on every device, which encode different frames; split over `model` it would spend as long on sums
-    (r"vision_tower\..*\.(embeddings\..*|layer_norm[12]\..*|post_layernorm\..*)", ()),
-    (r"vision_tower\..*\.([qkv]_proj|fc1)\.kernel", (None, "width", None)),
-    (r"vision_tower\..*\.(out_proj|fc2)\.kernel", (None, None, "width")),
-    (r"vision_tower\..*\.bias", ()),
-    # LLaVA-Video's projector
-    (r"mm_projector\.linear_1\.kernel", ("width", None)),
-    (r"mm_projector\.linear_2\.kernel", (None, "width")),
-    (r"mm_projector\.linear_[12]\.bias|image_newline", ()),
-    # Qwen2.5-VL's image tower, and what Qwen3-VL's has of it
-    (r"visual\.patch_embed\.kernel", (None, None, None, None, "width")),
-    (r"visual\.blocks\.(attn\.qkv|mlp\.(gate|up)_proj)\.kernel", (None, "width", None)),
-    (r"visual\.blocks\.(attn\.proj|mlp\.down_proj)\.kernel", (None, None, "width")),
-    (r"visual\.merger\.mlp\.linear_1\.kernel", ("width", None)),
-    (r"visual\.merger\.mlp\.linear_2\.kernel", (None, "width")),
-    (r"visual\..*\.(bias|scale)", ()),
-    # Qwen3-VL's, besides
-    (r"visual\.pos_embed\.embedding", (None, "width")),
-    (r"visual\.blocks\.mlp\.linear_fc1\.kernel", (None, "width", None)),
-    (r"visual\.blocks\.mlp\.linear_fc2\.kernel", (None, None, "width")),
-    (r"visual\.merger\.linear_fc1\.kernel", ("width", None)),
-    (r"visual\.merger\.linear_fc2\.kernel", (None, "width")),
-    (r"visual\.deepstack_merger_list\.linear_fc1\.kernel", (None, "width", None)),
-    (r"visual\.deepstack_merger_list\.linear_fc2\.kernel", (None, None, "width")),
+    *(rule for family in FAMILIES for rule in family.sharding),
     # Streaming encoder, whose blocks are Qwen2's
     (r"(feature_mlp|projector)\.linear_1\.kernel", ("width", "hidden")),
     (r"(feature_mlp|projector)\.linear_1\.bias", ("hidden",)),

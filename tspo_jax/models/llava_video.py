@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tspo_jax.models.family import Family
 from tspo_jax.models.layers import Mlp
+from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.models.qwen2 import KVCache, Qwen2, Qwen2Config, rope_angles
 from tspo_jax.models.siglip import SiglipConfig, SiglipVision
 from tspo_jax.models.token_budget import Budget, merge_visual, rows_closed
@@ -224,3 +227,74 @@ class LlavaVideo(nnx.Module):
         """One step: tokens int [P] at positions int [P] -> logits float32 [P, V] of the next, and the cache."""
         hidden, cache = self.language_model(self.language_model.embed_tokens(token[:, None]), position[:, None], cache)
         return self.language_model.logits(hidden[:, 0]), cache
+
+
+# ---- the family ------------------------------------------------------------------------------------------
+
+
+def read(description: Mapping, preprocessing: Mapping, video: VideoOptions):
+    """The network's config and processor; see models/family.py."""
+    Budget.of(video.merge)
+    if video.merge and video.merge[0] and video.time_instruction:
+        raise ValueError("time_instruction tells the time of every frame; which of them merge is not known before")
+    if dataclasses.replace(video, time_instruction=False, merge=()) != DEFAULT_VIDEO:
+        raise ValueError(
+            "LLaVA-Video shows every frame at its tower's size, and times by time_instruction alone: it cannot do "
+            f"{video}"
+        )
+    config = dataclasses.replace(LlavaVideoConfig.from_hf(description), video=video)
+    return config, ImageProcessor.siglip(config.vision.image_size)
+
+
+FAMILY = Family(
+    model_types=("llava_qwen", "llava_onevision"),
+    model=LlavaVideo,
+    read=read,
+    names=dict(
+        rename=(
+            (r"^language_model\.lm_head\.", "lm_head."),
+            (r"^language_model\.", "model."),
+            (r"^vision_tower\.", "model.vision_tower.vision_tower."),
+            (r"^mm_projector\.linear_1\.", "model.mm_projector.0."),
+            (r"^mm_projector\.linear_2\.", "model.mm_projector.2."),
+            (r"^image_newline$", "model.image_newline"),
+        ),
+        ignored=(
+            r"\.rotary_emb\.inv_freq$",
+            r"\.position_ids$",
+            r"^multiModal_align\.",
+            r"^model\.vision_tower\.vision_tower\.vision_model\.head\.",
+        ),
+        aliases=(  # llava-hf's names, those that transformers gives them since 4.52 and since 5
+            (r"^language_model\.lm_head\.", "lm_head."),
+            (r"^(language_model\.model|model\.language_model)\.", "model."),
+            (
+                r"^(model\.)?vision_tower\.(?!vision_tower\.)(vision_model\.)?",
+                "model.vision_tower.vision_tower.vision_model.",
+            ),
+            (r"^(model\.)?multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
+            (r"^(model\.)?multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
+            (r"^image_newline$", "model.image_newline"),
+        ),
+    ),
+    sharding=(
+        # SigLIP: whole on every device, which encode different frames; split over `model` it would spend as long on
+        # sums
+        (r"vision_tower\..*\.(embeddings\..*|layer_norm[12]\..*|post_layernorm\..*)", ()),
+        (r"vision_tower\..*\.([qkv]_proj|fc1)\.kernel", (None, "width", None)),
+        (r"vision_tower\..*\.(out_proj|fc2)\.kernel", (None, None, "width")),
+        (r"vision_tower\..*\.bias", ()),
+        # LLaVA-Video's projector
+        (r"mm_projector\.linear_1\.kernel", ("width", None)),
+        (r"mm_projector\.linear_2\.kernel", (None, "width")),
+        (r"mm_projector\.linear_[12]\.bias|image_newline", ()),
+    ),
+    tower=("vision_tower.",),
+    templates={
+        # Of training and of the demo, and of the published evaluation numbers, exactly as the original has them.
+        "qwen_1_5": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<image>\n{text}<|im_end|>\n<|im_start|>assistant\n",
+        "chatml_direct": "<|im_start|>system\nAnswer the questions.<|im_end|>"
+        "<|im_start|>user\n<image>\n{text}<|im_end|><|im_start|>assistant\n",
+    },
+)

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from tspo_jax.models import attention
+from tspo_jax.models.family import Family
 from tspo_jax.models.layers import Linear, Mlp, RMSNorm, scan_layers, stack_layers
-from tspo_jax.models.preprocessing import patchify
+from tspo_jax.models.preprocessing import QwenProcessor, patchify
 from tspo_jax.models.qwen2 import (
     GatedFeedForward,
     KVCache,
@@ -406,3 +407,47 @@ class Qwen25VL(nnx.Module):
         embeddings = self.language_model.embed_tokens(token[:, None])
         hidden, cache = self.language_model(embeddings, slot, cache, self.angles(position))
         return self.language_model.logits(hidden[:, 0]), cache
+
+
+# ---- the family ------------------------------------------------------------------------------------------
+
+
+def read(description: Mapping, preprocessing: Mapping, video: VideoOptions):
+    """The network's config and processor; see models/family.py."""
+    if video.time_instruction:
+        raise ValueError("time_instruction is LLaVA-Video's; Qwen2.5-VL is told times by the positions of its tokens")
+    Budget.of(video.merge)
+    config = Qwen25VLConfig.from_hf(description, video)
+    return config, QwenProcessor.from_hf(preprocessing, config.vision.unit, video.frame_size)
+
+
+FAMILY = Family(
+    model_types=("qwen2_5_vl",),
+    model=Qwen25VL,
+    read=read,
+    names=dict(
+        rename=(
+            (r"^language_model\.lm_head\.", "lm_head."),
+            (r"^language_model\.", "model."),
+            (r"^visual\.patch_embed\.", "visual.patch_embed.proj."),
+            (r"^visual\.merger\.mlp\.linear_1\.", "visual.merger.mlp.0."),
+            (r"^visual\.merger\.mlp\.linear_2\.", "visual.merger.mlp.2."),
+        ),
+        ignored=(r"\.rotary_emb\.inv_freq$",),
+        aliases=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),  # transformers since 4.52
+    ),
+    sharding=(
+        # Qwen3-VL's tower has some of it
+        (r"visual\.patch_embed\.kernel", (None, None, None, None, "width")),
+        (r"visual\.blocks\.(attn\.qkv|mlp\.(gate|up)_proj)\.kernel", (None, "width", None)),
+        (r"visual\.blocks\.(attn\.proj|mlp\.down_proj)\.kernel", (None, None, "width")),
+        (r"visual\.merger\.mlp\.linear_1\.kernel", ("width", None)),
+        (r"visual\.merger\.mlp\.linear_2\.kernel", (None, "width")),
+        (r"visual\..*\.(bias|scale)", ()),
+    ),
+    tower=("visual.patch_embed.", "visual.blocks."),
+    templates={
+        "qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n",
+    },
+)

@@ -15,8 +15,9 @@ import numpy as np
 from flax import nnx
 
 from tspo_jax.models import attention
+from tspo_jax.models.family import Family
 from tspo_jax.models.layers import Embed, LayerNorm, Linear, activation, layer_at, scan_layers, stack_layers
-from tspo_jax.models.preprocessing import patchify
+from tspo_jax.models.preprocessing import Qwen3Processor, patchify
 from tspo_jax.models.qwen2 import Qwen2, Qwen2Config, rotate
 from tspo_jax.models.qwen2_5_vl import PatchEmbed, Qwen25VL, patch_angles
 from tspo_jax.models.video_prompt import (
@@ -357,3 +358,50 @@ class Qwen3VL(Qwen25VL):
         positions, following = prompt_positions(ids, pairs, lengths, (rows, columns))
         lengths = lengths + embeddings.shape[1] - ids.shape[1]
         return Prompt(embeddings, positions, lengths, following, jnp.stack(added, axis=1) if added else None)
+
+
+# ---- the family ------------------------------------------------------------------------------------------
+
+
+def read(description: Mapping, preprocessing: Mapping, video: VideoOptions):
+    """The network's config and processor; see models/family.py."""
+    if video.merge:
+        raise ValueError("Qwen3-VL has words between its pairs of frames: it cannot merge them")
+    if video.time_instruction or video.next_position != DEFAULT_VIDEO.next_position:
+        raise ValueError(f"Qwen3-VL is told the times of pairs of frames in words: it cannot do {video}")
+    config = Qwen3VLConfig.from_hf(description, video)
+    tower = config.vision
+    sizes = tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size
+    return config, Qwen3Processor.from_hf(preprocessing, *sizes, video.frame_size)
+
+
+FAMILY = Family(
+    model_types=("qwen3_vl",),
+    model=Qwen3VL,
+    read=read,
+    names=dict(
+        rename=(
+            (r"^language_model\.lm_head\.", "lm_head."),
+            (r"^language_model\.", "model.language_model."),
+            (r"^visual\.patch_embed\.", "model.visual.patch_embed.proj."),
+            (r"^visual\.", "model.visual."),
+        ),
+        ignored=(r"\.rotary_(pos_)?emb\.inv_freq$",),
+        aliases=((r"^visual\.", "model.visual."), (r"^language_model\.", "model.language_model.")),
+    ),
+    sharding=(
+        (r"visual\.pos_embed\.embedding", (None, "width")),
+        (r"visual\.blocks\.mlp\.linear_fc1\.kernel", (None, "width", None)),
+        (r"visual\.blocks\.mlp\.linear_fc2\.kernel", (None, None, "width")),
+        (r"visual\.merger\.linear_fc1\.kernel", ("width", None)),
+        (r"visual\.merger\.linear_fc2\.kernel", (None, "width")),
+        (r"visual\.deepstack_merger_list\.linear_fc1\.kernel", (None, "width", None)),
+        (r"visual\.deepstack_merger_list\.linear_fc2\.kernel", (None, None, "width")),
+    ),
+    tower=("visual.patch_embed.", "visual.pos_embed.", "visual.blocks."),
+    templates={
+        "qwen3_vl": "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{text}<|im_end|>\n"
+        "<|im_start|>assistant\n",
+    },
+    stacked=("deepstack_merger_list",),
+)

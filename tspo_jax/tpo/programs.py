@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 from tspo_jax.checkpoints.weights import flatten, unflatten
 from tspo_jax.devices import sharding
 from tspo_jax.models import attention, packed_answers
+from tspo_jax.models.families import FAMILIES
 from tspo_jax.models.layers import merge_params
 from tspo_jax.models.lora import is_adapter
 from tspo_jax.tpo import losses
 from tspo_jax.tpo.losses import AnswerLogProbs, Objective
 
 CHOSEN, REJECTED = 0, 1
-TOWERS = ("vision_tower.", "visual.patch_embed.", "visual.blocks.")  # never trained
+TOWERS = tuple(path for family in FAMILIES for path in family.tower)  # never trained
 
 
 class Pairs(NamedTuple):

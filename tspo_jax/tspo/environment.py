@@ -300,7 +300,8 @@ def check_frame_sizes(
     """
     if answerer.processor.frame_size:
         return
-    videos = [store.video(name) for name in (store.names() if names is None else sorted(names)) if name in store]
+    shown = [name for name in store.names() if names is None or name in names]
+    videos = [store.video(name) for name in shown]
     for processor in [answerer.processor.for_frames(k) for k in budgets] or [answerer.processor]:
         sizes = {processor.size_of(video.height, video.width) for video in videos}
         if len(sizes) <= 1:
