@@ -87,10 +87,11 @@ def _inner_jaxprs(params: Mapping) -> Iterator[Jaxpr]:
 
 
 def _scopes(op_name: str) -> Path:
-    """`jit(f)/encode/while/body/closed_call/dot_general` -> (jit(f), encode, while, closed_call, dot_general), less the
-    parts that a jaxpr does not have."""
-    skipped = re.compile(r"body|cond|closed_call|\w+\(.*\)|")
-    return tuple(part for part in op_name.split("/") if not skipped.fullmatch(part))
+    """`jit(f)/jvp(encode)/while/body/closed_call/dot_general` -> (encode, while, dot_general): less the parts that a jaxpr
+    does not have, and what differentiation wraps around a scope."""
+    skipped = re.compile(r"body|cond|closed_call|checkpoint|rematted_computation|\w+\(.*\)|")
+    parts = (re.sub(r"^(?:(?:jvp|transpose)\()+([^()]+)\)+$", r"\1", part) for part in op_name.split("/"))
+    return tuple(part for part in parts if not skipped.fullmatch(part))
 
 
 @dataclasses.dataclass(frozen=True)
