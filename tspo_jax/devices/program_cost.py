@@ -87,8 +87,8 @@ def _inner_jaxprs(params: Mapping) -> Iterator[Jaxpr]:
 
 
 def _scopes(op_name: str) -> Path:
-    """`jit(f)/jvp(encode)/while/body/closed_call/dot_general` -> (encode, while, dot_general): less the parts that a jaxpr
-    does not have, and what differentiation wraps around a scope."""
+    """`jit(f)/jvp(encode)/while/body/closed_call/dot_general` -> (encode, while, dot_general): less the parts that a
+    jaxpr does not have, and what differentiation wraps around a scope."""
     skipped = re.compile(r"body|cond|closed_call|checkpoint|rematted_computation|\w+\(.*\)|")
     parts = (re.sub(r"^(?:(?:jvp|transpose)\()+([^()]+)\)+$", r"\1", part) for part in op_name.split("/"))
     return tuple(part for part in parts if not skipped.fullmatch(part))
