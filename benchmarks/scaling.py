@@ -22,7 +22,6 @@ CASES = {
     "llava_video_7b": ("v5e-8", "v5e-16", "v6e-8", "v5p-8", "v5e-256"),
     "llava_video_72b": ("v5p-128",),
     "qwen2_5_vl_7b": ("v5e-8",),
-    "qwen3_vl_8b": ("v5e-16", "v6e-8", "v5p-8"),
 }
 TEXT = """\
 # Scaling

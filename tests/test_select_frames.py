@@ -60,6 +60,7 @@ def test_command_line(golden, cases, plain_clip, tmp_path):
         window=12,
         output=tmp_path / "new" / "picks.json",
         contact_sheet=tmp_path / "sheet.jpg",
+        frames_dir=tmp_path / "frames",
         **shared,
     )
     to_stdout = start(agent=plain_clip, method="clip-topk", num_frames=4, **shared)
@@ -72,6 +73,9 @@ def test_command_line(golden, cases, plain_clip, tmp_path):
     assert result["decoder"].split()[0] in DECODERS
     with Image.open(tmp_path / "sheet.jpg") as sheet:
         assert sheet.width > 4 * 300 and sheet.height > sheet.width // 2
+    manifest = json.loads((tmp_path / "frames" / "manifest.json").read_text())
+    assert [row["frame_idx"] for row in manifest["frames"]] == result["frame_idx"]
+    assert len(list((tmp_path / "frames").glob("*.jpg"))) == len(result["frame_idx"])
 
     out, err = to_stdout.communicate()
     assert to_stdout.returncode == 0, err
