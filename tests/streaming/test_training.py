@@ -1,4 +1,4 @@
-"""Both stages with a real answerer on stored videos; resuming; what is refused."""
+"""Both stages with a real answerer on stored videos, on one device and on four; what is refused."""
 
 import dataclasses
 import json
@@ -65,8 +65,8 @@ def test_stages(trained):
     assert one.config == two.config and one.identity != two.identity
 
 
-def test_resuming_and_another_mesh_are_exact(trained):
-    """The same steps over four devices, stopped by the number of steps and gone on."""
+def test_sharded_equals_unsharded(trained):
+    """The same steps over four devices: questions over two, the weights of encoder and answerer over two."""
     config, folder = trained
     sharded = dataclasses.replace(config, mesh=cfg.Mesh((("data", 2), ("model", 2))))
     assert train(sharded, folder / "sharded", jax.devices()[:4])
