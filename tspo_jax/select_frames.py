@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from tspo_jax.answering.grounding import make_searcher
 from tspo_jax.command_line import entry_point
 from tspo_jax.data.decode import VideoError
 from tspo_jax.evaluation import benchmarks, frame_indices
@@ -78,6 +77,8 @@ def selector(args: flags.FlagValues) -> tuple[Scorer | None, Callable[[Source, s
     """The scorer, if the method has one, and (video, question) -> the result."""
     options = searching.check_flags(args)
     if args.method == methods.SEARCH:
+        from tspo_jax.answering.grounding import make_searcher  # here: heavy, and --help does not need it
+
         searcher = make_searcher(args.detector, options, args.targets, args.cues, args.answerer)
         return None, lambda source, question: searching.search_frames(searcher, source, question, args.num_frames)
     if not args.agent:

@@ -18,7 +18,6 @@ from tspo_jax.data.decode import Video
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.models.clip import cosine_similarity
 from tspo_jax.models.layers import merge_params
-from tspo_jax.runs.run_folder import read_part, read_run_config, run_of
 from tspo_jax.selection.methods import select
 
 TEMPERATURE = 0.025  # that scores are given at; the order of the frames does not depend on it
@@ -29,6 +28,8 @@ LENGTH_MULTIPLE = 256  # videos are padded to multiples of it for scoring, so th
 
 def read_agent(checkpoint: str | Path) -> dict:
     """The agent's parameters (nested dict of numpy arrays) in a checkpoint of train.py, as read_part names it."""
+    from tspo_jax.runs.run_folder import read_part  # here: Orbax takes seconds to import, and --help does not need it
+
     return read_part(checkpoint, "agent")
 
 
@@ -133,6 +134,8 @@ def load_scorer(folder: str | Path, window: int | None = None) -> Scorer:
       window: frames that a frame attends to; None = as the run was trained, 12 in other folders.
     Raises: ValueError for another window than the run's; CheckpointError, RunFolderError.
     """
+    from tspo_jax.runs.run_folder import read_run_config, run_of
+
     run = run_of(folder)
     if run is None:
         return Scorer(load_clip(folder), load_agent(folder, window=window or 12) if agent_prefix(folder) else None)

@@ -9,7 +9,6 @@ frames are drawn evenly where no score is left to draw by.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.interpolate import UnivariateSpline
 
 from tspo_jax.models.owlvit import Detections
 from tspo_jax.selection import frame_grid
@@ -142,6 +141,8 @@ def _probability(score: np.ndarray, unvisited: np.ndarray) -> np.ndarray:
     degree = min(3, len(visited) - 1)
     fitted = np.full(N, score[visited[0]])
     if degree:
+        from scipy.interpolate import UnivariateSpline  # here: whoever asks for --help need not wait for it
+
         fitted = UnivariateSpline(visited, score[visited], k=degree, s=SMOOTHING)(np.arange(N))
     probability = 1 / (1 + np.exp(-np.maximum(1 / N, fitted)))
     return probability / probability.sum()
