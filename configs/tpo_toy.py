@@ -24,7 +24,7 @@ def get_config():
     config.batch_size = 16
     config.lora.r = 8
     config.lora.alpha = 16.0
-    config.optimizer.lora_rate = 5e-4  # a network 64 wide takes more than one of 3,584
+    config.optimizer.lora_rate = 2e-3  # a network 64 wide takes more than one of 3,584
     config.held_out.every = 20
     config.held_out.num_pairs = 64
     config.held_out.accuracy = True
