@@ -22,7 +22,7 @@ from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.evaluation.run import evaluate
 from tspo_jax.models import qwen2_5_vl
-from tspo_jax.models.layers import merge_params
+from tspo_jax.models.layers import abstract_module, merge_params
 from tspo_jax.models.preprocessing import QwenProcessor, patchify, smart_resize
 from tspo_jax.models.qwen2_5_vl import Qwen25VLConfig, prompt_positions, video_offsets
 from tspo_jax.models.video_prompt import VIDEO_TOKEN, VideoOptions
@@ -497,3 +497,25 @@ def test_frames_of_several_sizes_are_refused(golden, folder, answerer, tmp_path)
     with pytest.raises(ValueError, match="frames would be shown in several sizes .476x644, 560x1008.; give all"):
         check_frame_sizes(store, answerer)
     check_frame_sizes(store, load_answerer(folder, video=VideoOptions((392, 728))))
+
+
+def test_merged_tokens_keep_their_positions(folder, answerer):
+    """Nothing merged gives today's bits; merged tokens are fewer, in order, at positions that there were."""
+    tokens = jax.random.normal(jax.random.key(0), (2, 4, 2, 3, 64))
+    ids, lengths = jnp.array([[3, VIDEO_TOKEN, 4, 5], [3, 6, VIDEO_TOKEN, 5]]), jnp.array([4, 4])
+    steps = jnp.array([[0, 2, 4, 9], [0, 1, 2, 3]])
+
+    def prompt(merge):
+        config = dataclasses.replace(answerer.config, video=VideoOptions(merge=merge))
+        graphdef = abstract_module(lambda rngs: qwen2_5_vl.Qwen25VL(config, rngs=rngs))[0]
+        return config, jax.jit(lambda p: merge_params(graphdef, p).prompt(tokens, ids, lengths, steps))(answerer.params)
+
+    (plain, today), (_, none), (config, merged) = prompt(()), prompt((0, 0)), prompt((2, 1))
+    jax.tree.map(np.testing.assert_array_equal, today, none)
+    M = config.num_visual_tokens(8, 56, 84)
+    assert (plain.num_visual_tokens(8, 56, 84), M) == (4 * 6, 2 * 5)
+    assert merged.embeddings.shape[1] == 3 + M and (merged.lengths == 3 + M).all()
+    for row, start in ((0, 1), (1, 2)):
+        before = {tuple(p) for p in np.asarray(today.positions[row, start : start + 24])}
+        after = [tuple(p) for p in np.asarray(merged.positions[row, start : start + M])]
+        assert set(after) <= before and len(set(after)) == M and after == sorted(after)
