@@ -8,12 +8,23 @@ from conftest import ROOT
 
 from tspo_jax import config as cfg
 from tspo_jax.streaming.config import StreamingTraining
+from tspo_jax.captioning.config import CaptioningConfig
 from tspo_jax.tpo.config import TpoConfig
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 OF_PAIRS = [name for name in NAMES if name.startswith("tpo_")]
 OF_STREAMS = [name for name in NAMES if name.startswith("streaming_")]
-NAMES = [name for name in NAMES if name not in OF_PAIRS + OF_STREAMS]
+OTHERS = ["captioner", "retriever"]
+NAMES = [name for name in NAMES if name not in OF_PAIRS + OF_STREAMS + OTHERS]
+
+
+def test_captioner(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    config = cfg.read(importlib.import_module("configs.captioner").get_config(), CaptioningConfig)
+    assert config.model and config.data.store and config.data.captions
+    # The published optimiser.
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.swin_rate, optimizer.weight_decay) == (3e-4, 0.05, 0.2)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,6 +7,7 @@ best-checkpoint/model.safetensors in the place of model.bin.
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from tspo_jax.models.bert_captioner import (
     beam_captions,
     greedy_captions,
 )
-from tspo_jax.models.layers import abstract_module, merge_params
+from tspo_jax.models.layers import abstract_module, merge_params, split_params
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.models.video_swin import VideoSwin, VideoSwinConfig
 
@@ -170,9 +171,54 @@ def load_captioner(
             f"{folder}/tokenizer/vocab.txt: {len(tokenizer)} pieces, the model has {config.bert.vocab_size}"
         )
     identity = weights.tensors_identity(files, json.loads(json.dumps(dataclasses.asdict(config))))
+    return Captioner(folder, config, graphdef, params, tokenizer, _processor(config), identity)
+
+
+def _processor(config: CaptionerConfig) -> ImageProcessor:
     size = config.image_size
-    processor = ImageProcessor(size, IMAGENET_MEAN, IMAGENET_STD, True, size, Image.Resampling.BILINEAR)
-    return Captioner(folder, config, graphdef, params, tokenizer, processor, identity)
+    return ImageProcessor(size, IMAGENET_MEAN, IMAGENET_STD, True, size, Image.Resampling.BILINEAR)
+
+
+def start_captioner(folder: str | Path, *, mask: str = "", video_swin: str = "", seed: int = 0) -> Captioner:
+    """What training starts from: the model of a folder, or, where that has no best-checkpoint, one of random weights.
+
+    Args:
+      mask: of bert_captioner.MASKS, instead of what args.json says; one that a file lacks starts from N(0, 1).
+      video_swin: file of Video Swin's own authors that a new model's tower comes from.
+    """
+    folder = Path(folder)
+    config = read_captioner_config(folder)
+    config = dataclasses.replace(config, mask=mask or config.mask)
+    has_weights = (folder / "best-checkpoint").is_dir()
+    if has_weights and video_swin:
+        raise CheckpointError(f"{folder}: has weights of its own (best-checkpoint); {video_swin} would not be used")
+    graphdef, params = split_params(_make(config, nnx.Rngs(seed)))
+    if has_weights:
+        files = captioner_tensors(folder)
+        has_mask = "learn_vid_att.weight" in files.names()
+        abstract = {name: x for name, x in params.items() if has_mask or name != "learn_vid_att"}
+        ignored = SWINBERT.ignored if config.mask != "none" else (*SWINBERT.ignored, r"^learn_vid_att\.")
+        params = params | weights.load_params(files, abstract, dataclasses.replace(SWINBERT, ignored=ignored))
+    elif video_swin:
+        params["swin"]["backbone"] = load_video_swin(video_swin, config.swin)
+    tokenizer = WordPieces(folder / "tokenizer", lowercase=_is_lowercase(folder))
+    return Captioner(folder, config, graphdef, params, tokenizer, _processor(config), "")
+
+
+def save_captioner(folder: str | Path, captioner: Captioner, params: dict) -> None:
+    """Writes a folder that `load_captioner` reads: the settings and tokenizer of `captioner` with these weights."""
+    folder, config = Path(folder), captioner.config
+    weights.save_params(folder / "best-checkpoint", params, SWINBERT)
+    args = weights.read_config(captioner.folder, "log/args.json")
+    args |= {"learn_mask_enabled": config.mask != "none", "learned_mask": config.mask}
+    for name, fields in (
+        ("log/args.json", args),
+        ("bert_config.json", dataclasses.asdict(config.bert)),
+        ("video_swin.json", dataclasses.asdict(config.swin)),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(fields, indent=1) + "\n")
+    shutil.copytree(captioner.folder / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
 
 
 def _make(config: CaptionerConfig, rngs: nnx.Rngs) -> BertCaptioner:
