@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT
 
 from tspo_jax import config as cfg
-from tspo_jax.streaming.config import StreamingTraining
 from tspo_jax.captioning.config import CaptioningConfig
+from tspo_jax.retrieval.config import RetrievalConfig
+from tspo_jax.streaming.config import StreamingTraining
 from tspo_jax.tpo.config import TpoConfig
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -25,6 +26,14 @@ def test_captioner(monkeypatch):
     # The published optimiser.
     optimizer = config.optimizer
     assert (optimizer.learning_rate, optimizer.swin_rate, optimizer.weight_decay) == (3e-4, 0.05, 0.2)
+
+
+def test_retriever(monkeypatch):
+    """TESTA's schedule: 32 frames of 196 patches become 20 of 52."""
+    monkeypatch.syspath_prepend(ROOT)
+    config = cfg.read(importlib.import_module("configs.retriever").get_config(), RetrievalConfig)
+    assert config.model and config.data.store and config.data.captions
+    assert (config.num_frames, config.testa_r) == (32, (1, 12) * 12)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""A captioner learns on the shared loop: batches, a step on one and on eight devices, a run that resumes, its folder."""
+"""A captioner learns on the shared loop: batches, a step on one and on eight devices, a run and its folder."""
 
 import dataclasses
 import json
@@ -12,9 +12,10 @@ import tiny_store
 
 from tspo_jax.captioning import training
 from tspo_jax.captioning.config import CaptionData, CaptioningConfig, CaptionOptimizer, SparseMask, Words
-from tspo_jax.captioning.examples import NOT_HIDDEN, CaptionBatches, hide_words, read_examples
+from tspo_jax.captioning.examples import NOT_HIDDEN, CaptionBatches, hide_words
 from tspo_jax.checkpoints.swinbert_folders import load_captioner, start_captioner
 from tspo_jax.config import ConfigError
+from tspo_jax.data.caption_files import drawn, read_examples
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 
@@ -77,7 +78,7 @@ def test_batches(config, captioner, batches):
     first, again = batches.batch(3), batches.batch(3)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert first.frames.shape == (8, 12, 64, 64, 3) and first.ids.shape == (8, 16)
-    assert sorted(batches._drawn(i, 3) for i in range(3)) == [0, 1, 2]
+    assert sorted(drawn(0, i, 3) for i in range(3)) == sorted(drawn(0, i, 3) for i in range(3, 6)) == [0, 1, 2]
     with ThreadPoolExecutor(2) as pool:
         parts = [
             CaptionBatches(config, captioner, FrameStore(config.data.store), pool, (i, 2)).batch(3) for i in (0, 1)

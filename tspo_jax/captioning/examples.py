@@ -1,30 +1,18 @@
 """Captions of stretches of stored videos as batches of frames and hidden words."""
 
-import dataclasses
-import json
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from tspo_jax.captioning.config import CaptioningConfig, Words
 from tspo_jax.checkpoints.swinbert_folders import Captioner
+from tspo_jax.data.caption_files import drawn, frames_of, read_examples
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.models.bert_captioner import CaptionTokens
 
 NOT_HIDDEN = -1
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A caption of a video from `start` to `end`, in seconds."""
-
-    video: str
-    start: float
-    end: float
-    caption: str
 
 
 class Batch(NamedTuple):
@@ -41,25 +29,6 @@ class Batch(NamedTuple):
     ids: np.ndarray
     lengths: np.ndarray
     targets: np.ndarray
-
-
-def read_examples(path: str | Path) -> list[Example]:
-    """Raises ValueError naming the line of a row that is no caption, and for a file without any."""
-    examples = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            example = Example(str(row["video"]), float(row["start"]), float(row["end"]), row["caption"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: line {number} is no caption with video, start and end ({error!r})") from error
-        if not isinstance(example.caption, str) or not example.caption.strip() or not example.start <= example.end:
-            raise ValueError(f"{path}: line {number}: an empty caption, or one that ends before it starts")
-        examples.append(example)
-    if not examples:
-        raise ValueError(f"{path}: holds no caption")
-    return examples
 
 
 def hide_words(
@@ -106,13 +75,7 @@ class CaptionBatches:
                     f"{config.data.captions}: {example.caption[:40]!r}.. has {length} tokens with [CLS] and [SEP]; the "
                     f"model's limit is {longest} (max_seq_length of args.json)"
                 )
-            if example.video not in store:
-                raise ValueError(f"{config.data.captions}: {example.video} is not in {store.folder}")
-            if not len(self._frames_of(example)):
-                raise ValueError(
-                    f"{config.data.captions}: {example.video} has no stored frame from {example.start:g} to "
-                    f"{example.end:g} s"
-                )
+            frames_of(example, store)
 
     def start(self, first: int) -> Iterator[Batch]:
         while True:
@@ -121,23 +84,14 @@ class CaptionBatches:
 
     def batch(self, number: int) -> Batch:
         index, count = self._share
-        B, n = self._config.batch_size, len(self.examples)
-        order = [self._drawn(number * B + i, n) for i in range(B)]
+        config, B, n = self._config, self._config.batch_size, len(self.examples)
+        order = [drawn(config.seed, number * B + i, n) for i in range(B)]
         rows = self._pool.map(self._row, order[index::count], [(number, i) for i in range(B)][index::count])
         return Batch(*map(np.stack, zip(*rows, strict=True)))
 
-    def _drawn(self, place: int, n: int) -> int:
-        """Every caption once, then all again in another order."""
-        epoch, place = divmod(place, n)
-        return int(np.random.default_rng((self._config.seed, epoch)).permutation(n)[place])
-
-    def _frames_of(self, example: Example) -> np.ndarray:
-        times = self._store.video(example.video).timestamps
-        return np.flatnonzero((times >= example.start - 1e-6) & (times <= example.end + 1e-6))
-
-    def _row(self, drawn: int, place: tuple[int, int]) -> tuple:
-        example, captioner = self.examples[drawn], self._captioner
-        there = self._frames_of(example)
+    def _row(self, number: int, place: tuple[int, int]) -> tuple:
+        example, captioner = self.examples[number], self._captioner
+        there = frames_of(example, self._store)
         frames = self._store.frames(example.video, there[captioner.frame_places(len(there))])
         shown = np.stack([captioner.processor.crop(frame) for frame in frames])
         ids, mask = captioner.tokenizer.batch([example.caption], "[CLS]", captioner.config.max_text)

@@ -10,6 +10,7 @@ A folder holds vocab.txt of BERT and one of
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -121,7 +122,7 @@ def testa_config(description: Mapping, source: str | Path = "config.json", **oth
             tower = dataclasses.replace(tower, **schedule)
         tower = dataclasses.replace(tower, **other)
         sizes = {"vocab_size": 30524, "type_vocab_size": 0} | dict(description.get("text") or {})
-        text = BertConfig.from_hf(sizes, cross_width=tower.width)
+        text = BertConfig.from_hf(sizes | {"cross_width": tower.width})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from error
     return TestaConfig(tower, text, int(description.get("embed_dim", 256)), bool(description.get("answers", False)))
@@ -181,11 +182,15 @@ class TestaModel:
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors float32 [len(texts), E]."""
-        return np.asarray(self._text(self.params, *self.tokenizer.batch(texts, "[CLS]", self._max_text)))
+        return np.asarray(self._text(self.params, *self.token_ids(texts, "[CLS]")))
+
+    def token_ids(self, texts: Sequence[str], first: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [n, N] behind the token `first` ([CLS] for a text alone, [ENC] with a video), and their mask."""
+        return self.tokenizer.batch(texts, first, self._max_text)
 
     def matching(self, clips: np.ndarray, text: str) -> np.ndarray:
         """Logits float32 [n, 2] (no, yes) that a text is about clips uint8 [n, T, H, W, 3]."""
-        ids = self.tokenizer.batch([text], "[ENC]", self._max_text)
+        ids = self.token_ids([text], "[ENC]")
         return np.concatenate([np.asarray(self._match(self.params, self._pixels(clip), *ids)) for clip in clips])
 
     def answer(self, clip: np.ndarray, question: str, answers: Sequence[str], k: int = 128) -> list[tuple[str, float]]:
@@ -294,6 +299,27 @@ def load_testa(
     identity = weights.tensors_identity(files, json.loads(json.dumps(dataclasses.asdict(config))))
     processor = ImageProcessor(tower.image_size, CLIP_MEAN, CLIP_STD, keep_aspect=False)
     return TestaModel(folder, config, graphdef, params, tokenizer, processor, identity)
+
+
+def save_testa(folder: str | Path, model: TestaModel, params: dict) -> None:
+    """Writes a folder that `load_testa` reads: the configuration and vocabulary of `model` with these weights."""
+    folder, config = Path(folder), model.config
+    weights.save_params(folder, params, TESTA)
+    tower = dataclasses.asdict(config.vision)
+    schedule, has_flag = tower.pop("merging"), tower.pop("frame_flag")
+    description = {
+        "model_type": MODEL_TYPE,
+        "vision": tower,
+        "text": dataclasses.asdict(config.text),
+        "embed_dim": config.embed_dim,
+        "answers": config.answers,
+    }
+    if schedule:
+        kind = "frame&patch" if has_flag else "frame"
+        numbers = [list(pair) if has_flag else pair[0] for pair in schedule]
+        description |= {"merging_type": kind, "testa_r": numbers}
+    (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+    shutil.copy(model.folder / "vocab.txt", folder / "vocab.txt")
 
 
 def _nearest_rows(time_embed: jax.Array, num_frames: int) -> jax.Array:
