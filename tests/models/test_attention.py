@@ -160,3 +160,14 @@ def test_what_cannot_be_says_why(monkeypatch):
     monkeypatch.setattr(attention, "platform_of", lambda mesh: "gpu")
     with attention.computed_by("cudnn"), pytest.raises(ValueError, match="multiples of 8 up to 128 wide, not 100"):
         attention.chosen(100, jnp.bfloat16, 512)
+
+
+def test_a_gate_of_0_and_1_is_a_mask():
+    """Weights that are closed and made to sum to 1 again are those of a softmax without them; an open gate is none."""
+    q, k, v = (jax.random.normal(key, (1, 5, 2, 8)) for key in jax.random.split(jax.random.key(0), 3))
+    seen = jax.random.bernoulli(jax.random.key(1), 0.5, (5, 5)) | jnp.eye(5, dtype=bool)
+    bias = jax.random.normal(jax.random.key(2), (2, 5, 5))
+    gated = jax.jit(lambda gate: attention.biased(q, k, v, bias, gate))
+    masked = jax.nn.dot_product_attention(q, k, v, bias=bias[None], mask=seen[None, None])
+    np.testing.assert_allclose(gated(seen.astype(jnp.float32)), masked, atol=1e-5)
+    np.testing.assert_allclose(gated(jnp.ones((5, 5))), attention.biased(q, k, v, bias[None]), atol=1e-5)
