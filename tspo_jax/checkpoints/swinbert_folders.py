@@ -192,15 +192,18 @@ def start_captioner(folder: str | Path, *, mask: str = "", video_swin: str = "",
     has_weights = (folder / "best-checkpoint").is_dir()
     if has_weights and video_swin:
         raise CheckpointError(f"{folder}: has weights of its own (best-checkpoint); {video_swin} would not be used")
-    graphdef, params = split_params(_make(config, nnx.Rngs(seed)))
     if has_weights:
+        graphdef, abstract = abstract_module(partial(_make, config))
         files = captioner_tensors(folder)
         has_mask = "learn_vid_att.weight" in files.names()
-        abstract = {name: x for name, x in params.items() if has_mask or name != "learn_vid_att"}
+        mask_only = {} if has_mask or config.mask == "none" else {"learn_vid_att": abstract.pop("learn_vid_att")}
         ignored = SWINBERT.ignored if config.mask != "none" else (*SWINBERT.ignored, r"^learn_vid_att\.")
-        params = params | weights.load_params(files, abstract, dataclasses.replace(SWINBERT, ignored=ignored))
-    elif video_swin:
-        params["swin"]["backbone"] = load_video_swin(video_swin, config.swin)
+        params = weights.load_params(files, abstract, dataclasses.replace(SWINBERT, ignored=ignored))
+        params |= jax.tree.map(lambda x: jax.random.normal(jax.random.key(seed), x.shape, x.dtype), mask_only)
+    else:
+        graphdef, params = split_params(_make(config, nnx.Rngs(seed)))
+        if video_swin:
+            params["swin"]["backbone"] = load_video_swin(video_swin, config.swin)
     tokenizer = WordPieces(folder / "tokenizer", lowercase=_is_lowercase(folder))
     return Captioner(folder, config, graphdef, params, tokenizer, _processor(config), "")
 
