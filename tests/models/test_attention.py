@@ -72,7 +72,12 @@ def test_new_tokens_see_the_cache_up_to_their_slot():
     q, k, v = values(9, 8, 6, 2)
     slots = np.array([[3, 4], [7, 8]])
     out = attention.cached(q[:, :2], k.swapaxes(1, 2), v.swapaxes(1, 2), slots)
-    np.testing.assert_allclose(out, textbook(q[:, :2], k, v, np.arange(9) <= slots[:, None, :, None]), atol=1e-5)
+    expected = textbook(q[:, :2], k, v, np.arange(9) <= slots[:, None, :, None])
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    new = [np.take_along_axis(x, slots[:, :, None, None], axis=1).swapaxes(1, 2) for x in (k, v)]
+    k, v = (np.where(np.isin(np.arange(9), [3, 4, 7, 8])[:, None, None], 7, x).swapaxes(1, 2) for x in (k, v))
+    k[1, :, 3:5], v[1, :, 3:5] = (x.swapaxes(1, 2)[1, :, 3:5] for x in values(9, 8, 6, 2)[1:])  # filled in its row
+    np.testing.assert_allclose(attention.cached(q[:, :2], k, v, slots, new), expected, atol=1e-5)
 
 
 def gradients(function, mesh=None, implementation="xla"):

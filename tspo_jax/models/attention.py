@@ -173,8 +173,10 @@ def windowed(q: jax.Array, k: jax.Array, v: jax.Array, is_token: jax.Array) -> j
     return out.reshape(q.shape)
 
 
-def cached(q: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> jax.Array:
-    """Attention of new tokens to a cache that holds them already: [B, N, H, d].
+def cached(
+    q: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array, new: tuple[jax.Array, jax.Array] | None = None
+) -> jax.Array:
+    """Attention of new tokens to a cache: [B, N, H, d].
 
     It reads every key and value once, in the order in which they lie, and has no kernel of its own: there is little
     arithmetic to fuse.
@@ -183,33 +185,28 @@ def cached(q: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> jax.Ar
       q: [B, N, H, d].
       k, v: [B, num_key_value_heads, S, d].
       slots: int [B, N], each token's own; it sees the slots up to that.
+      new: keys and values [B, num_key_value_heads, N, d] of the tokens, in successive slots, where the cache does not
+        hold them yet. Then nothing that is read has just been written, and the cache need not move for it.
     """
     B, N, H, d = q.shape
     heads, S = k.shape[1:3]
     q = q.reshape(B, N, heads, H // heads, d)
-    scores = jnp.einsum("bnhgd,bhsd->bhgns", q, k, preferred_element_type=jnp.float32) / np.sqrt(d)
-    is_seen = jnp.arange(S) <= slots[..., None]  # [B, N, S]
-    weights = jax.nn.softmax(jnp.where(is_seen[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
-    return jnp.einsum("bhgns,bhsd->bnhgd", weights.astype(v.dtype), v).reshape(B, N, H, d)
+    is_seen = jnp.arange(S) <= slots[..., None] if new is None else jnp.arange(S) < slots[:, :1, None]
+    parts = [(k, v, jnp.broadcast_to(is_seen, (B, N, S)))]
+    if new is not None:
+        parts.append((*new, slots[:, None] <= slots[..., None]))
 
+    def scores(k, is_seen):
+        product = jnp.einsum("bnhgd,bhsd->bhgns", q, k, preferred_element_type=jnp.float32) / np.sqrt(d)
+        return jnp.where(is_seen[:, None, None], product, jnp.finfo(jnp.float32).min)
 
-def biased(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, gate: jax.Array | None = None
-) -> jax.Array:
-    """Attention with something added to its scores, of texts and of windows of few tokens: [B, N, H, d].
-
-    Args:
-      q [B, N, H, d], k and v [B, S, H, d].
-      bias: float, broadcast to [B, H, N, S]; None = nothing.
-      gate: float, broadcast to [B, H, N, S], what is left of each weight before they are made to sum to 1 again; no row
-        may be closed altogether.
-    """
-    if gate is None:
-        return jax.nn.dot_product_attention(q, k, v, bias=None if bias is None else bias.astype(k.dtype))
-    scores = jnp.einsum("bnhd,bshd->bhns", q, k).astype(jnp.float32) / q.shape[-1] ** 0.5
-    weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1) * gate
-    weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
-    return jnp.einsum("bhns,bshd->bnhd", weights.astype(v.dtype), v)
+    weights = jax.nn.softmax(jnp.concatenate([scores(k, is_seen) for k, _, is_seen in parts], axis=-1), axis=-1)
+    weights = weights.astype(v.dtype)
+    sums = [
+        jnp.einsum("bhgns,bhsd->bnhgd", of_part, v)
+        for of_part, (_, v, _) in zip((weights[..., :S], weights[..., S:]), parts, strict=False)
+    ]
+    return sum(sums).reshape(B, N, H, d)
 
 
 # ---- XLA -------------------------------------------------------------------------------------------------

@@ -112,8 +112,9 @@ class Attention(nnx.Module):
         if cache is None:
             out = attention.causal(self.queries(x, angles), *kv)
             return self.o_proj(out.reshape(*x.shape[:2], -1)), kv
-        kv = tuple(_put(old, new.swapaxes(1, 2), slots) for old, new in zip(cache, kv, strict=True))
-        return self.attend(x, angles, kv, slots), kv
+        new = tuple(a.swapaxes(1, 2) for a in kv)
+        out = self.attend(x, angles, cache, slots, new)
+        return out, tuple(_put(old, part, slots) for old, part in zip(cache, new, strict=True))
 
     def queries(self, x, angles):
         q = self._heads(self.q_proj, x)
@@ -123,9 +124,10 @@ class Attention(nnx.Module):
         k = self._heads(self.k_proj, x)
         return rotate(self.k_norm(k) if self.use_qk_norm else k, angles), self._heads(self.v_proj, x)
 
-    def attend(self, x, angles, kv, slots):
-        """[B, N, hidden]: each token of x sees a cache's keys and values up to its own of the `slots` [B, N]."""
-        out = attention.cached(self.queries(x, angles), *kv, slots)
+    def attend(self, x, angles, kv, slots, new=None):
+        """[B, N, hidden]: each token of x sees a cache's keys and values up to its own of the `slots` [B, N]; `new` are
+        those of x itself where the cache lacks them."""
+        out = attention.cached(self.queries(x, angles), *kv, slots, new)
         return self.o_proj(out.reshape(*x.shape[:2], -1))
 
     def _heads(self, project, x):
