@@ -224,6 +224,9 @@ class Program:
             return 0
         size = {name: _hbm_bytes(values[name].shape) for name in instruction.operands}
         result = _hbm_bytes(instruction.shape)
+        if instruction.opcode == "slice-start":  # its shape is a tuple of the whole array, the slice, ...
+            part = list(ARRAY.finditer(instruction.shape))[1]
+            return _array_bytes(part) + _hbm_bytes(part[0])
         if instruction.opcode.endswith("-start"):  # its shape is a tuple of what it reads and what it writes
             return result
         if instruction.opcode == "fusion":
