@@ -123,7 +123,7 @@ def test_run(config, tmp_path):
     [
         ({"caption": ""}, "line 1: an empty caption"),
         ({"end": -1}, "ends before it starts"),
-        ({"video": "none.mp4"}, "none.mp4 is not in"),
+        ({"video": "none.mp4"}, "none.mp4, of which there is a caption, is not in"),
         ({"start": 100, "end": 101}, "no stored frame from 100 to 101 s"),
         ({"caption": "ball " * 20}, "model's limit is 16"),
         ({"start": "soon"}, "line 1 is no caption"),
