@@ -209,6 +209,25 @@ def cached(
     return sum(sums).reshape(B, N, H, d)
 
 
+def biased(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, gate: jax.Array | None = None
+) -> jax.Array:
+    """Attention with something added to its scores, of texts and of windows of few tokens: [B, N, H, d].
+
+    Args:
+      q [B, N, H, d], k and v [B, S, H, d].
+      bias: float, broadcast to [B, H, N, S]; None = nothing.
+      gate: float, broadcast to [B, H, N, S], what is left of each weight before they are made to sum to 1 again; no row
+        may be closed altogether.
+    """
+    if gate is None:
+        return jax.nn.dot_product_attention(q, k, v, bias=None if bias is None else bias.astype(k.dtype))
+    scores = jnp.einsum("bnhd,bshd->bhns", q, k).astype(jnp.float32) / q.shape[-1] ** 0.5
+    weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1) * gate
+    weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
+    return jnp.einsum("bhns,bshd->bnhd", weights.astype(v.dtype), v)
+
+
 # ---- XLA -------------------------------------------------------------------------------------------------
 
 
