@@ -96,14 +96,20 @@ def test_eight_devices_equal_one(config, captioner, batches):
         params = sharding.put_replicated(mesh, captioner.params)
         state = {"params": params, "moments": jax.jit(optimizer.init)(params)}
         state, metrics = update(jnp.int32(0), state, sharding.put_batch(mesh, batches.batch(0)))
-        results.append(jax.tree.map(np.asarray, (state["params"], metrics)))
+        results.append(jax.tree.map(np.asarray, (state, metrics)))
     (one, of_one), (eight, of_eight) = results
     for name in of_one:
         np.testing.assert_allclose(of_eight[name], of_one[name], rtol=1e-4, err_msg=name)
-    # Adam makes gradients near 0 into whole steps of the learning rate: compared where they are not.
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-        assert np.mean(np.abs(a - b) > 1e-5) < 0.02
-    assert np.abs(one["learn_vid_att"]["embedding"] - captioner.params["learn_vid_att"]["embedding"]).max() > 1e-3
+    # The moments are the gradients and their squares. The parameters themselves are not compared: Adam makes whole
+    # steps of gradients that are 0 but for rounding, such as those of the keys' biases.
+    pairs = zip(*map(jax.tree.leaves, (one["moments"], eight["moments"])), strict=True)
+    pairs = [(a, b) for a, b in pairs if a.ndim]
+    largest = max(np.abs(a).max() for a, _ in pairs)
+    assert largest > 1e-3
+    for a, b in pairs:
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4 * largest)
+    moved = one["params"]["learn_vid_att"]["embedding"] - captioner.params["learn_vid_att"]["embedding"]
+    assert np.abs(moved).max() > 1e-3
 
 
 def test_run(config, tmp_path):
