@@ -252,6 +252,7 @@ def test_hugging_face(tmp_path):
         mm_newline_position="one_token",
         mm_spatial_pool_mode="bilinear",
         rope_theta=config.text_config.rope_parameters["rope_theta"],
+        max_position_embeddings=config.text_config.max_position_embeddings,
         vision_config=vision | dict(num_hidden_layers=3),
     )
     (tmp_path / "config.json").write_text(json.dumps(QWEN | lmms))
