@@ -370,8 +370,9 @@ def test_one_step_stale_resumes_exactly(needles, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, resumed_agent, agent)
 
 
-def test_held_out_questions_name_the_best_checkpoint(config, undisturbed, tmp_path, monkeypatch):
-    """Evaluated after steps 2, 4 and 6; training is not changed by it; the best stays though one checkpoint is kept."""
+def test_held_out_questions_name_the_best_checkpoint(config, undisturbed, tmp_path, monkeypatch, capsys):
+    """Evaluated after steps 2, 4 and 6; training is not changed by it; the best stays though one checkpoint is kept.
+    That they are those of training is said."""
     accuracies = iter([0.25, 0.75, 0.5])
 
     def scripted(self, *args, original=training.HeldOut.measure):
@@ -386,6 +387,9 @@ def test_held_out_questions_name_the_best_checkpoint(config, undisturbed, tmp_pa
         evaluation=dataclasses.replace(config.evaluation, budgets=(4,), batch_size=2),
     )
     rows, agent = run(config, tmp_path)
+    said = capsys.readouterr().err
+    assert "note: 32 of the 32 held-out questions are trained on as well" in said
+    assert "note: 2 of the 2 held-out videos are trained on as well" in said and "fewer than a batch" not in said
     held_out = [row for row in rows if "held_out/topk" in row]
     assert [row["step"] for row in held_out] == [2, 4, 6] and all(0 <= row["held_out/uniform"] <= 1 for row in held_out)
     jax.tree.map(np.testing.assert_array_equal, agent, undisturbed[2])

@@ -154,6 +154,8 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
             return True
         if not loop.start:
             loop.note(LOSS_NOTE)
+            for line in (*loader.repeated, *(held_out.shared_with(questions) if held_out else ())):
+                loop.note(f"note: {line}")
         pool = stack.enter_context(ThreadPoolExecutor(config.data.decode_threads))
         world = Environment(config, mesh, questions, store, loader.names, answerer, pool, loop.clock)
         acting = Actor(config, mesh, sample, world, loop.clock)

@@ -83,6 +83,16 @@ def test_copies_of_a_question_in_a_batch_are_told_apart(store, num):
         assert len(set(rows)) == len(rows) and (batch["copy"] >= 0).all() and batch["copy"].min() == 0
 
 
+def test_groups_that_are_smaller_than_a_batch_are_told(store):
+    video = min(LENGTHS, key=LENGTHS.get)
+    questions = [question(i, video, "general" if i < 4 else "specific") for i in range(7)]
+    with Loader(store, questions[:4], CONFIG, seed=1) as loader:
+        assert loader.repeated == []
+    with Loader(store, questions, CONFIG, seed=1) as loader:
+        (line,) = loader.repeated
+    assert line.startswith("3 specific questions (with up to 800 candidates) are fewer than a batch of 4")
+
+
 def test_candidates_of_the_original():
     assert list(candidate_frames(50, 50, 128)) == list(range(50))
     np.testing.assert_array_equal(candidate_frames(128, 50, 128), np.arange(128))

@@ -59,6 +59,8 @@ def candidate_frames(num_stored: int, min_frames: int, max_frames: int) -> np.nd
 class Loader(Iterator[Batch]):
     """Endless batches of this process: B rows with T candidates each. A context manager that ends its threads.
 
+    `repeated` has one line for each group of questions that is smaller than a batch.
+
     A batch has `kind` (str), `k` (int), `index` int32 [B] (question), `copy` int32 [B] (tells rows of a batch with the
     same question apart), `features` float32 [B,T,D] (zero where padded),
     `mask` bool [B,T] (padding on the right), `needle_mask` bool [B,T] (frame of the target; all False in `general`),
@@ -99,6 +101,12 @@ class Loader(Iterator[Batch]):
             for number, ((kind, bucket), rows) in enumerate(groups.items())
         ]
         self.names = tuple(samples.names)
+        self.repeated = [
+            f"{len(rows)} {kind} questions (with up to {bucket} candidates) are fewer than a batch of "
+            f"{config.batch_size}: a batch holds some of them several times, each with other draws"
+            for ((kind, bucket), rows), weight in zip(groups.items(), weights, strict=True)
+            if weight > 0 and len(rows) < config.batch_size
+        ]
         used = [(dataset, weight) for dataset, weight in zip(datasets, weights, strict=True) if weight > 0]
         self._parts, self._weights = zip(*used, strict=True)
         self._dataset = grain.MapDataset.mix(self._parts, self._weights)

@@ -18,7 +18,9 @@ from jax.experimental import multihost_utils
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import Answerer, ClipEncoder
 from tspo_jax.config import Config
+from tspo_jax.data import overlap
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.questions import Question
 from tspo_jax.devices import sharding
 from tspo_jax.evaluation import results
 from tspo_jax.evaluation import run as evaluate
@@ -68,7 +70,7 @@ class HeldOut:
         evaluate.check(asked)
         of_all = asked.batch_size * sharding.data_slice(mesh)[1]
         sharding.check_batch_size(mesh, of_all, "evaluation.batch_size, over all processes,")
-        items = evaluate.read_items(self.config)
+        self._asked = items = evaluate.read_items(self.config)
         places = np.linspace(0, len(items), min(len(items), config.held_out.num_questions), endpoint=False, dtype=int)
         self.items = [items[place] for place in places]
         self.store = FrameStore(asked.store or config.data.store, clip.identity)
@@ -83,6 +85,10 @@ class HeldOut:
         self._path = run_dir / FOLDER / f"rows_{content[:8]}.jsonl"  # other questions or budgets, another file
         self._score = jax.jit(partial(programs.score, graphdef))
         self._before = self._scores(initial)
+
+    def shared_with(self, questions: Iterable[Question]) -> list[str]:
+        """What of the whole held-out file is trained on as well (data/overlap.py)."""
+        return overlap.shared(*([(one.video, one.query) for one in asked] for asked in (questions, self._asked)))
 
     def measure(self, step: int, agent: dict, answerer: Answerer, rollout: Rollout) -> dict[str, float]:
         """Accuracy of every method after `step` updates; renews the report."""
