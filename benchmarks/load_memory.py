@@ -31,16 +31,16 @@ CONFIG = {  # the 7B's width, with few layers: its largest tensors are the embed
 MESHES = {"one device": 1, "2 x 4 devices": 8}
 
 
-def write(folder: Path) -> None:
-    """The checkpoint, file by file."""
+def write_checkpoint(folder: Path, config: dict) -> None:
+    """Random bfloat16 weights of the answerer that `config` (a config.json) describes, file by file."""
     import numpy as np
     from safetensors.numpy import save_file
 
     from tspo_jax.checkpoints import weights
     from tspo_jax.checkpoints.folders import answerer_architecture
 
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    architecture = answerer_architecture(CONFIG, folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    architecture = answerer_architecture(config, folder)
     block = np.random.default_rng(0).standard_normal(2**20, np.float32).astype(weights.BFLOAT16)
     leaves = list(weights.flatten(architecture.abstract).items())
     for i in range(NUM_FILES):
@@ -87,7 +87,7 @@ def main(_) -> None:
         print(json.dumps(measure(Path(args.folder), args.devices)))
         return
     with TemporaryDirectory(dir=args.folder or None) as folder:
-        write(Path(folder))
+        write_checkpoint(Path(folder), CONFIG)
         written = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / 1e9
         rows = {}
         for name, count in MESHES.items():

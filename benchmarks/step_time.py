@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,12 @@ from PIL import Image
 from tspo_jax import config as cfg
 from tspo_jax.answering.rollout import Rollout, unique_frames
 from tspo_jax.checkpoints.folders import Generation, answerer_architecture
+from tspo_jax.data.frame_store import encode_jpeg
 from tspo_jax.devices import sharding
 from tspo_jax.devices.chips import chip_of
 from tspo_jax.devices.program_cost import arithmetic
-from tspo_jax.models.clip import Clip, ClipConfig
+from tspo_jax.models import attention
+from tspo_jax.models.clip import ClipConfig
 from tspo_jax.models.layers import abstract_module, merge_params, split_params, take_apart
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.models.temporal_agent import TemporalAgent
@@ -142,18 +144,10 @@ class World:
         self.answerer = answerer_architecture(setting.answerer, "the benchmark")
         self.params = random_params(self.answerer.abstract, dtype)
         self.clip_config = ClipConfig.from_hf(setting.clip)
-        self.clip_graphdef, abstract = abstract_module(lambda rngs: Clip(self.clip_config, rngs=rngs))
-        self.clip_params = random_params(abstract, dtype)
         width = self.clip_config.projection_dim
         self.agent_graphdef, abstract = abstract_module(lambda rngs: TemporalAgent(width, rngs=rngs))
         self.agent = random_params(abstract, jnp.float32)
 
-        # Smooth pictures, whose JPEGs are as small as those of videos.
-        coarse = rng.integers(0, 256, (setting.T, 6, 8, 3)).astype(np.uint8)
-        self.frames = [
-            np.asarray(Image.fromarray(c).resize(setting.frame[::-1], Image.Resampling.BICUBIC)) for c in coarse
-        ]
-        self.jpegs = [encode_jpeg(frame) for frame in self.frames]
         self.clip_processor = ImageProcessor.clip({}, self.clip_config.vision.image_size)
         self.text = rng.normal(size=(setting.B, width)).astype(np.float32)
         shape = setting.B, setting.T, width
@@ -162,11 +156,19 @@ class World:
         self.prompt_ids = rng.integers(0, vocabulary - 1, (setting.B, setting.prompt_tokens)).astype(np.int32)
         self.prompt_ids[:, 5] = VIDEO_TOKEN
 
+    @cached_property
+    def frames(self) -> list[np.ndarray]:
+        return smooth_pictures(self.setting.T, self.setting.frame)
 
-def encode_jpeg(frame: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(frame).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
+    @cached_property
+    def jpegs(self) -> list[bytes]:
+        return [encode_jpeg(frame, quality=90) for frame in self.frames]
+
+
+def smooth_pictures(count: int, size: tuple[int, int]) -> list[np.ndarray]:
+    """uint8 [height, width, 3] each; their JPEGs are as small as those of videos."""
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 6, 8, 3)).astype(np.uint8)
+    return [np.asarray(Image.fromarray(c).resize(size[::-1], Image.Resampling.BICUBIC)) for c in coarse]
 
 
 def clock() -> np.ndarray:
@@ -198,17 +200,22 @@ class Ours:
         self.mesh = sharding.make_mesh((("data", 1), ("model", 1)), jax.devices()[:1])
         self.sample = programs.make_sample(world.agent_graphdef, self.config, self.mesh)
         self.update = programs.make_update(world.agent_graphdef, self.config, self.mesh)
-        self.rollout = Rollout(
-            world.answerer.graphdef,
-            world.answerer.processor.normalize,
-            Generation((-1,), 0, 1.0),
-            max_new_tokens=world.answer_tokens,
-            encode_chunk=s.encode_chunk,
-            prefill_chunk=s.prefill_chunk,
-        )
+        self.rollout = self.make_rollout()
         state = TrainState(world.agent, jax.jit(programs.make_optimizer(self.config).init)(world.agent))
         self.state = sharding.put_replicated(self.mesh, jax.tree.map(np.asarray, state))  # the update takes it over
         self.pool = ThreadPoolExecutor(8)
+
+    def make_rollout(self, attention: str = "auto") -> Rollout:
+        s = self.world.setting
+        return Rollout(
+            self.world.answerer.graphdef,
+            self.world.answerer.processor.normalize,
+            Generation((-1,), 0, 1.0),
+            max_new_tokens=self.world.answer_tokens,
+            encode_chunk=s.encode_chunk,
+            prefill_chunk=s.prefill_chunk,
+            attention=attention,
+        )
 
     def step(self, step: int, timer: Timer) -> np.ndarray:
         """One training step; returns the picks [B,G,K]."""
@@ -251,55 +258,96 @@ class Ours:
         frames = np.stack(list(read))
         return frames[np.searchsorted(unique, candidates)]
 
-    def pieces(self, images: int, prompts: int) -> dict[str, Callable]:
-        """Encoding `images` frames, prefilling `prompts` prompts, and one token of each."""
-        s, params, graphdef = self.world.setting, self.world.params, self.world.answerer.graphdef
-        N, width = s.prompt_tokens - 1 + self.world.answerer.config.num_visual_tokens(s.K), s.answerer["hidden_size"]
-        pixels = jnp.zeros((images, *[self.world.answerer.processor.size] * 2, 3))
-        hidden = jnp.ones((prompts, N, width), s.dtype)
-        positions = jnp.broadcast_to(jnp.arange(N), (prompts, N))
+    def encode(self, images: int) -> "Piece":
+        """SigLIP on so many frames."""
+        graphdef, side = self.world.answerer.graphdef, self.world.answerer.processor.size
 
-        @jax.jit
         def encode(params, pixels):
             return merge_params(graphdef, params).vision_tower(pixels)
 
-        @jax.jit
+        return Piece(encode, self.world.params, jnp.zeros((images, side, side, 3)))
+
+    def prefill(self, prompts: int) -> "Piece":
+        """Logits and keys and values of so many prompts with K frames."""
+        s, graphdef = self.world.setting, self.world.answerer.graphdef
+        N = self.prompt_length
+        positions = jnp.broadcast_to(jnp.arange(N), (prompts, N))
+
         def prefill(params, hidden):
             language = merge_params(graphdef, params).language_model
             out, cache = language.prefill(hidden, positions, jnp.full(prompts, N - 1))
             return language.logits(out), cache.extend(1)
 
-        language = merge_params(graphdef, params).language_model
-        if jax.default_backend() == "cpu":
-            language.layers = take_apart(language.layers, language.cfg.num_hidden_layers)
-        language_graphdef, language_params = split_params(language)
+        return Piece(prefill, self.world.params, jnp.ones((prompts, N, s.answerer["hidden_size"]), s.dtype))
 
-        @partial(jax.jit, donate_argnums=2)  # updated in place, as in the loop of rollout.py
+    @property
+    def prompt_length(self) -> int:
+        s = self.world.setting
+        return s.prompt_tokens - 1 + self.world.answerer.config.num_visual_tokens(s.K)
+
+    def decode(self, prompts: int) -> "Decoding":
+        """One token of each of so many prompts with K frames, behind an empty cache."""
+        return Decoding(self, prompts)
+
+    def pieces(self, images: int, prompts: int) -> dict[str, Callable]:
+        """Encoding `images` frames, prefilling `prompts` prompts, and one token of each."""
+        return {"SigLIP": self.encode(images), "prefill": self.prefill(prompts), "decode": self.decode(prompts)}
+
+
+class Piece:
+    """A pure function with its arguments: a call runs it, compiled, and waits for the end."""
+
+    def __init__(self, function: Callable, *args):
+        self.function, self.args, self.program = function, args, jax.jit(function)
+
+    def __call__(self):
+        return jax.block_until_ready(self.program(*self.args))
+
+    def flops(self) -> float:
+        """Floating point operations, counted with attention in blocks of queries, which a kernel would hide."""
+        with attention.computed_by("xla"):
+            return arithmetic(jax.jit(lambda *args: self.function(*args)).trace(*self.args).jaxpr, {}).flops
+
+
+class Decoding:
+    """A call decodes the next of `length` tokens of each prompt, behind the same one, and waits for it."""
+
+    def __init__(self, ours: Ours, prompts: int):
+        world, N = ours.world, ours.prompt_length
+        language = merge_params(world.answerer.graphdef, world.params).language_model
+        if jax.default_backend() == "cpu":  # as rollout.py does
+            language.layers = take_apart(language.layers, language.cfg.num_hidden_layers)
+        graphdef, self.params = split_params(language)
+
         def decode(params, token, cache):
-            language = merge_params(language_graphdef, params)
+            language = merge_params(graphdef, params)
             out, cache = language(token, jnp.full((prompts, 1), N), cache)
             return language.logits(out[:, 0]), cache
 
-        token, cache = hidden[:, :1], prefill(params, hidden)[1]
+        self.program = jax.jit(decode, donate_argnums=2)  # updated in place, as in the loop of rollout.py
+        prefill = ours.prefill(prompts)
+        _, cache = jax.eval_shape(prefill.function, *prefill.args)
+        self.cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
+        self.token = jnp.ones((prompts, 1, world.setting.answerer["hidden_size"]), world.setting.dtype)
 
-        def decode_one():
-            nonlocal cache
-            logits, cache = decode(language_params, token, cache)
-            return jax.block_until_ready(logits)
+    def __call__(self, length: int = 1) -> jax.Array:
+        for _ in range(length):
+            logits, self.cache = self.program(self.params, self.token, self.cache)
+        return jax.block_until_ready(logits)
 
-        return {
-            "SigLIP": lambda: jax.block_until_ready(encode(params, pixels)),
-            "prefill": lambda: jax.block_until_ready(prefill(params, hidden)),
-            "decode": decode_one,
-        }
+    def least_bytes(self) -> int:
+        """Of the weights and the cache, each read once; of a table of embeddings of its own nothing is."""
+        read = {name: x for name, x in self.params.items() if name != "embed_tokens" or "lm_head" not in self.params}
+        return sum(x.nbytes for x in jax.tree.leaves((read, self.cache)))
 
 
 def arithmetic_of_answer(ours: Ours, unique: float) -> float:
-    """Floating point operations of the answer program with that many unique frames per question."""
+    """Floating point operations of the answer program with that many unique frames per question, counted with attention
+    in blocks of queries, which a kernel would hide."""
     world, s = ours.world, ours.world.setting
     index = np.arange(s.G * s.K, dtype=np.int32).reshape(1, s.G, s.K).repeat(s.B, 0)
     frames = np.zeros((s.B, s.G * s.K, *world.answerer.processor.crop(world.frames[0]).shape), np.uint8)
-    traced = ours.rollout.program.trace(world.params, *ours.shown(frames, index))
+    traced = ours.make_rollout("xla").program.trace(world.params, *ours.shown(frames, index))
     trips = {"encode": math.ceil(unique / s.encode_chunk), "decode": world.answer_tokens - 1}
     return arithmetic(traced.jaxpr, trips).flops
 

@@ -1,0 +1,551 @@
+"""What one accelerator does: its ceilings, each piece of a step, the fused kernels' numerics, and the real trainer.
+
+    python -m benchmarks.accelerator [--peer] [--output=runs/accelerator.json] [--stages=prefill,decode]
+
+Needs one GPU or TPU and nothing else: no network, no video decoder, no weights (it draws those of a LLaVA-Video-7B, and
+writes 18 GB of checkpoints below --folder for the trainer, removed again). On a CPU it runs a tiny configuration, whose
+figures say nothing. Stages run in the order of STAGES, most important first, each for its time limit at most; what a
+stage found is added to the JSON file at once, and a stage that overran or failed is recorded as that. `--peer` measures
+PyTorch (benchmarks/pytorch_baseline.py) beside it at the end. Printed is the table of docs/performance.md, of the
+newest result of each stage on this device.
+"""
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import step_time
+from benchmarks.load_memory import write_checkpoint
+from benchmarks.step_time import FULL, SMALL, Decoding, Piece, Setting, random_params, smooth_pictures
+from configs import llava_video_7b
+from tspo_jax import config as cfg
+from tspo_jax import train
+from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import ENCODERS
+from tspo_jax.data import frame_store, questions
+from tspo_jax.devices.chips import chip_of
+from tspo_jax.models import attention
+from tspo_jax.models.clip import Clip
+from tspo_jax.models.layers import abstract_module, merge_params
+from tspo_jax.models.qwen2_5_vl import QwenVision, read_vision_config
+from tspo_jax.runs.metrics import read_rows
+from tspo_jax.toy import tokenizers
+
+START_SECONDS = 180  # until a process is ready for its first stage
+REPEATS = 5  # of what is timed; the median counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Sizes of everything that is measured.
+
+    Attributes:
+      setting: of the models and prompts.
+      matrix: rows and columns of the matrices whose product is the ceiling of arithmetic.
+      copied_bytes: of the array whose copy is the ceiling of memory traffic.
+      prompts: prefilled at a time, and
+      decoded: prompts that are decoded at a time.
+      tokens: of an answer.
+      unique: different frames among the G * K of a question.
+      images: encoded at a time.
+      qwen: vision_config of Qwen2.5-VL, and
+      qwen_frame: height and width that it sees.
+      attended: name -> (kind, B, N, H, key and value heads, head width); of windows: W windows of n tokens are (W, n).
+      trained: fields of the trainer's config.
+    """
+
+    setting: Setting
+    matrix: int
+    copied_bytes: int
+    prompts: int
+    decoded: tuple[int, ...]
+    tokens: int
+    unique: int
+    images: int
+    qwen: Mapping[str, object]
+    qwen_frame: tuple[int, int]
+    attended: Mapping[str, tuple]
+    trained: Mapping[str, object]
+
+
+QWEN = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584, window_size=112)
+QWEN |= dict(
+    tokens_per_second=2,
+    patch_size=14,
+    spatial_merge_size=2,
+    temporal_patch_size=2,
+    fullatt_block_indexes=[7, 15, 23, 31],
+)
+LARGE = Scale(
+    setting=FULL,
+    matrix=8192,
+    copied_bytes=4 * 2**30,
+    prompts=8,
+    decoded=(8, 32, 64),
+    tokens=8,
+    unique=70,
+    images=64,
+    qwen=QWEN,
+    qwen_frame=(364, 644),
+    attended={
+        "Qwen2, causal": ("causal", 1, 3615, 28, 4, 128),
+        "SigLIP": ("bidirectional", 2, 729, 16, 16, 72),
+        "CLIP L/14": ("bidirectional", 2, 257, 16, 16, 64),
+        "CLIP L/14, 336 pixels": ("bidirectional", 2, 577, 16, 16, 64),
+        "Qwen2.5-VL, windows": ("windowed", 1, (24, 64), 16, 16, 80),
+    },
+    trained={"num_steps": 4, "batch_size": 8},
+)
+TINY_VISION = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=42)
+TINY = Scale(
+    setting=dataclasses.replace(
+        SMALL,
+        answerer=SMALL.answerer
+        | dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=1024)
+        | dict(vision_config=TINY_VISION),
+        clip=dict(
+            projection_dim=32,
+            text_config=dict(
+                hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=1024
+            ),
+            vision_config=dict(
+                hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=56
+            ),
+        ),
+        B=1,
+        G=2,
+        K=3,
+        frame=(48, 64),
+        prompt_tokens=16,
+        encode_chunk=2,
+    ),
+    matrix=128,
+    copied_bytes=2**20,
+    prompts=2,
+    decoded=(2, 4),
+    tokens=3,
+    unique=5,
+    images=2,
+    qwen=QWEN | dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, fullatt_block_indexes=[1]),
+    qwen_frame=(56, 84),
+    attended={
+        "Qwen2, causal": ("causal", 1, 40, 4, 2, 16),
+        "SigLIP": ("bidirectional", 1, 50, 2, 2, 8),
+        "Qwen2.5-VL, windows": ("windowed", 1, (3, 16), 2, 2, 8),
+    },
+    trained={
+        "num_steps": 2,
+        "batch_size": 2,
+        "answerer.max_new_tokens": 2,
+        "policy.group_size": 2,
+        "data.min_frames": 0,
+        "data.max_frames": 16,
+        "data.buckets": (40,),
+        "data.specific.k": 3,
+        "data.specific.group_frames": 5,
+        "data.specific.distractor_groups": 4,
+        "data.specific.max_distractor_groups": 4,
+    },
+)
+
+
+# ---- stages ----------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """What the stages of one process share."""
+
+    def __init__(self, scale: Scale, folder: str):
+        self.scale, self.folder = scale, folder
+
+    @cached_property
+    def ours(self) -> step_time.Ours:
+        return step_time.Ours(step_time.World(self.scale.setting, self.scale.tokens))
+
+
+def timed(call: Callable[[], object], repeats: int = REPEATS) -> dict[str, float]:
+    """Seconds of a call: the median, and of the first, which compiles."""
+    seconds = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds[1:]), "first_seconds": seconds[0]}
+
+
+def ceilings(bench: Bench) -> dict:
+    """A product of two square matrices in bfloat16, and copying an array."""
+    n, count = bench.scale.matrix, bench.scale.copied_bytes // 4
+    a = jnp.ones((n, n), jnp.bfloat16)
+    product = timed(Piece(lambda a, b: a @ b, a, a))
+    copy = timed(Piece(lambda x: x + 1, jnp.zeros(count, jnp.float32)))
+    return {
+        "matrix": product | {"flops": 2 * n**3},
+        "copy": copy | {"bytes": 2 * 4 * count},
+    }
+
+
+def prefill(bench: Bench) -> dict:
+    """All prompts of a question as one batch, with the platform's attention and with XLA's."""
+    s, piece = bench.scale.setting, bench.ours.prefill(bench.scale.prompts)
+    chosen = attention.chosen(bench.ours.world.answerer.config.language.head_dim, s.dtype, bench.ours.prompt_length)
+    found = {chosen: timed(piece)}
+    if chosen != "xla":
+        with attention.computed_by("xla"):
+            found["xla"] = timed(bench.ours.prefill(bench.scale.prompts))
+    flops = piece.flops()
+    return {f"{bench.scale.prompts} prompts, {name}": row | {"flops": flops} for name, row in found.items()}
+
+
+def decode(bench: Bench) -> dict:
+    """A token of each of so many prompts, in runs of 16 tokens."""
+    found, length = {}, 16
+    for prompts in bench.scale.decoded:
+        decoding = Decoding(bench.ours, prompts)
+        row = timed(lambda decoding=decoding: decoding(length))
+        row["seconds"] /= length
+        found[f"{prompts} prompts"] = row | {"bytes": decoding.least_bytes()}
+    return found
+
+
+def answer(bench: Bench) -> dict:
+    """The whole answer program for a question: frames encoded, prompts prefilled, tokens decoded."""
+    ours, s = bench.ours, bench.scale.setting
+    picks = np.sort((np.arange(s.G * s.K) % bench.scale.unique).reshape(1, s.G, s.K), axis=-1)
+    candidates, index = step_time.unique_frames(picks)
+    side = ours.world.answerer.processor.size
+    frames = np.random.default_rng(0).integers(0, 256, (*candidates.shape, side, side, 3)).astype(np.uint8)
+    shown = ours.shown(frames, index)
+    row = timed(lambda: jax.block_until_ready(ours.rollout(ours.world.params, *shown)), repeats=3)
+    return {"a question": row | {"flops": step_time.arithmetic_of_answer(ours, bench.scale.unique)}}
+
+
+def siglip(bench: Bench) -> dict:
+    piece = bench.ours.encode(bench.scale.images)
+    return {f"{bench.scale.images} frames": timed(piece) | {"flops": piece.flops()}}
+
+
+def numerics(bench: Bench) -> dict:
+    """Error of each kernel that is chosen in bfloat16, and of XLA's form, against float32, of outputs and gradients:
+    the root mean square error over the root mean square."""
+    found = {}
+    for name, (kind, B, N, H, heads, d) in bench.scale.attended.items():
+        N = N if isinstance(N, tuple) else (N,)
+        keys = zip(jax.random.split(jax.random.key(0), 4), (H, heads, heads, H), strict=True)
+        q, k, v, weight = (jax.random.normal(key, (B, *N, n, d), jnp.bfloat16) for key, n in keys)
+        compute = getattr(attention, kind)
+        if kind == "windowed":
+            compute = partial(compute, is_token=jnp.ones(N, bool))
+        outputs = partial(outputs_and_gradients, compute, (q, k, v), weight)
+        exact, chosen = outputs("xla", jnp.float32), attention.chosen(d, q.dtype, int(np.prod(N)))
+        for form in dict.fromkeys((chosen, "xla")):
+            error, *of_gradients = map(_error, outputs(form, q.dtype), exact)
+            found[f"{name}, {form}"] = {"error": error, "gradient_error": max(of_gradients)}
+    return found
+
+
+def outputs_and_gradients(compute, qkv, weight, implementation: str, dtype: jnp.dtype) -> list[np.ndarray]:
+    """float32 each: what `compute` gives for q, k and v of a dtype, and the gradients of its weighted sum."""
+
+    def weighted(q, k, v):
+        out = compute(q, k, v)
+        return (out * weight.astype(out.dtype)).astype(jnp.float32).sum(), out
+
+    precision = "highest" if dtype == jnp.float32 else None
+    with attention.computed_by(implementation), jax.default_matmul_precision(precision):
+        run = jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))
+        gradients, out = run(*(x.astype(dtype) for x in qkv))
+    return [np.asarray(x, np.float32) for x in (out, *gradients)]
+
+
+def _error(found: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2)))
+
+
+def trainer(bench: Bench) -> dict:
+    """train.py with checkpoints and needle questions that are written here: the median step but for the first."""
+    with TemporaryDirectory(dir=bench.folder or None) as folder:
+        config = world_to_train(Path(folder), bench.scale)
+        start = time.perf_counter()
+        train.train(config, Path(folder) / "run", jax.devices()[:1])
+        total = time.perf_counter() - start
+        rows = read_rows(Path(folder) / "run" / "metrics.jsonl")
+    seconds = [1 / row["steps_per_second"] for row in rows[1:]]
+    stats = jax.devices()[0].memory_stats() or {}
+    return {
+        "a step": {
+            "seconds": statistics.median(seconds),
+            "questions": config.batch_size,
+            "first_seconds": total - sum(seconds),
+            "device_idle": statistics.median(row["device_idle"] for row in rows[1:]),
+            "fetch_seconds": statistics.median(row["seconds/fetch"] for row in rows[1:]),
+            "peak_bytes": stats.get("peak_bytes_in_use"),
+        }
+    }
+
+
+def world_to_train(folder: Path, scale: Scale) -> cfg.Config:
+    """Writes random checkpoints of CLIP and LLaVA-Video, a frame store and needle questions."""
+    s = scale.setting
+    needed = 18e9 if s is FULL else 1e8
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(f"{folder}: {free / 1e9:.1f} GB are free, {needed / 1e9:.0f} are needed; see --folder")
+    rows = [
+        questions.row(
+            f"q{i}", f"{i % 16}.mp4", f"What is shown at moment {i}?", ["one", "two", "three"], "B", "specific"
+        )
+        for i in range(scale.trained["num_steps"] * scale.trained["batch_size"])
+    ]
+    texts = [row["original_question"] for row in rows]
+    tokenizer = tokenizers.qwen2_tokenizer(texts, 32768)
+    tokenizer.save_pretrained(folder / "answerer")
+    write_checkpoint(folder / "answerer", s.answerer | {"eos_token_id": tokenizer.eos_token_id})
+    tokenizers.clip_tokenizer(texts, 77).save_pretrained(folder / "clip")
+    clip_config = {"model_type": "clip"} | s.clip
+    (folder / "clip" / "config.json").write_text(json.dumps(clip_config))
+    _, abstract = abstract_module(lambda rngs: Clip(ENCODERS["clip"].config(clip_config), rngs=rngs))
+    weights.save_params(folder / "clip", random_params(abstract, jnp.float32), ENCODERS["clip"].format)
+
+    T, identity = 128 if s is FULL else 16, weights.checkpoint_identity(folder / "clip")
+    frame_store.open_settings(folder / "frames", frame_store.StoreSettings(short_side=s.frame[0]))
+    jpegs = [frame_store.encode_jpeg(picture, 90) for picture in smooth_pictures(T, s.frame)]
+    rng, width = np.random.default_rng(0), s.clip["projection_dim"]
+    for i in range(16):
+        places = np.arange(T)
+        entry = frame_store.VideoEntry(
+            f"{i}.mp4", 1.0, T, places.astype(float), places, s.frame[1], s.frame[0], "none", 1, "none"
+        )
+        entry = frame_store.write_frames(folder / "frames", entry, jpegs)
+        blocks = np.split(rng.normal(size=(T, width)), range(frame_store.FEATURE_ROWS, T, frame_store.FEATURE_ROWS))
+        frame_store.write_features(folder / "frames", entry, identity, blocks, width)
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    values = llava_video_7b.get_config()
+    values.agent.clip, values.answerer.folder = str(folder / "clip"), str(folder / "answerer")
+    values.data.store, values.data.questions = str(folder / "frames"), str(folder / "questions.jsonl")
+    values.mesh.axes, values.answerer.question_chunk = (("data", 1), ("model", 1)), 1
+    values.update_from_flattened_dict(scale.trained)
+    return cfg.read(values)
+
+
+def clip(bench: Bench) -> dict:
+    """CLIP's image tower in the two types that predecode offers, normalised pixels in, features out."""
+    config = ENCODERS["clip"].config(bench.scale.setting.clip)
+    graphdef, abstract = abstract_module(lambda rngs: Clip(config, rngs=rngs))
+    side, images, found = config.vision.image_size, 4 * bench.scale.images, {}
+
+    def encode(params, pixels):
+        return merge_params(graphdef, params).image_features(pixels)
+
+    params = random_params(abstract, jnp.float32)
+    for dtype in ("bfloat16", "float32"):
+        cast = jax.jit(lambda params, dtype=dtype: jax.tree.map(lambda x: x.astype(dtype), params))(params)
+        piece = Piece(encode, cast, jnp.zeros((images, side, side, 3)))
+        with jax.default_matmul_precision("highest" if dtype == "float32" else None):
+            found[f"{images} images, {dtype}"] = timed(piece) | {"flops": piece.flops()}
+    return found
+
+
+def qwen(bench: Bench) -> dict:
+    """Qwen2.5-VL's image tower."""
+    config = read_vision_config(dict(bench.scale.qwen))
+    graphdef, abstract = abstract_module(lambda rngs: QwenVision(config, rngs=rngs))
+    params = random_params(abstract, bench.scale.setting.dtype)
+    pixels = jnp.zeros((bench.scale.images, *bench.scale.qwen_frame, 3), bench.scale.setting.dtype)
+    piece = Piece(lambda params, pixels: merge_params(graphdef, params)(pixels), params, pixels)
+    height, width = bench.scale.qwen_frame
+    return {f"{bench.scale.images} frames of {height} x {width}": timed(piece) | {"flops": piece.flops()}}
+
+
+def peer(bench: Bench) -> dict:
+    """Both sides of step_time.py."""
+    s = bench.scale
+    result = step_time.measure(s.setting, s.tokens, 2, s.images, s.prompts)
+    rows = {"a step": result["step"]["sum"], "a step without CLIP": result["step without CLIP"]["sum"]}
+    rows |= {part: row for part, row in result["pieces"].items() if part != "sum"}
+    if "ratio" not in rows["a step"]:
+        raise ValueError("PyTorch is not installed, has no such device, or its side does not fit beside ours")
+    return {
+        part: {"seconds": row["ours"][0], "pytorch_seconds": row["pytorch"][0], "ratio": row["ratio"][0]}
+        for part, row in rows.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Seconds that it may take; `is_alone`: in a process of its own, since it needs the memory of the others."""
+
+    run: Callable[[Bench], dict]
+    seconds: float
+    is_alone: bool = False
+
+
+STAGES = {
+    "ceilings": Stage(ceilings, 60),
+    "prefill": Stage(prefill, 180),
+    "decode": Stage(decode, 180),
+    "answer": Stage(answer, 180),
+    "siglip": Stage(siglip, 90),
+    "numerics": Stage(numerics, 120),
+    "trainer": Stage(trainer, 400, is_alone=True),
+    "clip": Stage(clip, 120),
+    "qwen": Stage(qwen, 120),
+    "peer": Stage(peer, 400, is_alone=True),
+}
+
+
+# ---- running them ----------------------------------------------------------------------------------------
+
+
+def work(connection, names: Sequence[str], folder: str) -> None:
+    """Of a process of its own: tells which device it has, then (stage, what it found, what went wrong) of each."""
+    device = jax.devices()[0]
+    is_tiny = device.platform == "cpu"
+    chip = chip_of(device)
+    about = {
+        "device": f"{device.platform}: {device.device_kind}",
+        "peak_flops": chip.flops if chip else None,
+        "peak_bandwidth": chip.hbm_bandwidth if chip else None,
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax")},
+    }
+    connection.send(about)
+    bench = Bench(TINY if is_tiny else LARGE, folder)
+    for name in names:
+        try:
+            connection.send((name, STAGES[name].run(bench), None))
+        except Exception as error:  # whatever it is, the stages behind it go on
+            connection.send((name, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
+
+
+def measure(
+    names: Sequence[str], limits: Mapping[str, float], folder: str, add: Callable[[dict], None], work: Callable = work
+) -> None:
+    """Runs stages, those that may in one process, by `work`; `add` is called with a row as soon as it is there."""
+    context, waiting, about = multiprocessing.get_context("spawn"), list(names), {}
+    while waiting:
+        together = 1
+        while not STAGES[waiting[0]].is_alone and together < len(waiting) and not STAGES[waiting[together]].is_alone:
+            together += 1
+        here, there = context.Pipe()
+        process = context.Process(target=work, args=(there, waiting[:together], folder), daemon=True)
+        process.start()
+        there.close()
+        is_ready = False
+        for name in waiting[:together]:
+            row = {"stage": name, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            try:
+                if not is_ready:
+                    if not here.poll(START_SECONDS):
+                        raise TimeoutError(f"no device after {START_SECONDS} s")
+                    about, is_ready = here.recv(), True
+                if not here.poll(limits[name]):
+                    raise TimeoutError(f"overran its {limits[name]:g} s")
+                _, found, error = here.recv()
+                add(row | about | ({"found": found} if error is None else {"error": error}))
+            except (TimeoutError, EOFError) as error:  # EOF: the process is gone
+                process.kill()
+                process.join()
+                add(row | about | {"error": str(error) or f"its process ended with status {process.exitcode}"})
+            waiting.pop(0)
+            if not process.is_alive() and process.exitcode:
+                break  # the others in a new one
+        process.join()
+        here.close()
+
+
+# ---- the table -------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[dict], command: str) -> str:
+    """Markdown, of the newest result of each stage on the device of the last row."""
+    device = rows[-1]["device"]
+    newest = {row["stage"]: row for row in rows if row.get("device") == device}
+    about = rows[-1]
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    ceiling = newest.get("ceilings", {}).get("found", {})
+    rates = {
+        "flops": ceiling["matrix"]["flops"] / ceiling["matrix"]["seconds"] if ceiling else None,
+        "bytes": ceiling["copy"]["bytes"] / ceiling["copy"]["seconds"] if ceiling else None,
+    }
+    lines = [f"`{command}`, {about['date'][:10]}, {device}, {versions}:", ""]
+    lines += ["| stage | what | ms | rate | of the device's ceiling | more |", "|---|---|---|---|---|---|"]
+    for name in STAGES:
+        if name not in newest:
+            continue
+        row = newest[name]
+        if "error" in row:
+            lines.append(f"| {name} | | not measured: {row['error']} | | | |")
+            continue
+        for part, figures in row["found"].items():
+            lines.append(f"| {name} | {part} | {' | '.join(_cells(name, figures, rates))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(stage: str, figures: Mapping, rates: Mapping[str, float | None]) -> tuple[str, str, str, str]:
+    if stage == "numerics":
+        return "", "", "", f"error {figures['error']:.2e}, of gradients {figures['gradient_error']:.2e}"
+    seconds, rate, share, more = figures["seconds"], "", "", []
+    if "flops" in figures:
+        rate = f"{figures['flops'] / seconds / 1e12:.3g} TFLOP/s"
+        share = rates["flops"] and figures["flops"] / seconds / rates["flops"]
+    elif "bytes" in figures:
+        rate = f"{figures['bytes'] / seconds / 1e9:.4g} GB/s"
+        share = rates["bytes"] and figures["bytes"] / seconds / rates["bytes"]
+    if "ratio" in figures:
+        more.append(f"PyTorch {1e3 * figures['pytorch_seconds']:.4g} ms, {figures['ratio']:.2f} times as long")
+    if "questions" in figures:
+        rate = f"{seconds / figures['questions']:.3g} s a question"
+        more.append(f"device idle {figures['device_idle']:.1%}, fetching {figures['fetch_seconds']:.2g} s")
+        if figures["peak_bytes"]:
+            more.append(f"peak {figures['peak_bytes'] / 1e9:.1f} GB")
+    if "first_seconds" in figures:
+        more.append(f"before: {figures['first_seconds']:.1f} s")
+    return f"{1e3 * seconds:.4g}", rate, f"{share:.0%}" if share else "", "; ".join(more)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", action="store_true", help="also measure PyTorch, where it is installed")
+    parser.add_argument("--stages", default="", help=f"only these of {', '.join(STAGES)}, separated by commas")
+    parser.add_argument("--seconds", type=float, default=0, help="limit of each stage; default: its own")
+    parser.add_argument("--folder", default="", help="where the trainer's checkpoints lie for a while; 18 GB")
+    parser.add_argument("--output", default="runs/accelerator.json", type=Path)
+    args = parser.parse_args(argv)
+    names = args.stages.split(",") if args.stages else [name for name in STAGES if name != "peer" or args.peer]
+    if unknown := set(names) - STAGES.keys():
+        sys.exit(f"error: --stages: {', '.join(sorted(unknown))}: not of {', '.join(STAGES)}")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory for the other processes and PyTorch
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    # A program that two processes need, or two runs, is compiled once.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(args.output.parent / "compiled"))
+    rows = json.loads(args.output.read_text()) if args.output.is_file() else []
+
+    def add(row: dict) -> None:
+        rows.append(row)
+        frame_store.publish(args.output, lambda partial: partial.write_text(json.dumps(rows, indent=1) + "\n"))
+
+    limits = {name: args.seconds or STAGES[name].seconds for name in names}
+    measure(names, limits, args.folder, add)
+    options = " --peer" if args.peer else ""
+    print(table(rows, f"python -m benchmarks.accelerator{options}"), end="")
+
+
+if __name__ == "__main__":
+    main()
