@@ -167,6 +167,23 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rounds:
+    """Of methods flat and backtrack, which answer from captions (docs/rounds.md). Budgets are of a question; 0 = as
+    much as it takes."""
+
+    windows: tuple[float, float, float] = (60.0, 10.0, 1.0)  # seconds of a clip: coarse, fine, ultra-fine
+    rounds: int = 5  # closer looks
+    max_captions: int = 0
+    max_writer_calls: int = 0
+    max_writer_tokens: int = 0
+    max_new_tokens: int = 512  # of a caption, and of a reply of the writer
+    writer: str = ""  # module:function or an http address that reads the captions; "" = the answerer
+    writer_model: str = ""  # that an address is asked for
+    writer_context: int = 32768  # tokens of a prompt and its reply together
+    writer_timeout: float = 120.0  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Held-out questions, answered from the frames of several selection methods side by side (evaluate.py)."""
 
@@ -174,7 +191,7 @@ class Evaluation:
     questions: str = ""  # annotation file of the benchmark, or jsonl file
     videos: str = ""  # folder of video files; those that `store` lacks are decoded and encoded into it first
     store: str = ""  # frame store of the videos; "" = that of training, with `videos` RUN_DIR/frames
-    methods: tuple[str, ...] = ("uniform", "clip-topk", "topk")
+    methods: tuple[str, ...] = ("uniform", "clip-topk", "topk")  # also flat and backtrack
     budgets: tuple[int, ...] = (64,)  # frames that the answerer sees
     batch_size: int = 8  # prompts that each process answers at a time
     frame_idx: str = ""  # index file whose frames are answered from as well, as method frame-idx
@@ -184,6 +201,7 @@ class Evaluation:
     frame_pixels: tuple[int, ...] = ()
     protocol: str = "strict"  # how a benchmark's answers are read: strict, or published with its slips
     search: Search = group(Search)
+    rounds: Rounds = group(Rounds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,9 @@ A row is the answer to one question from the frames of one method and budget K:
 Three methods are controls, which tell how much of an answer has other causes than the selection: `permuted` shows the
 frames of `uniform` and the options in another order (letters are those of the original order), `random` shows random
 frames, `blank` as many black ones.
+
+Two more answer in rounds, from captions (rounds.py): flat and backtrack. They are given no number of frames: k is 0,
+and the frames are those that were looked at closely.
 """
 
 import json
@@ -23,13 +26,16 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from tspo_jax.answering.backtracking import PHASES, STRATEGIES
 from tspo_jax.evaluation import statistics
 from tspo_jax.selection.methods import NAMES, SEARCH
 
 INDEX_FILE = "frame-idx"  # the method of rows whose frames come from an index file
 PERMUTED, RANDOM, BLANK = CONTROLS = ("permuted", "random", "blank")
+NO_BUDGET = 0  # the k of methods that are given no number of frames
 RESAMPLES = 2000
 BASELINES = ("uniform", "clip-topk")
+PLAIN, CLOSER = "flat", "backtrack"  # strategies: all captions at once, and what closer looks gain over that
 ALL = "all"
 MACRO = "macro"
 
@@ -111,6 +117,7 @@ def summarize(
         inside_noise}, over the questions that both have answered; inside the noise is a difference whose interval
         holds 0, that is below the churn floor, or that Holm's procedure over all differences of the summary does not
         tell from 0;
+      rounds: a list as of `by_phase`;
       controls: a list of {k, n, churn, churn_correct, churn_floor, frames_matter, blank}, of what was measured
         (`controls_of`);
       beside: as given;
@@ -130,7 +137,9 @@ def summarize(
             numbers = {"n": len(ids), "accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
             accuracy.append({"method": method, "k": k} | where | numbers)
         baselines = [*BASELINES, *(name for name, of in beside.items() if of == method)]
-        for baseline in baselines if method in (*trained, *beside, SEARCH, INDEX_FILE) else ():
+        if method == CLOSER:
+            baselines = [PLAIN]
+        for baseline in baselines if method in (*trained, *beside, SEARCH, INDEX_FILE, CLOSER) else ():
             other = answers.get((baseline, k), {})
             for where, ids, weights in _groups({i: row for i, row in own.items() if i in other}, macro):
                 a, videos = _correct(own, ids)
@@ -144,7 +153,7 @@ def summarize(
                 p_values.append(statistics.cluster_t_test(a, b, videos, weights))
     for row, is_sure in zip(differences, statistics.holm(p_values), strict=True):
         row["inside_noise"] = row["inside_noise"] or not is_sure
-    order = [*CONTROLS, *beside, *NAMES, INDEX_FILE]
+    order = [*CONTROLS, *beside, *NAMES, INDEX_FILE, *STRATEGIES]
     for table_rows in (accuracy, differences):  # the order of the file's rows, in which they were answered, is no use
         table_rows.sort(
             key=lambda row: (
@@ -163,9 +172,27 @@ def summarize(
         "num_videos": len({row["video"] for row in everything}),
         "accuracy": accuracy,
         "differences": differences,
+        "rounds": by_phase(everything, seed),
         "controls": controls,
         "beside": beside,
     }
+
+
+def by_phase(rows: Iterable[Mapping], seed: int = 0) -> list[dict]:
+    """How the questions of each strategy ended and what they cost: {method, phase, n, accuracy, low, high, captions,
+    writer_calls, writer_tokens, seconds}; costs are means of a question, phase "all" is all of them."""
+    rows, found = list(rows), []
+    for method in STRATEGIES:
+        for phase in (ALL, *PHASES):
+            own = [row for row in rows if row["method"] == method and phase in (ALL, row["phase"])]
+            if own:
+                correct, videos = np.array([row["correct"] for row in own]), [row["video"] for row in own]
+                estimate = statistics.clustered_mean(correct, videos, seed, RESAMPLES)
+                numbers = {"n": len(own), "accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
+                costs = ("captions", "writer_calls", "writer_tokens", "seconds")
+                numbers |= {name: round(float(np.mean([row[name] for row in own])), 3) for name in costs}
+                found.append({"method": method, "phase": phase} | numbers)
+    return found
 
 
 def controls_of(answers: Mapping[tuple[str, int], Mapping[str, Mapping]], k: int) -> dict:
@@ -238,8 +265,12 @@ def controls_text(controls: Mapping) -> str:
 
 
 def notes(summary: Mapping) -> list[str]:
-    """What to know about the numbers of a summary, a line each: the videos it lacks, and its controls."""
+    """What to know about the numbers of a summary, a line each: the videos it lacks, its controls, and how questions
+    ended that were answered in rounds."""
     lines = [controls_text(controls) for controls in summary["controls"]]
+    for row in summary["rounds"]:
+        cost = f"{row['captions']:.1f} captions, {row['writer_calls']:.1f} calls of the writer, {row['seconds']:.1f} s"
+        lines.append(f"{row['method']}, {row['phase']} ({row['n']}): {accuracy_text(row)} %; a question took {cost}")
     if missing := summary.get("missing_videos"):
         listed = ", ".join(missing[:5])
         lines.insert(0, f"without the questions about {len(missing)} videos that are missing: {listed}")
@@ -270,17 +301,18 @@ def table(summary: Mapping) -> Table:
         found = [gains.get((*group, row["method"], baseline, row["k"])) for baseline in BASELINES]
         name = "" if group == last else f"{row['label']} ({row['n']})"
         differences = [difference_text(gain) if gain else "" for gain in found]
-        out.add_row(name, str(row["k"]), method, accuracy_text(row), *differences)
+        out.add_row(name, str(row["k"] or ""), method, accuracy_text(row), *differences)
         last = group
     return out
 
 
 def _beside_lines(summary: Mapping) -> list[str]:
-    """What this run's agent gains over those of other runs on all questions, a line each."""
+    """What this run's agent gains over those of other runs, and closer looks over none, on all questions, a line
+    each."""
     return [
-        f"K = {row['k']}: {row['method']} - {row['baseline']}: {difference_text(row)}"
+        f"{f'K = {k}: ' if (k := row['k']) else ''}{row['method']} - {row['baseline']}: {difference_text(row)}"
         for row in summary["differences"]
-        if row["baseline"] in summary["beside"] and row["label"] == ALL
+        if row["baseline"] in (*summary["beside"], PLAIN) and row["label"] == ALL
     ]
 
 

@@ -4,6 +4,8 @@ select   selection/        CLIP features of a video, read once for all its quest
 answer   frame_answers.py  the frozen MLLM answers; frame sets that methods or budgets share are answered once
 score    benchmarks.py     answer -> letter -> right or wrong, one line each in RUN_DIR/evaluation/rows.jsonl
 sum up   results.py        accuracies and differences with intervals, in RUN_DIR/evaluation/summary.json
+
+Methods flat and backtrack select nothing: they answer from captions, in rounds (rounds.py).
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tspo_jax import config as config_module
 from tspo_jax.answering import context, prompts
+from tspo_jax.answering.backtracking import STRATEGIES
 from tspo_jax.answering.frame_answers import PROMPT_MULTIPLE, Request, answer_requests
 from tspo_jax.answering.grounding import grounder
 from tspo_jax.answering.rollout import Rollout
@@ -41,7 +44,7 @@ from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.letters import LETTERS
 from tspo_jax.data.questions import read_questions
 from tspo_jax.devices import sharding
-from tspo_jax.evaluation import benchmarks, frame_indices, results
+from tspo_jax.evaluation import benchmarks, frame_indices, results, rounds
 from tspo_jax.evaluation import beside as beside_runs
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.evaluation.results import ResultFile
@@ -130,18 +133,22 @@ def evaluate(
         "config": dataclasses.asdict(config),
     }
     may_differ = ("agent_folder", "config", *config_module.MAY_DIFFER)
-    # An index file may come later; a former one's rows stay, and with them what they were chosen by.
+    # An index file or a strategy may come later; a former one's rows stay, and with them what they were made by.
     before = run_folder.read_run_config(folder) if (folder / "config.json").is_file() else {}
-    if "frame_idx_sha256" not in before:
-        may_differ = (*may_differ, "frame_idx_sha256")
-    elif not asked.frame_idx:
-        record["frame_idx_sha256"] = before["frame_idx_sha256"]
+    for late in ("frame_idx_sha256", "rounds"):
+        if late not in before:
+            may_differ = (*may_differ, late)
+        elif late not in record:
+            record[late] = before[late]
     run_folder.check_run(folder, record, may_differ)
     run_folder.write_run_config(folder, record)
-    wanted = {(item.id, m, k) for item in items for m in (*asked.methods, *asked.controls) for k in asked.budgets}
+    of_frames = [method for method in (*asked.methods, *asked.controls) if method not in STRATEGIES]
+    wanted = {(item.id, m, k) for item in items for m in of_frames for k in asked.budgets}
     others, renamed = beside_runs.read_rows([Path(run) / FOLDER for run in beside], record, wanted)
     most = max(map(len, chosen.values()), default=0)
     wanted |= {(item_id, results.INDEX_FILE, most) for item_id in chosen}
+    in_rounds = {(item.id, m, results.NO_BUDGET) for item in items for m in asked.methods if m in STRATEGIES}
+    wanted |= in_rounds
     with run_folder.in_use(folder), ResultFile(folder / "rows.jsonl") as file, _progress(console) as progress:
         todo = wanted - file.keys()
         task = progress.add_task("evaluating", total=len(wanted), completed=len(wanted) - len(todo))
@@ -150,7 +157,7 @@ def evaluate(
             searcher = (
                 make_searcher(config, answerer) if any(method == methods.SEARCH for _, method, _ in todo) else None
             )
-            sets = choose(items, store, Scorer(clip, agent), todo, chosen, config.seed, searcher)
+            sets = choose(items, store, Scorer(clip, agent), todo - in_rounds, chosen, config.seed, searcher)
             a = config.answerer
             rollout = Rollout.of(
                 answerer,
@@ -160,14 +167,20 @@ def evaluate(
                 attention=a.attention,
                 float32_precision=a.float32_precision,
             )
-            for batch in answer(sets, items, store, answerer, config, rollout, mesh):
+            batches = answer(sets, items, store, answerer, config, rollout, mesh) if todo - in_rounds else ()
+            for batch in batches:
                 rows = [row for frame_set, text in batch for row in to_rows(frame_set, text, store, config)]
                 file.append(rows)
                 progress.advance(task, len(rows))
+            for row in rounds.answer(items, todo & in_rounds, store, answerer, config, mesh, folder):
+                file.append([row])
+                progress.advance(task)
         rows = [row for row in file.rows if (row["id"], row["method"], row["k"]) in wanted]
     macro = benchmarks.lookup(asked.benchmark).macro if asked.benchmark else None
     summary = results.summarize(rows + others, AGENT_METHODS, config.seed, macro, renamed)
     summary["missing_videos"] = absent
+    if (periods := rounds.write_periods(folder, rows)) is not None:
+        console.print(f"what was looked at closely is in {periods}, an index file")
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     console.print(results.table(summary))
     return summary
@@ -180,8 +193,8 @@ def check(asked: config_module.Evaluation) -> None:
     """Raises ValueError for fields of config.evaluation that make no sense."""
     if not asked.questions:
         raise ValueError("config.evaluation.questions is empty: name a jsonl file of questions or annotation file")
-    if unknown := set(asked.methods) - set(methods.NAMES):
-        known = ", ".join(methods.NAMES)
+    if unknown := set(asked.methods) - {*methods.NAMES, *STRATEGIES}:
+        known = ", ".join([*methods.NAMES, *STRATEGIES])
         raise ValueError(f"config.evaluation.methods has {sorted(unknown)[0]!r}, which is not one of {known}")
     if unknown := set(asked.controls) - set(results.CONTROLS):
         known = ", ".join(results.CONTROLS)
@@ -190,6 +203,8 @@ def check(asked: config_module.Evaluation) -> None:
         raise ValueError("config.evaluation.controls: permuted is compared with method uniform, which methods lacks")
     if not asked.methods or not asked.budgets or any(type(k) is not int or k < 1 for k in asked.budgets):
         raise ValueError("config.evaluation: at least one method and one budget (frames, at least 1) are needed")
+    if STRATEGIES.keys() & set(asked.methods):
+        rounds.settings_of(asked.rounds)
     if methods.SEARCH in asked.methods:
         search_options(asked.search, 0)
         if not asked.search.detector:
@@ -285,6 +300,8 @@ def settings(config: Config, clip: ClipEncoder, agent: tuple) -> dict:
         found["frame_pixels"] = list(asked.frame_pixels)
     if asked.frame_idx:
         found["frame_idx_sha256"] = _sha256(asked.frame_idx)
+    if STRATEGIES.keys() & set(asked.methods):
+        found["rounds"] = dataclasses.asdict(asked.rounds)
     if asked.search.detector:
         found["search"] = dataclasses.asdict(asked.search)
         found["search"]["identity"] = weights.checkpoint_identity(asked.search.detector)

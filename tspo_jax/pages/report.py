@@ -34,6 +34,8 @@ NAMES = {
     "aks": "trained agent, AKS",
     methods.SEARCH: "T*, search by a detector",
     INDEX_FILE: "index file",
+    results.PLAIN: "captions, one answer",
+    results.CLOSER: "captions, closer looks",
 }  # method -> name for the reader
 SHOWN = ("uniform", "clip-topk", "topk")
 NUM_EXAMPLES = 6
