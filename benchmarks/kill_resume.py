@@ -3,10 +3,12 @@
     bash launch/quickstart.sh                                  # makes toy_data
     python -m benchmarks.kill_resume --kills=20 --folder=runs/kill_resume [--processes=2] -- \\
         --config=configs/toy.py --config.num_steps=60 --config.checkpoint_every=5
+    python -m benchmarks.kill_resume --trainer=train_answerer --kills=20 --folder=runs/kill_resume_answerer -- \\
+        --config=configs/tpo_toy.py --config.num_steps=60 --config.checkpoint_every=5
 
-What follows `--` are the arguments of tspo_jax.train. With two processes one of them is killed, and the other must end
-by itself. Prints one JSON object; exit status 1 where a parameter, or the picks of any step at any attempt, differ by a
-bit. --folder must not exist.
+What follows `--` are the arguments of the trainer, tspo_jax.train or tspo_jax.train_answerer. With two processes one of
+them is killed, and the other must end by itself. Prints one JSON object; exit status 1 where a parameter, or the picks
+(of train_answerer: the metrics) of any step at any attempt, differ by a bit. --folder must not exist.
 """
 
 import argparse
@@ -19,39 +21,92 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from tspo_jax.runs.run_folder import read_part
 from tspo_jax.selection.scoring import read_agent
+from tspo_jax.tpo.trained import PART
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER_SECONDS = 150  # in which the other process must end; jax gives up on a silent one after 100
-# What each process runs: tspo_jax.train, with the picks of each step written down.
-RECORDING = """
-import hashlib, json, os, sys
+
+
+class Trainer(NamedTuple):
+    """A trainer whose processes write down, line by line, [step, hash] of what each attempt at a step came to.
+
+    `recorded` names what that is, `recording` is the program, and `parameters` reads what a run has trained.
+    """
+
+    recorded: str
+    recording: str
+    parameters: Callable[[Path], dict]
+
+
+_WRITE = """
+import hashlib, json, os
+
+def write(step, content):
+    with open(os.environ["TSPO_STEPS"], "a") as file:
+        file.write(json.dumps([step, hashlib.sha256(content).hexdigest()]) + "\\n")
+"""
+TRAINERS = {
+    "train": Trainer(
+        "picks",
+        _WRITE
+        + """
 from tspo_jax import config, train
 from tspo_jax.tspo import actor
 from tspo_jax.command_line import entry_point
 
 def draw(self, step, *args, original=actor.Actor.draw, **kwargs):
     drawn = original(self, step, *args, **kwargs)
-    with open(os.environ["PICKS"], "a") as file:
-        file.write(json.dumps([step, hashlib.sha256(drawn.picks.tobytes()).hexdigest()]) + "\\n")
+    write(step, drawn.picks.tobytes())
     return drawn
 
 actor.Actor.draw = draw
 train.define_flags()
 entry_point.run(train.main, check=config.check_overrides)
-"""
+""",
+        read_agent,
+    ),
+    "train_answerer": Trainer(
+        "metrics",
+        _WRITE
+        + """
+from functools import partial
+from tspo_jax import config, train_answerer
+from tspo_jax.command_line import entry_point
+from tspo_jax.runs.loop import define_flags, run_from_flags
+from tspo_jax.tpo import training
+from tspo_jax.tpo.config import TpoConfig
+
+def check(of_config, row, original=training.check_first_step):
+    kept = {name: x for name, x in row.items() if name in training.COLUMNS and not name.startswith("seconds/")}
+    kept.pop("compilations")
+    write(row["step"], json.dumps(kept, sort_keys=True).encode())
+    return original(of_config, row)
+
+training.check_first_step = check
+define_flags()
+entry_point.run(
+    lambda: run_from_flags(TpoConfig, train_answerer.train), check=partial(config.check_overrides, kind=TpoConfig)
+)
+""",
+        partial(read_part, name=PART),
+    ),
+}
 
 
 class Run:
     """The processes of one start of a training; `seconds` since then."""
 
-    def __init__(self, folder: Path, arguments: Sequence[str], num_processes: int):
+    def __init__(self, folder: Path, arguments: Sequence[str], num_processes: int, trainer: str = "train"):
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "stderr.txt"
         port, self._start = _free_port(), time.perf_counter()
@@ -63,9 +118,9 @@ class Run:
                 f"--config.distributed.num_processes={num_processes}",
                 f"--config.distributed.process_id={i}",
             ]
-            command = [sys.executable, "-c", RECORDING, *arguments, f"--run_dir={folder}"]
+            command = [sys.executable, "-c", TRAINERS[trainer].recording, *arguments, f"--run_dir={folder}"]
             environment = os.environ | {
-                "PICKS": str(folder / f"picks_{i}.jsonl"),
+                "TSPO_STEPS": str(folder / f"attempts_{i}.jsonl"),
                 "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             }
@@ -118,9 +173,14 @@ def num_rows(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def undisturbed(folder: Path, arguments: Sequence[str], num_processes: int = 1) -> tuple[float, float]:
+def undisturbed(
+    folder: Path, arguments: Sequence[str], num_processes: int = 1, trainer: str = "train"
+) -> tuple[float, float]:
     """Trains in one go: seconds until the first step was done, and of each further step."""
-    run, when = Run(folder, arguments, num_processes), {}  # rows in the log -> seconds when they were first there
+    run, when = (
+        Run(folder, arguments, num_processes, trainer),
+        {},
+    )  # rows in the log -> seconds when they were first there
     while run.is_running():
         when.setdefault(num_rows(folder), run.seconds)
         time.sleep(0.02)
@@ -137,6 +197,7 @@ def disturbed(
     num_steps: int,
     num_processes: int = 1,
     seed: int = 0,
+    trainer: str = "train",
 ) -> list[dict]:
     """Kills one process `kills` times at random moments, or as often as there is time for, then lets the training end.
 
@@ -157,7 +218,7 @@ def disturbed(
         within = rng.uniform(0, step_seconds)
         # Processes that lack one from the start wait for it for minutes, so several are left to meet.
         latest = float("inf") if further else rng.uniform(0.5 if num_processes > 1 else 0.0, 1.0) * start_seconds
-        run, began = Run(folder, arguments, num_processes), time.time()
+        run, began = Run(folder, arguments, num_processes, trainer), time.time()
         while run.is_running() and run.seconds < latest and not run.has_done(saved + max(further, 1), began):
             time.sleep(0.005)
         time.sleep(within if further else 0)
@@ -174,26 +235,28 @@ def disturbed(
             report |= {"others_ended": round(run.seconds - killed, 2), "statuses": statuses}
         done.append(report)
         print(report, file=sys.stderr, flush=True)
-    Run(folder, arguments, num_processes).check()
+    Run(folder, arguments, num_processes, trainer).check()
     return done
 
 
-def compare(expected: Path, found: Path) -> dict:
-    """Whether two runs are the same: `parameters`, `picks` (of each step at each attempt), `steps_redone`."""
-    leaves = [jax.tree.leaves(read_agent(folder)) for folder in (expected, found)]
+def compare(expected: Path, found: Path, trainer: str = "train") -> dict:
+    """Whether two runs are the same: `parameters`, `picks` or `metrics` (each attempt at a step); `steps_redone`."""
+    recorded, _, parameters_of = TRAINERS[trainer]
+    leaves = [jax.tree.leaves(parameters_of(folder)) for folder in (expected, found)]
     parameters = all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
-    picks, redone = True, 0
-    for path in sorted(expected.glob("picks_*.jsonl")):
+    same, redone = True, 0
+    for path in sorted(expected.glob("attempts_*.jsonl")):
         once = dict(map(json.loads, path.read_text().splitlines()))
         again = list(map(json.loads, (found / path.name).read_text().splitlines()))
-        picks &= {step for step, _ in again} == set(once) and all(once[step] == digest for step, digest in again)
+        same &= {step for step, _ in again} == set(once) and all(once[step] == digest for step, digest in again)
         redone += len(again) - len(once)
     digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves[1])).hexdigest()[:16]
-    return {"parameters": parameters, "picks": picks, "steps_redone": redone, "sha256": digest}
+    return {"parameters": parameters, recorded: same, "steps_redone": redone, "sha256": digest}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trainer", choices=list(TRAINERS), default="train")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -203,11 +266,13 @@ def main() -> int:
     if args.folder.exists():
         parser.error(f"{args.folder} exists")
     whole, killed = args.folder / "whole", args.folder / "killed"
-    pace = undisturbed(whole, args.arguments, args.processes)
-    kills = disturbed(killed, args.arguments, args.kills, pace, num_rows(whole), args.processes, args.seed)
-    result = compare(whole, killed)
+    pace = undisturbed(whole, args.arguments, args.processes, args.trainer)
+    kills = disturbed(
+        killed, args.arguments, args.kills, pace, num_rows(whole), args.processes, args.seed, args.trainer
+    )
+    result = compare(whole, killed, args.trainer)
     print(json.dumps({"kills": kills, "processes": args.processes, **result}))
-    return 0 if result["parameters"] and result["picks"] else 1
+    return 0 if result["parameters"] and result[TRAINERS[args.trainer].recorded] else 1
 
 
 if __name__ == "__main__":

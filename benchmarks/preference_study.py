@@ -1,18 +1,26 @@
-"""What preference training does to the toy answerer, over seeds: the method and its two controls.
+"""What preference training does to the toy answerer, over seeds: the method, two controls, and TSPO's agent with it.
 
-    python -m benchmarks.preference_study --config=configs/tpo_toy.py --questions=toy_data/eval.jsonl \
-        --folder=runs/preference_study [--seeds=3 --kinds=tpo --num_questions=192]
+    bash launch/quickstart.sh                                  # makes toy_data
+    python -m tspo_jax.build_pairs --config=configs/tpo_toy.py
+    python -m benchmarks.preference_study --config=configs/tpo_toy.py --agent_config=configs/toy.py \\
+        --questions=toy_data/eval.jsonl --folder=runs/preference_study [--seeds=3 --kinds=tpo --num_questions=192]
 
-Trains from the pairs of the config (build_pairs made them) with the method (tpo), on the chosen answers alone (sft:
-alpha 0) and by plain DPO (dpo: gamma 0). Before and after, questions of videos that no pair is about are answered from
-the frames of training (`full`: the whole video, evenly spaced), from frames with the evidence (`evidence`) and from as
-many without it (`without`; chance is one in four). Every result goes to FOLDER/results.jsonl at once, and what is there
-is not done again; stdout has, per kind, the means and the 95 % intervals (Student's t over seeds for what is trained,
-Wilson over questions for the untrained).
+Trains answerers from the pairs of --config with the method (tpo), on the chosen answers alone (sft: alpha 0) and by
+plain DPO (dpo: gamma 0); and TSPO's agent by --agent_config, against the untuned answerer (agent `before`) and against
+that of the method with the same seed (agent `after`). Questions about videos that neither has learnt from are answered
+from the frames of training (`full`: the whole video, evenly spaced), from frames with the evidence (`evidence`), from
+as many without it (`without`; chance is one in four), and from an agent's picks, as many as in training (`picks`) and
+as many as are in `evidence` (`few_picks`).
+
+Every result goes to FOLDER/results.jsonl at once, and what is there is not done again; --seeds=0 adds nothing and only
+sums up. stdout has the means with 95 % intervals: Student's t over seeds for what is trained, of the value and of its
+difference to the untuned answerer (`gain`); Wilson over questions for the untuned one. `table` has the four
+combinations: agent before or after, answerer before (untuned) or after (tpo).
 """
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,96 +28,185 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from ml_collections import config_flags
 from scipy import stats
 
 from tspo_jax import config as config_module
+from tspo_jax import train as agent_training
 from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.command_line import entry_point
+from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.letters import option_letter
-from tspo_jax.data.questions import read_questions
+from tspo_jax.data.questions import Question, read_questions
 from tspo_jax.data.row_file import RowFile
 from tspo_jax.devices import sharding
 from tspo_jax.evaluation.statistics import over_seeds
 from tspo_jax.runs.metrics import read_rows
 from tspo_jax.selection.methods import uniform
+from tspo_jax.selection.scoring import load_scorer, pick
 from tspo_jax.tpo import building, trained, training
 from tspo_jax.tpo.config import TpoConfig
 
 KINDS = {"tpo": {}, "sft": {"alpha": 0.0}, "dpo": {"gamma": 0.0}}
 SHOWN = ("full", "evidence", "without")
+PICKED = ("picks", "few_picks")
+OF_PAIRS = ("eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen", "eval_ref_logps/chosen")
+UNTUNED = "before"
+
+Sets = Mapping[str, np.ndarray]  # kind of frames -> picks int [1, K]
 
 
-def accuracies(config: TpoConfig, questions, adapter: str) -> dict[str, float]:
-    """Share of the questions answered right from each kind of frames, and the number of questions."""
+def shown_sets(config: TpoConfig, question: Question, store: FrameStore) -> Sets:
+    """The frames of training, those with the evidence, and as many without it."""
+    sets = building.frame_sets(question, question.source, store, [question.video], config).sets
+    whole = uniform(np.empty(store.video(question.video).num_frames), config.data.num_frames)
+    return dict(zip(SHOWN, (whole[None], sets["evidence"][1], sets["irrelevant"][1][:1]), strict=True))
+
+
+def picked_sets(config: TpoConfig, questions: Sequence[Question], store: FrameStore, agent: Path) -> list[Sets]:
+    """What the agent of a run picks, for each question."""
+    scorer, found = load_scorer(agent), []
+    texts = scorer.clip.text_features([question.query for question in questions])
+    for question, text in zip(questions, texts, strict=True):
+        scores = scorer(store.features(question.video), text)
+        budgets = zip(PICKED, (config.data.num_frames, config.build.frames), strict=True)
+        found.append({name: pick("topk", *scores, k)[None] for name, k in budgets})
+    return found
+
+
+def accuracies(config: TpoConfig, questions: Sequence[Question], sets: Sequence[Sets], adapter: str) -> dict:
+    """Share of the questions that are answered right from each kind of frames, and the number of questions."""
     store, a = FrameStore(config.data.store), config.answerer
-    videos = sorted({question.video for question in questions})
-    requests, answers = [], {}
-    for i, question in enumerate(questions):
-        asked = building.frame_sets(question, f"{question.source}", store, videos, config)
-        T = store.video(question.video).num_frames
-        sets = {
-            "full": uniform(np.empty(T), config.data.num_frames)[None],
-            "evidence": asked.sets["evidence"][1],
-            "without": asked.sets["irrelevant"][1][:1],
-        }
-        for name, picks in sets.items():
-            text = building.text_of(question, config)
-            requests.append(Request((i, name), question.video, picks, text))
-            answers[i, name] = question.answer
+    requests = [
+        Request((i, name), question.video, picks, building.text_of(question, config))
+        for i, question in enumerate(questions)
+        for name, picks in sets[i].items()
+    ]
     mesh = sharding.make_mesh((("data", 1), ("model", 1)), jax.devices()[:1])
     where = sharding.answerer_sharding(mesh, weights.read_config(a.folder))
     answerer = load_answerer(a.folder, jnp.dtype(a.dtype), where, a.video, adapter)
     rollout = Rollout.of(answerer, max_new_tokens=a.max_new_tokens, mesh=mesh)
-    right = {name: [] for name in SHOWN}
+    right: dict[str, list[bool]] = {}
     for batch in answer_requests(requests, store, answerer, rollout, mesh, config.build.batch_size):
         for request, texts in batch:
-            right[request.id[1]].append(option_letter(texts[0]) == answers[request.id])
+            i, name = request.id
+            right.setdefault(name, []).append(option_letter(texts[0]) == questions[i].answer)
     return {name: float(np.mean(values)) for name, values in right.items()} | {"questions": len(questions)}
 
 
-def measure(config: TpoConfig, questions, folder: Path, num_seeds: int, kinds, note) -> list[dict]:
-    """All results, made or known: the untrained answerer, and every kind with every seed."""
-    with RowFile(folder / "results.jsonl") as file:
-        if "before" not in file.rows:
-            file.append([{"id": "before", **accuracies(config, questions, "")}])
-            note(json.dumps(file.rows["before"]))
-        for seed in range(num_seeds):
-            for kind in kinds:
-                name = f"{kind} {seed}"
-                if name in file.rows:
-                    continue
-                preference = dataclasses.replace(config.preference, **KINDS[kind])
-                of_run = dataclasses.replace(config, seed=seed, preference=preference)
-                run_dir = folder / name.replace(" ", "_")
-                training.train(of_run, run_dir, jax.devices()[:1])
-                trained.write_adapter(run_dir, run_dir / "adapter")
+class Study:
+    """The runs of a folder. Every method makes a result, unless it is there."""
+
+    def __init__(self, config: TpoConfig, agent: Config, questions: Sequence[Question], folder: Path, file: RowFile):
+        self._config, self._agent, self._questions, self._folder = config, agent, questions, folder
+        self._file, self._store = file, FrameStore(config.data.store)
+
+    def answerer(self, name: str) -> None:
+        """`before`, or "KIND SEED": trained where it is not, and asked."""
+
+        def make() -> dict:
+            adapter, of_pairs = "", {}
+            if name != UNTUNED:
+                run_dir, (kind, seed) = self._run_dir(name), name.split()
+                preference = dataclasses.replace(self._config.preference, **KINDS[kind])
+                config = dataclasses.replace(self._config, seed=int(seed), preference=preference)
+                training.train(config, run_dir, jax.devices()[:1])
+                adapter = run_dir / "adapter"
+                trained.write_adapter(run_dir, adapter)
                 last = [row for row in read_rows(run_dir / "metrics.jsonl") if "eval_loss" in row][-1]
-                pairs = {key: value for key, value in last.items() if key.startswith("eval_")}
-                file.append([{"id": name, **accuracies(config, questions, str(run_dir / "adapter")), **pairs}])
-                note(json.dumps(file.rows[name]))
-        return list(file.rows.values())
+                of_pairs = {key: value for key, value in last.items() if key.startswith("eval_")}
+            sets = [shown_sets(self._config, question, self._store) for question in self._questions]
+            return accuracies(self._config, self._questions, sets, str(adapter)) | of_pairs
+
+        self._once(name, make)
+
+    def picks(self, answerer: str, agent: str) -> None:
+        """An answerer asked about the picks of an agent, "before SEED" or "after SEED", that is trained where it is
+        not."""
+
+        def make() -> dict:
+            run_dir, (when, seed) = self._run_dir(f"agent {agent}"), agent.split()
+            against = "" if when == UNTUNED else self._adapter(f"tpo {seed}")
+            of_answerer = dataclasses.replace(self._agent.answerer, adapter=against)
+            agent_training.train(
+                dataclasses.replace(self._agent, seed=int(seed), answerer=of_answerer), run_dir, jax.devices()[:1]
+            )
+            sets = picked_sets(self._config, self._questions, self._store, run_dir)
+            return accuracies(self._config, self._questions, sets, self._adapter(answerer))
+
+        self._once(f"{answerer} | {agent}", make)
+
+    def _once(self, name: str, make: Callable[[], dict]) -> None:
+        if name not in self._file.rows:
+            self._file.append([{"id": name} | make()])
+            entry_point.note(json.dumps(self._file.rows[name]))
+
+    def _run_dir(self, name: str) -> Path:
+        return self._folder / name.replace(" ", "_")
+
+    def _adapter(self, answerer: str) -> str:
+        return "" if answerer == UNTUNED else str(self._run_dir(answerer) / "adapter")
 
 
-def summarise(rows: list[dict]) -> dict:
-    """Means and 95 % intervals by kind."""
-    (before,) = [row for row in rows if row["id"] == "before"]
-    found = {"before": {name: _wilson(before[name], before["questions"]) for name in SHOWN}}
+def measure(study: Study, seeds: range, kinds: Sequence[str]) -> None:
+    """Every result, the method's first: it is what the others are compared with."""
+    study.answerer(UNTUNED)
+    for kind in kinds:
+        for seed in seeds:
+            study.answerer(f"{kind} {seed}")
+            study.picks(UNTUNED, f"before {seed}")
+            study.picks(f"{kind} {seed}", f"before {seed}")
+            if kind == "tpo":
+                study.picks(f"tpo {seed}", f"after {seed}")
+                study.picks(UNTUNED, f"after {seed}")
+
+
+def summarise(rows: Sequence[Mapping]) -> dict:
+    """Means, gains over the untuned answerer, and 95 % intervals, by kind; and the table of the four combinations."""
+    by_id = {row["id"]: row for row in rows}
+    before = by_id[UNTUNED]
+    found: dict = {UNTUNED: {name: _wilson(before[name], before["questions"]) for name in SHOWN}}
     for kind in KINDS:
-        of_kind = [row for row in rows if row["id"].split()[0] == kind]
-        names = (
-            *SHOWN,
-            "eval_rewards/accuracies",
-            "eval_rewards/margins",
-            "eval_logps/chosen",
-            "eval_ref_logps/chosen",
-        )
-        if of_kind:
-            found[kind] = {name: over_seeds([row[name] for row in of_kind])._asdict() for name in names}
+        of_kind = {
+            int(name.split()[1]): row for name, row in by_id.items() if name.split()[0] == kind and "|" not in name
+        }
+        if not of_kind:
+            continue
+        found[kind] = {name: _over([row[name] for row in of_kind.values()]) for name in (*SHOWN, *OF_PAIRS)}
+        for name in SHOWN:
+            found[kind][name]["gain"] = _over([row[name] - before[name] for row in of_kind.values()])
+        pairs = [
+            (by_id[tuned], by_id[untuned])
+            for seed in of_kind
+            if (tuned := f"{kind} {seed} | before {seed}") in by_id
+            and (untuned := f"{UNTUNED} | before {seed}") in by_id
+        ]
+        for name in PICKED if pairs else ():
+            found[kind][name] = _over([tuned[name] for tuned, _ in pairs])
+            found[kind][name]["gain"] = _over([tuned[name] - untuned[name] for tuned, untuned in pairs])
+    found["table"] = {}
+    for agent in (UNTUNED, "after"):
+        for answerer in (UNTUNED, "after"):
+            kind = UNTUNED if answerer == UNTUNED else "tpo"
+            cell = [
+                row for name, row in by_id.items() if "|" in name and (name.split()[0], _agent(name)) == (kind, agent)
+            ]
+            if cell:
+                of_cell = {name: _over([row[name] for row in cell]) for name in PICKED}
+                found["table"][f"agent {agent}, answerer {answerer}"] = of_cell
     return found
+
+
+def _agent(name: str) -> str:
+    return name.partition("| ")[2].split()[0]
+
+
+def _over(values: Sequence[float]) -> dict:
+    return over_seeds(list(values))._asdict()
 
 
 def _wilson(share: float, n: int) -> dict:
@@ -119,21 +216,24 @@ def _wilson(share: float, n: int) -> dict:
 
 def define_flags() -> None:
     config_module.define_flag()
+    config_flags.DEFINE_config_file("agent_config", "configs/toy.py", "Of TSPO's agent; overrides as with --config.")
     flags.DEFINE_string("questions", None, "Questions with evidence, of other videos than the pairs.", required=True)
     flags.DEFINE_string("folder", None, "Folder of the runs and results.", required=True)
-    flags.DEFINE_integer("seeds", 3, "Runs of each kind.", lower_bound=1)
+    flags.DEFINE_integer("seeds", 3, "Runs of each kind.", lower_bound=0)
     flags.DEFINE_multi_enum("kinds", list(KINDS), list(KINDS), "What is trained.")
-    flags.DEFINE_integer("num_questions", 192, "Questions, evenly spaced.", lower_bound=1)
+    flags.DEFINE_integer("num_questions", 192, "Questions, drawn at random.", lower_bound=1)
 
 
 def main() -> int:
     args = flags.FLAGS
-    config = config_module.from_flags(TpoConfig)
-    questions, _ = read_questions(args.questions)
-    questions = [question for question in questions if question.evidence]
-    places = np.linspace(0, len(questions), min(len(questions), args.num_questions), endpoint=False).astype(int)
-    asked = [questions[i] for i in places]
-    rows = measure(config, asked, Path(args.folder), args.seeds, args.kinds, entry_point.note)
+    config, agent = config_module.from_flags(TpoConfig), config_module.read(args.agent_config, Config)
+    questions = [question for question in read_questions(args.questions)[0] if question.evidence]
+    # At random: evenly spaced ones of a file with eight questions a video are always the same two of them.
+    places = np.random.default_rng(0).permutation(len(questions))[: args.num_questions]
+    asked = [questions[i] for i in sorted(places)]
+    with RowFile(Path(args.folder) / "results.jsonl") as file:
+        measure(Study(config, agent, asked, Path(args.folder), file), range(args.seeds), args.kinds)
+        rows = list(file.rows.values())
     entry_point.write_result(summarise(rows), "")
     return 0
 

@@ -27,6 +27,22 @@ def golden() -> Path:
     return ROOT / "tests" / "golden"
 
 
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory):
+    """Training runs of a file share their compiled programs: pytest.mark.usefixtures("compile_once")."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture
 def plain_clip(golden, tmp_path) -> Path:
     """A CLIP folder in float32 that holds no agent."""

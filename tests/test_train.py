@@ -30,24 +30,9 @@ from tspo_jax.runs.training_log import NotFiniteError, TrainingLog
 from tspo_jax.selection.scoring import read_agent
 from tspo_jax.tspo import environment
 
+pytestmark = pytest.mark.usefixtures("compile_once")
 NUM_STEPS = 6
 TIMES = ("seconds/", "compilations", "device_idle", "steps_per_second")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """The runs of this file share their compiled programs."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from tspo_jax.tpo import trained, training
 from tspo_jax.tpo.config import TpoConfig
 from tspo_jax.train_answerer import train
 
+pytestmark = pytest.mark.usefixtures("compile_once")
 PAIRS = [
     {"id": "a", "video": LONG, "prompt": "<image>\nWhat is shown?", "chosen": "A number.", "rejected": "Nothing"},
     {"id": "b", "video": SHORT, "prompt": "Which?\nA. one\nB. two", "chosen": "B", "rejected": "A", "answer": "B"},
@@ -29,22 +30,6 @@ PAIRS = [
     {"id": "d", "video": LONG, "prompt": "And then?", "chosen": "It counts on.", "rejected": "The end"},
 ]
 SHAPES_NOTHING = ("seconds/", "compilations", "device_idle", "steps_per_second")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """The runs of this file share their compiled programs."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_list("annotations", None, "Folder or files of LLaVA-Video-178K, or TSPO-10K jsonl.", required=True)
     flags.DEFINE_string("store", None, "Frame store with the videos (tspo_jax.predecode).", required=True)
     flags.DEFINE_string("answerer", None, "Folder of the Video-MLLM that filters.", required=True)
+    flags.DEFINE_string("adapter", "", "PEFT folder of adapters for it.")
     flags.DEFINE_string("captioner", "", "Video-MLLM or SwinBERT that describes events; default: --answerer.")
     flags.DEFINE_string("output", None, "Folder of the data set.", required=True)
     flags.DEFINE_string("output_json", "", "File for the result; default: stdout.")
@@ -75,7 +76,18 @@ def main() -> int:
             return lambda count: progress.advance(task, count)
 
         result = dataset.run(
-            files, store, output, settings, folders, mesh, args.batch_size, dtype, watch, shard, args.strict
+            files,
+            store,
+            output,
+            settings,
+            folders,
+            mesh,
+            args.batch_size,
+            dtype,
+            watch,
+            shard,
+            args.strict,
+            args.adapter,
         )
     for note in dataset.notes(result):
         progress.console.print(note, markup=False, soft_wrap=True)

@@ -2,26 +2,57 @@
 
 import pytest
 
-from benchmarks.preference_study import KINDS, summarise
+from benchmarks.preference_study import KINDS, OF_PAIRS, PICKED, SHOWN, summarise
+
+PAIRS = dict.fromkeys(OF_PAIRS, 0.9)
 
 
 def row(name, full, **more):
-    pairs = {
-        "eval_rewards/accuracies": 0.9,
-        "eval_rewards/margins": 1.0,
-        "eval_logps/chosen": -1,
-        "eval_ref_logps/chosen": -2,
-    }
-    return {"id": name, "full": full, "evidence": 0.9, "without": 0.25, "questions": 100, **pairs, **more}
+    return {"id": name} | dict.fromkeys(SHOWN, full) | {"questions": 100, **more}
 
 
-def test_means_and_intervals():
-    rows = [row("before", 0.5), row("tpo 0", 0.7), row("tpo 1", 0.8), row("sft 0", 0.6)]
-    found = summarise(rows)
+def picks(name, share):
+    return {"id": name, "questions": 100} | dict.fromkeys(PICKED, share)
+
+
+ROWS = [
+    row("before", 0.5),
+    row("tpo 0", 0.7, **PAIRS),
+    row("tpo 1", 0.8, **PAIRS),
+    row("sft 0", 0.6, **PAIRS),
+    picks("before | before 0", 0.4),
+    picks("before | before 1", 0.6),
+    picks("before | after 0", 0.5),
+    picks("tpo 0 | before 0", 0.7),
+    picks("tpo 0 | after 0", 0.9),
+    picks("sft 0 | before 0", 0.5),
+]
+
+
+def test_means_gains_and_intervals():
+    found = summarise(ROWS)
     assert found["before"]["full"]["low"] < 0.5 < found["before"]["full"]["high"]
     assert found["tpo"]["full"]["value"] == pytest.approx(0.75)
     assert found["tpo"]["full"]["low"] < 0.7 and found["tpo"]["full"]["high"] > 0.8
+    assert found["tpo"]["full"]["gain"]["value"] == pytest.approx(0.25)
     assert found["sft"]["full"]["low"] is None and "dpo" not in found
+
+
+def test_gain_from_an_agents_picks_is_over_the_untuned_answerer_with_the_same_agent():
+    found = summarise(ROWS)
+    assert found["tpo"]["picks"]["gain"]["value"] == pytest.approx(0.3)  # seed 1 was not asked
+    assert found["sft"]["few_picks"]["gain"]["value"] == pytest.approx(0.1)
+
+
+def test_four_combinations():
+    table = summarise(ROWS)["table"]
+    shares = {name: cell["picks"]["value"] for name, cell in table.items()}
+    assert shares == {
+        "agent before, answerer before": pytest.approx(0.5),
+        "agent before, answerer after": pytest.approx(0.7),
+        "agent after, answerer before": pytest.approx(0.5),
+        "agent after, answerer after": pytest.approx(0.9),
+    }
 
 
 def test_controls():

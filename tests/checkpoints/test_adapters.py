@@ -67,6 +67,18 @@ def test_golden_merged_weights(trajectory, golden, answerer):
         np.testing.assert_allclose(tensors[name], wanted, atol=1e-6, err_msg=name)
 
 
+def test_identity_is_of_what_adapters_do_not_where_they_lie(trajectory, golden, peft):
+    config = json.loads((peft / CONFIG).read_text())
+    (peft / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "elsewhere"}))
+    plain, adapted = (adapters.answerer_identity(trajectory.folder, a) for a in ("", golden / "lora_peft"))
+    assert adapted == adapters.answerer_identity(trajectory.folder, peft) != plain
+    (peft / CONFIG).write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] + 1}))
+    assert adapters.answerer_identity(trajectory.folder, peft) not in (plain, adapted)
+    (peft / TENSORS).unlink()
+    with pytest.raises(CheckpointError, match=f"{TENSORS}: no such file"):
+        adapters.folder_identity(peft)
+
+
 def test_golden_names_and_shapes(golden, answerer, tmp_path):
     """What is written has the tensors of PEFT's own file, and reads as the same adapter."""
     adapter = adapters.read(golden / "lora_peft", answerer.params, FORMAT)

@@ -69,6 +69,13 @@ def test_frames_that_a_pair_names(parts):
     np.testing.assert_array_equal(rows.frames[0, 2], crop(store.frames(SHORT, [2])[0]))
 
 
+def test_frames_of_shared_videos_stay_in_memory(parts):
+    batches = make(parts, cached_videos=1)
+    once, again = (batches.frames(batches.shown(pair)) for pair in (PAIRS[0], PAIRS[2]))  # of one video
+    assert once is again
+    np.testing.assert_array_equal(once, make(parts).frames(batches.shown(PAIRS[0])))
+
+
 def test_whole_video_evenly(parts):
     T = parts[1].video(LONG).num_frames
     assert [frame for _, frame in make(parts).shown(PAIRS[0])] == [0, (T - 1) // 2, T - 1]

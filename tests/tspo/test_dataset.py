@@ -229,6 +229,7 @@ def test_whole_command_with_a_tiny_answerer(golden, tmp_path):
         f"--annotations={tmp_path / 'x_mc_.json'}",
         f"--store={folder}",
         f"--answerer={golden / 'llava_video_grid'}",
+        f"--adapter={golden / 'lora_peft'}",
         f"--output={tmp_path / 'out'}",
         "--min_seconds=3", "--few_frames=1", "--many_frames=2", "--event_frames=2", "--events=2",
         "--batch_size=4", "--model_axis=2", "--max_new_tokens=2", "--caption_tokens=3",
@@ -240,10 +241,12 @@ def test_whole_command_with_a_tiny_answerer(golden, tmp_path):
     assert status == 2 and "record 5: video: " in errors and "1 video(s) not in the store: gone.mp4" in errors, errors
     assert result["counts"]["of_long_enough_videos"] == 4 and result["counts"]["events_described"] == 4
     assert "Traceback" not in errors and "4" in (tmp_path / "out" / "README.md").read_text()
+    assert " with adapters " in result["answerer"] and result["captioner"] == result["answerer"]
     assert command(*arguments)[1] == result
     status, _, errors = command(*arguments, "--batch_size=3")
     assert status == 1 and "batch_size is 3: it must be a multiple of mesh axis data (4)" in errors
-    status, _, errors = command(*arguments, "--few_frames=4")
+    status, _, errors = command(*arguments, "--few_frames=4", "--adapter=")
     assert status == 1 and "few_frames: 1 there, 4 here" in errors
+    assert f"answerer: {result['answerer']} there, {result['answerer'].split()[0]} here" in errors
     status, _, errors = command(*arguments, "--strict")
     assert status == 1 and "1 bad question(s)" in errors and "Traceback" not in errors

@@ -6,6 +6,7 @@ cannot is refused by its name; nothing is left out in silence.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -20,7 +21,15 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tspo_jax.checkpoints.weights import CheckpointError, Format, file_tensors, flatten, read_config, unflatten
+from tspo_jax.checkpoints.weights import (
+    CheckpointError,
+    Format,
+    checkpoint_identity,
+    file_tensors,
+    flatten,
+    read_config,
+    unflatten,
+)
 from tspo_jax.models.layers import merge_params, split_params
 from tspo_jax.models.lora import ADAPTER, TARGETS, LoraConfig, is_adapter, merged, target_path, with_adapters
 
@@ -195,6 +204,24 @@ def read(folder: str | Path, abstract: dict, fmt: Format, identity: str = "") ->
             f"on checkpoint {metadata[BASE_IDENTITY]}, this is {identity}"
         )
     return from_tensors(tensors, config, abstract, fmt, folder)
+
+
+def folder_identity(folder: str | Path) -> str:
+    """A short hash of the adapters in a PEFT folder, wherever they and their base lie. Raises CheckpointError."""
+    folder = Path(folder)
+    config = read_config(folder, CONFIG)
+    config.pop("base_model_name_or_path", None)
+    if not (folder / TENSORS).is_file():
+        raise CheckpointError(f"{folder / TENSORS}: no such file")
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    digest.update((folder / TENSORS).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def answerer_identity(folder: str | Path, adapter: str | Path = "") -> str:
+    """What a text of the Video-MLLM of a folder depends on: its checkpoint, and the adapters of a PEFT folder on it."""
+    own = checkpoint_identity(folder)
+    return f"{own} with adapters {folder_identity(adapter)}" if adapter else own
 
 
 def check_supported(config: Mapping[str, Any], source: Path) -> None:

@@ -1,5 +1,6 @@
 """Pairs -> batches: texts as token ids, the frames of the whole video, everything of few static shapes."""
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -35,6 +36,7 @@ class PairBatches:
 
     Attributes:
       pairs: those that can be trained on.
+      frames: Frames -> their pictures as the answerer is shown them, uint8 [K, H, W, 3]; the newest are remembered.
       left_out: one message for each that cannot.
       reference: float32 [pairs, 2], to be filled in where the reference was computed before.
     """
@@ -51,6 +53,7 @@ class PairBatches:
     ):
         self.store, self._config, self._answerer, self._pool, self._share = store, config, answerer, pool, share
         self._processor = answerer.processor.for_frames(config.data.num_frames)
+        self.frames = functools.lru_cache(config.data.cached_videos)(self._frames)
         self.pairs, self.left_out, tokens, steps, sizes = [], [], [], [], {}
         template = config.answerer.template or answerer.template
         limit = config.data.max_tokens or max_positions(answerer)
@@ -151,7 +154,7 @@ class PairBatches:
         video = self.store.video(pair.video)
         return FrameTimes.of(video.timestamps[[i for _, i in shown]], video.duration)
 
-    def frames(self, shown: Frames) -> np.ndarray:
+    def _frames(self, shown: Frames) -> np.ndarray:
         """The pictures as the answerer is shown them: uint8 [K, H, W, 3]."""
         pictures: dict[tuple[str, int], np.ndarray] = {}
         for video in dict.fromkeys(video for video, _ in shown):

@@ -27,6 +27,7 @@ from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.answering.writers import open_writer
 from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.adapters import answerer_identity
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
 from tspo_jax.data.frame_store import FrameStore, publish
 from tspo_jax.data.letters import option_letter
@@ -315,7 +316,7 @@ def run(config: TpoConfig, devices: Sequence[jax.Device], watch: Watch) -> dict:
     if config.build.writer:
         writer = open_writer(config.build.writer, model=config.build.writer_model)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
-    identity = weights.checkpoint_identity(a.folder)
+    identity = answerer_identity(a.folder, a.adapter)
 
     @functools.cache
     def answerer() -> Answerer:
@@ -338,7 +339,6 @@ def run(config: TpoConfig, devices: Sequence[jax.Device], watch: Watch) -> dict:
     record = {
         "build": built,
         "answerer": identity,
-        "adapter": a.adapter,
         "store": config.data.store,
         "seed": config.seed,
     }

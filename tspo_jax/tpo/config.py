@@ -41,6 +41,7 @@ class PairData:
     max_tokens: int = 0  # of a prompt with its answer; 0 = the answerer's max_position_embeddings
     answer_buckets: tuple[int, ...] = (32, 128, 512)  # answers are padded to the smallest one that holds a batch's
     decode_threads: int = 16
+    cached_videos: int = 0  # whose training frames stay in memory, where pairs share videos; 0 = none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +147,10 @@ class TpoConfig(General):
         return (self.reference.mode or ("stored" if self.full else "online")) == "online"
 
 
-MAY_DIFFER = (*GENERAL_MAY_DIFFER, "build", "held_out", "accumulate", "data.decode_threads", "data.held_out")
+MAY_DIFFER = (*GENERAL_MAY_DIFFER, "build", "held_out", "accumulate", "data.held_out")
 MAY_DIFFER += (
+    "data.cached_videos",
+    "data.decode_threads",
     "answerer.attention",
     "answerer.encode_chunk",
     "answerer.prefill_chunk",

@@ -29,6 +29,7 @@ from tspo_jax.answering.clip_captions import StoredClips, is_captioner
 from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.adapters import answerer_identity
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
 from tspo_jax.checkpoints.swinbert_folders import load_captioner
 from tspo_jax.data.event_questions import event_questions
@@ -359,19 +360,24 @@ def run(
     watch: Callable[[str, int, int], Callable[[int], None]],
     shard: Shard,
     strict: bool = False,
+    adapter: str = "",
 ) -> dict:
     """`build` with MLLMs from folders, as a run that holds its output folder; also writes the card.
 
     Args:
       folders: of the "answerer" and the "captioner"; the result names their identities.
+      adapter: PEFT folder of adapters for the answerer, also where it describes events.
     """
+
+    def adapter_of(folder: str) -> str:
+        return adapter if folder == folders["answerer"] else ""
 
     @functools.cache
     def clip_captioner(folder: str) -> StoredClips:
         return StoredClips(load_captioner(folder), store)
 
     models = {
-        name: clip_captioner(folder).identity if is_captioner(folder) else weights.checkpoint_identity(folder)
+        name: clip_captioner(folder).identity if is_captioner(folder) else answerer_identity(folder, adapter_of(folder))
         for name, folder in folders.items()
     }
     # Which questions are kept may change between runs (their number, the share held out), not what an answer means.
@@ -381,7 +387,8 @@ def run(
 
     @functools.cache
     def load(folder: str) -> Answerer:
-        return load_answerer(folder, dtype, sharding.answerer_sharding(mesh, weights.read_config(folder)))
+        where = sharding.answerer_sharding(mesh, weights.read_config(folder))
+        return load_answerer(folder, dtype, where, adapter=adapter_of(folder))
 
     def answers_of(folder: str) -> Answer:
         def answers(requests, max_new_tokens):
