@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,6 +20,8 @@ from tiny_store import LONG, SHORT, make_store
 
 from tspo_jax import config as cfg
 from tspo_jax import train as training
+from tspo_jax.answering import shapes
+from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_agent
 from tspo_jax.data.questions import read_questions
@@ -329,6 +333,36 @@ def test_questions_answered_in_parts(config, undisturbed, tmp_path):
     rows, agent = run(config, tmp_path)
     assert without_times(rows) == without_times(undisturbed[1])
     jax.tree.map(np.testing.assert_array_equal, agent, undisturbed[2])
+
+
+def test_one_long_question_does_not_set_the_length_of_all_prompts(config, tmp_path, monkeypatch, capsys):
+    """Two lengths, told with the question and its cost, and the same run as with one."""
+    rows = [json.loads(line) for line in Path(config.data.questions).read_text().splitlines()]
+    rows = [row for row in rows if row["type"] == "general"]
+    rows[0]["original_question"] = rows[0]["original_question"].replace("B. two", "B. two" + " or more" * 60)
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = dataclasses.replace(config.data, questions=str(questions))
+    config = dataclasses.replace(config, num_steps=4, batch_size=4, data=data)
+    lengths = []
+
+    def recording(self, params, frames, index, prompt_ids, *args, original=Rollout.__call__):
+        lengths.append(prompt_ids.shape[-1])
+        return original(self, params, frames, index, prompt_ids, *args)
+
+    monkeypatch.setattr(Rollout, "__call__", recording)
+    found, agent = run(config, tmp_path / "few")
+    few = lengths.copy()
+    assert few.count(max(few)) == 1 and len(set(few)) == 2, "an epoch is four batches"
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"prompts of 1 general questions are padded to {max(few)} tokens of text, the shortest to {min(few)}" in said
+    assert re.search(r"prefills 1\.\d\d times as much \(\S*questions.jsonl:1\)", said)
+    monkeypatch.setattr(shapes, "ladder", partial(shapes.ladder, rungs=1))
+    lengths.clear()
+    rows, one = run(config, tmp_path / "one")
+    assert set(lengths) == {max(few)}
+    jax.tree.map(np.testing.assert_array_equal, agent, one)
+    assert without_times(rows) == without_times(found)
 
 
 def test_one_step_stale_resumes_exactly(needles, tmp_path, monkeypatch):

@@ -161,7 +161,8 @@ def main() -> int:
             prompt = prompts.render(question, args.template or answerer.template, args.suffix)
             frame_idx = source.frame_idx[picks].tolist() if source else None
             of_frames, options = source.times(picks) if source else times, split_options(question)[1]
-            result = answer(answerer, rollout, shown, prompt, options, of_frames) | {"frame_idx": frame_idx}
+            most = args.num_frames if source else 0
+            result = answer(answerer, rollout, shown, prompt, options, of_frames, most) | {"frame_idx": frame_idx}
             result |= {name: searched[name] for name in ("searched",) if searched}
             if args.contact_sheet:
                 sheet = contact_sheet(shown, source.timestamps[picks].tolist())

@@ -160,6 +160,9 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         world = Environment(config, mesh, questions, store, loader.names, answerer, pool, loop.clock)
         acting = Actor(config, mesh, sample, world, loop.clock)
         if config.policy.warm_start_steps < config.num_steps:
+            for kind in sorted({question.kind for question in questions}):
+                for line in world.long_prompts(kind, loader_config(config).picks[kind]):
+                    loop.note(f"note: {line}")
             loop.note("compiling the programs of a step; for large models that takes minutes")
             loop.expect(step_cost.of_run(config, mesh, world, loader.examples(), sample, update, state, initial))
 

@@ -11,6 +11,7 @@ from tspo_jax.answering import prompts
 from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.given_frames import answer
 from tspo_jax.answering.rollout import Rollout
+from tspo_jax.answering.shapes import Shapes
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.data.frame_store import FrameStore
@@ -46,10 +47,11 @@ def test_as_one_by_one(store, golden):
         assert texts == [answer(answerer, alone, shown, prompt)["answer"] for shown in frames]
     assert not list(answer_requests([], store, split, rollout, mesh, batch_size=2))
     # Longer padding and black frames; the same text from other frames.
-    (((_, seen),),) = answer_requests(requests[:1], store, split, rollout, mesh, batch_size=2, prompt_multiple=256)
+    long = Shapes((4,), {4: (256,)})
+    (((_, seen),),) = answer_requests(requests[:1], store, split, rollout, mesh, batch_size=2, of_all=long)
     assert seen == batches[0][0][1]
     black = dataclasses.replace(requests[0], blank=True)
-    (((_, unseen),),) = answer_requests([black], store, split, rollout, mesh, batch_size=2, prompt_multiple=256)
+    (((_, unseen),),) = answer_requests([black], store, split, rollout, mesh, batch_size=2, of_all=long)
     pixels = [np.zeros_like(frame) for frame in store.frames(LONG, [0, 3])]
     prompt = prompts.render(black.text, answerer.template, "")
     assert unseen == [answer(answerer, alone, pixels, prompt)["answer"]] * 2

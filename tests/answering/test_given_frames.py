@@ -12,7 +12,7 @@ from PIL import Image
 
 from tspo_jax.answering import prompts
 from tspo_jax.answering.given_frames import answer, read_frames
-from tspo_jax.answering.rollout import Answers
+from tspo_jax.answering.rollout import Answers, Rollout
 from tspo_jax.checkpoints.folders import Generation, load_answerer
 from tspo_jax.selection.choosing import choose
 from tspo_jax.selection.scoring import load_scorer
@@ -191,3 +191,16 @@ def test_a_video_of_a_store_by_the_command_line(golden, tmp_path):
     ]
     _, err = lost.communicate()
     assert lost.returncode == 1 and err.startswith("error: --video: lost.mp4 is not in"), err
+
+
+@pytest.mark.parametrize("name", ["llava_video_grid", "llava_video_one_token"])
+def test_places_for_more_frames_change_no_answer(golden, name):
+    """Few programs for all videos and questions, with the tokens of a program for each."""
+    answerer = load_answerer(golden / name)
+    frames = list(np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3)).astype(np.uint8))
+    exact, padded = (Rollout.of(answerer, max_new_tokens=4) for _ in range(2))
+    for k, text in ((2, QUESTION), (3, f"Now: {QUESTION}"), (5, "Who?\nA. Cat\nB. Dog")):
+        rendered = prompts.render(text)
+        alone = answer(answerer, exact, frames[:k], rendered)
+        assert answer(answerer, padded, frames[:k], rendered, num_frames=5) == alone
+    assert (exact.num_compilations, padded.num_compilations) == (3, 1)

@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import tiny_store
 from tiny_store import LONG, SHORT
+from video_files import write_video
 
 from tspo_jax import config as cfg
 from tspo_jax.answering import prompts
 from tspo_jax.answering.rollout import Rollout
+from tspo_jax.answering.shapes import Shapes
 from tspo_jax.checkpoints.folders import load_answerer, load_clip
 from tspo_jax.config import ConfigError
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.evaluation import run as evaluate
+from tspo_jax.runs.metrics import read_rows
 from tspo_jax.runs.run_folder import RunFolderError, in_use
 from tspo_jax.selection import methods as selection
 from tspo_jax.selection.scoring import load_scorer
@@ -95,6 +98,44 @@ def test_answers_are_those_of_the_answerer(run, golden, folder):
     answers = program(answerer.params, pixels, np.arange(6)[None, None], ids, lengths)
     ((text,),) = prompts.decode(np.asarray(answers.tokens), np.asarray(answers.lengths), answerer.tokenizer)
     assert row["answer"] == text
+
+
+def test_videos_below_the_budget_share_a_few_programs(golden, folder, config, tmp_path, monkeypatch):
+    """Of eight lengths, with the answers of a program for each; a long question does not pad all others."""
+    rng = np.random.default_rng(0)
+    videos = {f"{n}.mp4": write_video(tmp_path / f"{n}.mp4", num_frames=25 * n) for n in range(3, 11)}
+    config.data.store = str(tiny_store.store_videos(tmp_path / "store", videos, golden / "tspo_agent"))
+    rows = [
+        {
+            "video": name,
+            "original_question": f"<image>\nWhich number{' at all' * (40 if i == 3 else 0)}?\nA. one\nB. two {i}",
+            "solution": "<answer>b</answer>",
+            "type": "general",
+        }
+        for i, name in enumerate(rng.permutation(list(videos)).tolist())
+    ]
+    config.evaluation.questions = str(tmp_path / "questions.jsonl")
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.evaluation.methods, config.evaluation.budgets, config.evaluation.batch_size = ("topk",), (64,), 2
+    config.mesh.axes = (("data", 2), ("model", 4))
+    made = []
+
+    def recording(*args, original=Rollout.of, **kwargs):
+        made.append(original(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(Rollout, "of", recording)
+
+    def answers(run):
+        evaluate.evaluate(cfg.read(config), run, golden / "tspo_agent")
+        return {
+            (row["id"], len(row["candidate_idx"])): row["answer"] for row in read_rows(run / "evaluation/rows.jsonl")
+        }
+
+    few = answers(tmp_path / "few")
+    monkeypatch.setattr(evaluate, "shapes_of", lambda *_: Shapes())
+    assert answers(tmp_path / "each") == few and {k for _, k in few} == set(range(3, 11))
+    assert made[1].num_compilations >= 8 and made[0].num_compilations <= 4
 
 
 def test_summary_is_written_and_complete(run, folder):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,7 @@ from safetensors.numpy import load_file
 
 from tspo_jax.checkpoints.weights import LLAVA_VIDEO, load_params, read_config, save_tensors
 from tspo_jax.models.layers import abstract_module, merge_params
-from tspo_jax.models.llava_video import LlavaVideo, LlavaVideoConfig, insert_newlines, pool_2x2
+from tspo_jax.models.llava_video import NEWLINES, LlavaVideo, LlavaVideoConfig, insert_newlines, pool_2x2
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
 STEPS = 6
@@ -93,6 +94,26 @@ def test_half_precision(golden_model):
 
 
 # ---- pooling, newlines and the number of tokens ----
+
+
+@pytest.mark.parametrize("newline", NEWLINES)
+def test_padded_frames_are_not_shown(golden, newline):
+    """Prompts of 2, 4 and 1 of 4 frames as those of so many, whatever the frames behind them are."""
+    graphdef, params = load(golden / "llava_video_grid")
+    model = merge_params(graphdef, params)
+    model.cfg = dataclasses.replace(model.cfg, newline=newline)
+    side, width = model.cfg.pooled_side, model.cfg.language.hidden_size
+    frames = jax.random.normal(jax.random.key(0), (3, 4, side, side, width))
+    ids = np.array([[5, VIDEO_TOKEN, 6, 7, 8], [VIDEO_TOKEN, 9, 9, 0, 0], [7, 7, VIDEO_TOKEN, 3, 0]])
+    lengths, num_frames = np.array([5, 3, 4]), np.array([2, 4, 1])
+    padded = model.prompt(frames, ids, lengths, None, num_frames)
+    assert padded.embeddings.shape[1] == 4 + model.cfg.num_visual_tokens(4)
+    for row, (length, k) in enumerate(zip(lengths, num_frames, strict=True)):
+        alone = model.prompt(frames[row : row + 1, :k], ids[row : row + 1, :length], lengths[row : row + 1])
+        n = length - 1 + model.cfg.num_visual_tokens(int(k))
+        np.testing.assert_array_equal(padded.embeddings[row, :n], alone.embeddings[0])
+        np.testing.assert_array_equal(padded.positions[row, :n], alone.positions[0])
+        assert padded.lengths[row] == padded.following[row] == n == alone.lengths[0]
 
 
 def test_bilinear_taps():

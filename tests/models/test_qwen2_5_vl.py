@@ -25,7 +25,7 @@ from tspo_jax.models import qwen2_5_vl
 from tspo_jax.models.layers import abstract_module, merge_params
 from tspo_jax.models.preprocessing import QwenProcessor, patchify, smart_resize
 from tspo_jax.models.qwen2_5_vl import Qwen25VLConfig, prompt_positions, video_offsets
-from tspo_jax.models.video_prompt import VIDEO_TOKEN, VideoOptions
+from tspo_jax.models.video_prompt import VIDEO_TOKEN, FrameTimes, VideoOptions
 from tspo_jax.runs.metrics import read_rows
 from tspo_jax.train import train
 from tspo_jax.tspo.environment import check_frame_sizes
@@ -480,6 +480,21 @@ def test_trains_and_evaluates(golden, folder, tmp_path):
         assert result["answer"] == row["answer"]
         assert result["num_visual_tokens"] == 2 * 1 * 2
         assert "<|vision_start|><|video_pad|><|vision_end|>Which number" in result["prompt"]
+
+
+@pytest.mark.parametrize("options", [{}, {"next_position": "after_space"}, {"second_per_grid": 2.0}])
+def test_places_for_more_frames_change_no_answer(folder, options):
+    """Odd and even numbers of frames, uneven times, one program for all."""
+    answerer = load_answerer(folder, video=VideoOptions((28, 56), **options))
+    rng, seconds = np.random.default_rng(0), np.array([0.3, 1.0, 9.5, 9.75, 30.0, 31.0])
+    frames = list(rng.integers(0, 256, (6, 28, 56, 3)).astype(np.uint8))
+    rendered = prompts.render("Who?\nA. Cat\nB. Dog", answerer.template)
+    exact, padded = (Rollout.of(answerer, max_new_tokens=4, return_first_logits=True) for _ in range(2))
+    for k in (1, 3, 4, 6):
+        times = FrameTimes.of(seconds[:k])
+        alone = answer(answerer, exact, frames[:k], rendered, times=times)
+        assert answer(answerer, padded, frames[:k], rendered, times=times, num_frames=6) == alone
+    assert (exact.num_compilations, padded.num_compilations) == (4, 1)
 
 
 def test_frames_of_several_sizes_are_refused(golden, folder, answerer, tmp_path):

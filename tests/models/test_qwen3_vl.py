@@ -478,6 +478,20 @@ def test_trains_and_evaluates(golden, folder, tmp_path):
         assert result["prompt"].count(" seconds><|vision_start|><|video_pad|><|vision_end|>") == 2
 
 
+def test_places_for_more_frames_change_no_answer(folder):
+    """Odd and even numbers of frames, each pair's time in words, deepstack; one program for all."""
+    answerer = load_answerer(folder, video=VideoOptions((64, 96)))
+    rng, seconds = np.random.default_rng(0), np.array([0.3, 1.0, 9.5, 9.7, 30.0, 31.0])
+    frames = list(rng.integers(0, 256, (6, 64, 96, 3)).astype(np.uint8))
+    rendered = prompts.render("Who?\nA. Cat\nB. Dog", answerer.template)
+    exact, padded = (Rollout.of(answerer, max_new_tokens=4) for _ in range(2))
+    for k in (3, 4, 6):
+        times = FrameTimes.of(seconds[:k])
+        alone = answer(answerer, exact, frames[:k], rendered, times=times)
+        assert answer(answerer, padded, frames[:k], rendered, times=times, num_frames=6) == alone
+    assert padded.num_compilations < exact.num_compilations == 3
+
+
 def test_more_frames_than_the_context_holds(folder, tmp_path):
     config = weights.read_config(folder)
     config["text_config"]["max_position_embeddings"] = 100

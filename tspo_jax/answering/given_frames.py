@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tspo_jax.answering import prompts
+from tspo_jax.answering import context, prompts, shapes
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.data.letters import stated_letter
@@ -25,12 +25,17 @@ def answer(
     prompt: str,
     options: Sequence[str] = (),
     times: FrameTimes | None = None,
+    num_frames: int = 0,
 ) -> dict:
     """The answer to a rendered prompt about frames uint8 [H, W, 3], as the entry point reports it.
 
     Args:
       options: the texts of the question's options, one of which the answer may name.
       times: the frames' own; None where nobody knows them (FrameTimes.unknown).
+      num_frames: as many as the caller shows where a video has them: videos that have fewer need no program of their
+        own. 0 = those that are given.
+    Raises: ValueError for frames that are shown in several sizes, and where the prompt is longer than the answerer can
+      read.
     """
     times = times or FrameTimes.unknown(len(frames))
     if len(times.seconds) != len(frames):
@@ -40,9 +45,16 @@ def answer(
     if len(sizes := {frame.shape[:2] for frame in pixels}) > 1:
         raise ValueError(f"the frames would be shown in several sizes {sorted(sizes)}; give all one with --frame_size")
     pixels = np.stack(pixels)
-    ids, lengths, steps = prompts.write([prompt], [[times]], answerer)
-    index = np.arange(len(pixels))[None, None]
-    answers = rollout(answerer.params, pixels[None], index, ids, lengths, None, steps)
+    K = len(pixels)
+    ids, lengths, _ = prompts.write([prompt], [[times]], answerer)
+    context.check(answerer, ids, lengths, pixels.shape[:3], rollout.max_new_tokens)
+    N = shapes.rounded_up(int(lengths.max()))
+    places = K if answerer.config.video.merge else max(K, num_frames)
+    ids, lengths, steps = prompts.write([prompt], [[times]], answerer, at_least=N, num_frames=places)
+    index = np.minimum(np.arange(places), K - 1)[None, None]
+    shown = np.concatenate([pixels, np.zeros((places - K, *pixels.shape[1:]), np.uint8)])
+    count = np.array([[K]]) if num_frames and not answerer.config.video.merge else None
+    answers = rollout(answerer.params, shown[None], index, ids, lengths, None, steps, count)
     tokens, length = np.asarray(answers.tokens)[0, 0], np.asarray(answers.lengths)[0, 0]
     text = prompts.decode(tokens, length, answerer.tokenizer)
     return {

@@ -92,14 +92,20 @@ def write(
     answerer: Answerer,
     multiple: int = 1,
     at_least: int = 1,
+    num_frames: int = 0,
 ) -> Prompts:
-    """Rendered prompts [B] with the times of each one's frame sets [B][G], each of K frames; see `pad`."""
+    """Rendered prompts [B] with the times of each one's frame sets [B][G], each of K frames or, where `num_frames` says
+    how many the shape has, of at most so many; see `pad`."""
     config, tokenizer = answerer.config, answerer.tokenizer
     texts = [[config.write_times(text, of_set) for of_set in sets] for text, sets in zip(rendered, times, strict=True)]
     tokens = [tokenize(text, tokenizer) for sets in texts for text in sets]
     ids, lengths = pad(tokens, answerer.generation.pad_token_id, multiple, at_least)
     steps = [[config.time_steps(of_set) for of_set in sets] for sets in times]
-    steps = None if steps[0][0] is None else np.array(steps, np.int32)
+    if steps[0][0] is None:
+        steps = None
+    else:
+        pairs = -(-max(num_frames, *(len(t.seconds) for sets in times for t in sets)) // config.temporal_patch_size)
+        steps = np.array([[np.pad(s, (0, pairs - len(s)), mode="edge") for s in sets] for sets in steps], np.int32)
     shape = len(texts), len(texts[0])
     return Prompts(ids.reshape(*shape, -1), lengths.reshape(shape), steps)
 

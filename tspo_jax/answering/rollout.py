@@ -126,6 +126,7 @@ class Rollout:
         prompt_lengths: jax.Array,
         options: jax.Array | None = None,
         steps: jax.Array | None = None,
+        num_frames: jax.Array | None = None,
     ) -> Answers:
         """Answers from every frame set.
 
@@ -138,23 +139,26 @@ class Rollout:
           options: int [B, O], the token that names each option in an answer (prompts.option_tokens), -1 for none; then
             the answers say how likely each is.
           steps: int [B, G, pairs], where the frames lie in time (prompts.Prompts); None where nobody knows.
+          num_frames: int [B, G], how many of the K a set has, the others of `index` being its last again; None = K.
         """
-        return self.program(params, frames, index, prompt_ids, prompt_lengths, options, steps)
+        return self.program(params, frames, index, prompt_ids, prompt_lengths, options, steps, num_frames)
 
-    def _answer(self, params, frames, index, prompt_ids, prompt_lengths, options=None, steps=None) -> Answers:
+    def _answer(
+        self, params, frames, index, prompt_ids, prompt_lengths, options=None, steps=None, num_frames=None
+    ) -> Answers:
         is_float32 = jax.tree.leaves(params)[0].dtype == jnp.float32
         precision = self.float32_precision if is_float32 else None  # None = as without
         with attention.computed_by(self.attention, self.mesh), jax.default_matmul_precision(precision):
-            return self._traced(params, frames, index, prompt_ids, prompt_lengths, options, steps)
+            return self._traced(params, frames, index, prompt_ids, prompt_lengths, options, steps, num_frames)
 
-    def _traced(self, params, frames, index, prompt_ids, prompt_lengths, options, steps) -> Answers:
+    def _traced(self, params, frames, index, prompt_ids, prompt_lengths, options, steps, num_frames) -> Answers:
         self.num_compilations += 1  # runs while tracing, which is once per set of shapes
         model = merge_params(self.graphdef, params)
         B, G, K = index.shape
         split = partial(sharding.split_questions, self.mesh)
         if prompt_ids.ndim == 2:  # one text for all sets of a question
             prompt_ids, prompt_lengths = (jnp.repeat(x[:, None], G, axis=1) for x in (prompt_ids, prompt_lengths))
-        texts = prompt_ids, prompt_lengths, steps
+        texts = prompt_ids, prompt_lengths, steps, num_frames
 
         units, index = encode_units(index, frames.shape[1], model.cfg.temporal_patch_size)
 
@@ -171,7 +175,6 @@ class Rollout:
             g = sets[0].shape[1]
             shown = jax.vmap(lambda tokens, picks: tokens[picks])(unit_tokens, sets[0])  # [B, g, K, ...]
             prompt = split(model.prompt(*jax.tree.map(_flat, (shown, *sets[1:]))))
-            _check_context(model.cfg, prompt, K, self.max_new_tokens)
             logits, cache, place = model.prefill(prompt)
             cache = jax.tree.map(lambda x: x.reshape(B, g, *x.shape[1:]), cache.extend(self.max_new_tokens))
             return place.reshape(B, g, *place.shape[1:]), split(logits.reshape(B, g, -1)), split(cache)
@@ -200,15 +203,6 @@ class Rollout:
         scores = None if options is None else scores.reshape(B, G, -1)
         logits = first_logits if self.return_first_logits else None
         return Answers(tokens.reshape(B, G, -1), lengths.reshape(B, G), steps, logits, scores)
-
-
-def _check_context(config, prompt, num_frames: int, max_new_tokens: int) -> None:
-    tokens, most = prompt.embeddings.shape[1], config.language.max_position_embeddings
-    if most and tokens + max_new_tokens > most:
-        raise ValueError(
-            f"a prompt with {num_frames} frames takes {tokens} tokens and its answer up to {max_new_tokens}, more than "
-            f"the {most} that the model can read (max_position_embeddings): show it fewer frames, or smaller ones"
-        )
 
 
 def encode_units(index: jax.Array, num_frames: int, size: int) -> tuple[jax.Array, jax.Array]:

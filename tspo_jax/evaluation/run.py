@@ -23,9 +23,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tspo_jax import config as config_module
 from tspo_jax.answering import context, prompts
 from tspo_jax.answering.backtracking import STRATEGIES
-from tspo_jax.answering.frame_answers import PROMPT_MULTIPLE, Request, answer_requests
+from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.grounding import grounder
 from tspo_jax.answering.rollout import Rollout
+from tspo_jax.answering.shapes import RUNGS, Shapes
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.detector import load_detector
 from tspo_jax.checkpoints.folders import (
@@ -167,8 +168,8 @@ def evaluate(
                 attention=a.attention,
                 float32_precision=a.float32_precision,
             )
-            batches = answer(sets, items, store, answerer, config, rollout, mesh) if todo - in_rounds else ()
-            for batch in batches:
+            batches = answer(sets, items, store, answerer, config, rollout, mesh, map(len, chosen.values()))
+            for batch in batches if todo - in_rounds else ():
                 rows = [row for frame_set, text in batch for row in to_rows(frame_set, text, store, config)]
                 file.append(rows)
                 progress.advance(task, len(rows))
@@ -421,18 +422,40 @@ def answer(
     config: Config,
     rollout: Rollout,
     mesh: jax.sharding.Mesh,
+    further: Iterable[int] = (),
 ) -> Iterator[list[tuple[FrameSet, str]]]:
-    """Frame sets of `items` with the answers to them, batch by batch; all prompts have one length."""
+    """Frame sets of `items` with the answers to them, batch by batch, in a few shapes. `further` are numbers of frames
+    of sets that no budget asks for."""
     template = config.answerer.template or answerer.template
     check_context(items, store, answerer, config)
-    prompt_texts = (prompts.render(item.prompt, template, "") for item in items)
-    longest = max(len(prompts.tokenize(text, answerer.tokenizer)) for text in prompt_texts)
-    # Options in another order may need a few tokens more.
-    length = -(-(longest + 8) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    of_all = shapes_of(items, store, answerer, config, further)
     requests = (Request(s, s.item.video, np.array([s.picks]), s.item.prompt, s.blank) for s in sets)
     size = config.evaluation.batch_size
-    for batch in answer_requests(requests, store, answerer, rollout, mesh, size, template, length):
+    for batch in answer_requests(requests, store, answerer, rollout, mesh, size, template, of_all):
         yield [(request.id, text) for request, (text,) in batch]
+
+
+def shapes_of(
+    items: Sequence[Item], store: FrameStore, answerer: Answerer, config: Config, further: Iterable[int] = ()
+) -> Shapes:
+    """What the prompts of an evaluation are padded to: the fewer candidates a video has, the fewer of its budget's
+    frames there are."""
+    template, budgets = config.answerer.template or answerer.template, config.evaluation.budgets
+    videos = {name: store.video(name) for name in {item.video for item in items}}
+
+    def visual_tokens(k: int) -> int:
+        size_of = answerer.processor.for_frames(k).size_of
+        sizes = [size_of(video.height, video.width) for video in videos.values()]
+        return int(np.median([answerer.config.num_visual_tokens(k, *size) for size in sizes]))
+
+    return Shapes.of(
+        answerer,
+        [prompts.render(item.prompt, template, "") for item in items],
+        [*(min(k, videos[item.video].num_frames) for item in items for k in budgets), *further],
+        max(video.duration for video in videos.values()),
+        visual_tokens,
+        RUNGS + len(budgets) - 1,
+    )
 
 
 def check_context(items: Sequence[Item], store: FrameStore, answerer: Answerer, config: Config) -> None:
@@ -442,7 +465,7 @@ def check_context(items: Sequence[Item], store: FrameStore, answerer: Answerer, 
     videos = [store.video(name) for name in {item.video for item in items}]
     size_of = answerer.processor.for_frames(most).size_of
     size = max(size_of(video.height, video.width) for video in videos)
-    if lines := context.beyond(answerer, rendered, most, *size):
+    if lines := context.beyond(answerer, rendered, most, *size, new=config.answerer.max_new_tokens):
         more = f"\n... and {len(lines) - 5} more" if len(lines) > 5 else ""
         listed = "\n".join(lines[:5]) + more
         raise ValueError(f"prompts are too long; show fewer frames (config.evaluation.budgets):\n{listed}")

@@ -107,7 +107,9 @@ class LlavaVideoConfig:
     def num_visual_tokens(self, num_frames: int, *frame_size: int) -> int:
         """Visual tokens of a prompt with `num_frames` frames, newlines included; all frames are of the tower's size."""
         side = self.pooled_side
-        frames, patches = Budget.of(self.video.merge).left(num_frames, side * side)
+        frames, patches = num_frames, side * side
+        if self.video.merge:
+            frames, patches = Budget.of(self.video.merge).left(frames, patches)
         return {
             "grid": frames * (patches + side),
             "frame": frames * (patches + 1),
@@ -179,18 +181,21 @@ class LlavaVideo(nnx.Module):
         side = self.cfg.vision.side
         return pool_2x2(tokens.reshape(-1, side, side, tokens.shape[-1]), self.cfg.pool_mode)
 
-    def embed_prompt(self, frame_tokens: jax.Array, ids: jax.Array) -> jax.Array:
+    def embed_prompt(self, frame_tokens: jax.Array, ids: jax.Array, used: jax.Array | None = None) -> jax.Array:
         """Text embeddings with the visual tokens spliced in where `ids` says VIDEO_TOKEN.
 
         Args:
           frame_tokens: [P, K, s, s, hidden], the frames of each of P prompts.
           ids: int [P, N], right padded, exactly one VIDEO_TOKEN per row.
+          used: int [P], visual tokens of those frames that are no padding; None = of all.
         Returns:
           [P, N - 1 + M, hidden] with M visual tokens.
         """
         newline = self.image_newline[...] if self.cfg.has_newline_parameter else None
         visual = self._visual(frame_tokens, newline)
-        return splice(self.language_model.embed_tokens(jnp.maximum(ids, 0)), visual[:, None], ids)
+        if used is not None and self.cfg.newline == "one_token":  # it stands behind the last frame
+            visual = visual.at[jnp.arange(len(used)), used - 1].set(newline.astype(visual.dtype))
+        return splice(self.language_model.embed_tokens(jnp.maximum(ids, 0)), visual[:, None], ids, used)
 
     def _visual(self, tokens: jax.Array, newline: jax.Array | None) -> jax.Array:
         """Frames' tokens [P, K, s, s, hidden] -> the prompt's visual tokens [P, M, hidden], merged where that is asked
@@ -205,12 +210,19 @@ class LlavaVideo(nnx.Module):
         return insert_newlines(merged.tokens[..., None, :], newline, self.cfg.newline)
 
     def prompt(
-        self, frame_tokens: jax.Array, ids: jax.Array, lengths: jax.Array, steps: jax.Array | None = None
+        self,
+        frame_tokens: jax.Array,
+        ids: jax.Array,
+        lengths: jax.Array,
+        steps: jax.Array | None = None,
+        num_frames: jax.Array | None = None,
     ) -> Prompt:
-        """`embed_prompt` with lengths int [P], of the ids. `steps` are not looked at."""
-        embeddings = self.embed_prompt(frame_tokens, ids)
+        """`embed_prompt` with lengths int [P], of the ids. `steps` are not looked at. Only the first num_frames int [P]
+        of each prompt's frames are shown, if given; they cannot be merged then."""
+        used = None if num_frames is None else self.cfg.num_visual_tokens(num_frames)
+        embeddings = self.embed_prompt(frame_tokens, ids, used)
         P, N, _ = embeddings.shape
-        lengths = lengths + N - ids.shape[1]
+        lengths = lengths + (N - ids.shape[1] if used is None else used - 1)
         return Prompt(embeddings, jnp.broadcast_to(jnp.arange(N), (P, N)), lengths, following=lengths)
 
     def angles(self, positions: jax.Array) -> jax.Array:

@@ -130,8 +130,8 @@ class Qwen25VLConfig:
     def num_visual_tokens(self, num_frames: int, height: int, width: int) -> int:
         """Visual tokens of a prompt with `num_frames` frames of height x width pixels."""
         unit = self.vision.unit
-        pairs = math.ceil(num_frames / self.temporal_patch_size)
-        return math.prod(Budget.of(self.video.merge).left(pairs, (height // unit) * (width // unit)))
+        pairs, patches = -(-num_frames // self.temporal_patch_size), (height // unit) * (width // unit)
+        return math.prod(Budget.of(self.video.merge).left(pairs, patches) if self.video.merge else (pairs, patches))
 
 
 def read_vision_config(config: Mapping) -> QwenVisionConfig:
@@ -303,7 +303,12 @@ def video_offsets(grid: tuple[int, int, int], seconds: float, tokens_per_second:
 
 
 def prompt_positions(
-    start: jax.Array, num_tokens: int, lengths: jax.Array, offsets: jax.Array | np.ndarray, next_position: str
+    start: jax.Array,
+    num_tokens: int,
+    lengths: jax.Array,
+    offsets: jax.Array | np.ndarray,
+    next_position: str,
+    used: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Three-axis positions of prompts with a video, and of what is generated for them.
 
@@ -313,18 +318,21 @@ def prompt_positions(
       lengths: int [P], tokens of each prompt.
       offsets: of the video's tokens after its start, int [M, 3] (from `video_offsets`) or [P, M, 3].
       next_position: one of NEXT_POSITION_RULES.
+      used: int [P], how many of the M tokens a prompt has; None = all.
     Returns:
       int [P, N, 3]; and int [P], the position of the first generated token on all three axes: generated text goes on
       as text of the prompt would.
     """
     M, start = offsets.shape[-2], start[:, None]
-    jump = 1 + (offsets if next_position == "after_all" else offsets[..., 1:]).max((-2, -1))  # from start to text
+    used = jnp.full(1, M) if used is None else used
+    of_video = offsets * (jnp.arange(M) < used[:, None])[..., None]
+    jump = 1 + (of_video if next_position == "after_all" else of_video[..., 1:]).max((-2, -1))  # from start to text
     slot = jnp.arange(num_tokens)[None]
-    text = jnp.where(slot < start, slot, slot - M + jnp.reshape(jump, (-1, 1)))
+    text = jnp.where(slot < start, slot, slot + (jump - used)[:, None])
     offsets = jnp.broadcast_to(offsets, (len(start), M, 3))
     visual = start[..., None] + jnp.take_along_axis(offsets, (slot - start).clip(0, M - 1)[..., None], axis=1)
-    is_visual = (slot >= start) & (slot < start + M)
-    return jnp.where(is_visual[..., None], visual, text[..., None]), lengths - M + jump
+    is_visual = (slot >= start) & (slot < start + used[:, None])
+    return jnp.where(is_visual[..., None], visual, text[..., None]), lengths - used + jump
 
 
 def mrope_angles(positions: jax.Array, axis_of_frequency: np.ndarray, head_dim: int, theta: float) -> jax.Array:
@@ -362,7 +370,14 @@ class Qwen25VL(nnx.Module):
             return rope_angles(positions, lm.head_dim, lm.rope_theta)
         return mrope_angles(positions, self.cfg.axis_of_frequency, lm.head_dim, lm.rope_theta)
 
-    def prompt(self, tokens: jax.Array, ids: jax.Array, lengths: jax.Array, steps: jax.Array | None = None) -> Prompt:
+    def prompt(
+        self,
+        tokens: jax.Array,
+        ids: jax.Array,
+        lengths: jax.Array,
+        steps: jax.Array | None = None,
+        num_frames: jax.Array | None = None,
+    ) -> Prompt:
         """Text with the visual tokens spliced in.
 
         Args:
@@ -370,6 +385,7 @@ class Qwen25VL(nnx.Module):
           ids: int [P, N], right padded, exactly one VIDEO_TOKEN per row.
           lengths: int [P], of the ids.
           steps: int [P, pairs], from `Qwen25VLConfig.time_steps`; None where nobody knows the frames' times.
+          num_frames: int [P], how many are shown, of pairs that come first; None = all. They cannot be merged then.
         """
         P, *grid, W = tokens.shape
         text = self.language_model.embed_tokens(jnp.maximum(ids, 0))
@@ -378,9 +394,10 @@ class Qwen25VL(nnx.Module):
         if any(budget):
             merged = merge_visual(tokens, budget)
             tokens, first = merged.tokens, (merged.frames[..., None] * L + merged.places).reshape(P, -1)
-        embeddings = splice(text, tokens.reshape(P, 1, -1, W), ids)
+        used = None if num_frames is None else -(-num_frames // self.cfg.temporal_patch_size) * L
+        embeddings = splice(text, tokens.reshape(P, 1, -1, W), ids, used)
         N = embeddings.shape[1]
-        lengths = lengths + N - ids.shape[1]
+        lengths = lengths + (N - ids.shape[1] if used is None else used - 1)
         video = self.cfg.video
         seconds = video.second_per_grid or UNKNOWN_SECOND_PER_GRID
         offsets = video_offsets(grid, seconds, self.cfg.vision.tokens_per_second)
@@ -390,7 +407,7 @@ class Qwen25VL(nnx.Module):
         if any(budget):  # a merged token lies where the first of those that it is made of does
             offsets = jnp.broadcast_to(offsets, (P, grid[0] * L, 3))
             offsets = jnp.take_along_axis(offsets, first[..., None], axis=1)
-        positions, following = prompt_positions(video_start(ids), N, lengths, offsets, video.next_position)
+        positions, following = prompt_positions(video_start(ids), N, lengths, offsets, video.next_position, used)
         return Prompt(embeddings, positions, lengths, following)
 
     def prefill(self, prompt: Prompt) -> tuple[jax.Array, KVCache, jax.Array]:

@@ -310,7 +310,7 @@ def prompt_positions(
     stands still, height and width count on; the text behind it goes on behind the longer side.
 
     Args:
-      ids: int [P, N], right padded, with `num_pairs` VIDEO_TOKENs per row.
+      ids: int [P, N], right padded, with at most `num_pairs` VIDEO_TOKENs per row.
       lengths: int [P], of the ids.
     Returns:
       int [P, N + num_pairs * (rows * columns - 1), 3]; and int [P], the position of the first generated token.
@@ -341,14 +341,21 @@ class Qwen3VL(Qwen25VL):
         """Normalised frames [F, H, W, 3], F even -> tokens [F // 2, 1 + D, rows, columns, hidden] of pairs."""
         return self.visual(pixels)
 
-    def prompt(self, tokens: jax.Array, ids: jax.Array, lengths: jax.Array, steps: jax.Array | None = None) -> Prompt:
+    def prompt(
+        self,
+        tokens: jax.Array,
+        ids: jax.Array,
+        lengths: jax.Array,
+        steps: jax.Array | None = None,
+        num_frames: jax.Array | None = None,
+    ) -> Prompt:
         """Text with the visual tokens of each pair spliced in.
 
         Args:
           tokens: [P, pairs, 1 + D, rows, columns, hidden], of each prompt's video.
-          ids: int [P, N], right padded, with a VIDEO_TOKEN per pair (from `Qwen3VLConfig.write_times`).
+          ids: int [P, N], right padded, with a VIDEO_TOKEN per pair that is shown (`Qwen3VLConfig.write_times`).
           lengths: int [P], of the ids.
-          steps: not looked at; the text tells the times.
+          steps, num_frames: not looked at; the text tells the times, and its VIDEO_TOKENs which pairs are shown.
         """
         P, pairs, levels, rows, columns, width = tokens.shape
         tokens = tokens.reshape(P, pairs, levels, rows * columns, width)
@@ -356,7 +363,7 @@ class Qwen3VL(Qwen25VL):
         nothing = jnp.zeros((*ids.shape, width), tokens.dtype)
         added = [splice(nothing, tokens[:, :, level], ids) for level in range(1, levels)]
         positions, following = prompt_positions(ids, pairs, lengths, (rows, columns))
-        lengths = lengths + embeddings.shape[1] - ids.shape[1]
+        lengths = lengths + (ids == VIDEO_TOKEN).sum(axis=1) * (rows * columns - 1)
         return Prompt(embeddings, positions, lengths, following, jnp.stack(added, axis=1) if added else None)
 
 

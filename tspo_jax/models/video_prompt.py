@@ -116,12 +116,13 @@ class Layout(NamedTuple):
     visual: jax.Array
 
 
-def lay_out(ids: jax.Array, num_videos: int, num_tokens: int) -> Layout:
-    """Ids int [P, N] of which each row's `num_videos` VIDEO_TOKENs make room for `num_tokens` visual tokens each."""
+def lay_out(ids: jax.Array, num_videos: int, num_tokens: int, used: jax.Array | None = None) -> Layout:
+    """Ids int [P, N] of which each row's VIDEO_TOKENs, at most `num_videos`, make room for `num_tokens` visual tokens
+    each, or for the first `used` int [P] of them. What is left of the slots is behind the row's text."""
     P, N = ids.shape
     slots = N + num_videos * (num_tokens - 1)
     is_tag = ids == VIDEO_TOKEN
-    width = jnp.where(is_tag, num_tokens, 1)
+    width = jnp.where(is_tag, num_tokens if used is None else used[:, None], 1)
     start = jnp.cumsum(width, axis=1) - width
     begins = jnp.zeros((P, slots), jnp.int32).at[jnp.arange(P)[:, None], start].set(1, mode="drop")
     source = jnp.cumsum(begins, axis=1) - 1
@@ -131,14 +132,14 @@ def lay_out(ids: jax.Array, num_videos: int, num_tokens: int) -> Layout:
     return Layout(source, of_source(is_tag), jnp.clip(visual, 0, num_videos * num_tokens - 1))
 
 
-def splice(text: jax.Array, visual: jax.Array, ids: jax.Array) -> jax.Array:
+def splice(text: jax.Array, visual: jax.Array, ids: jax.Array, used: jax.Array | None = None) -> jax.Array:
     """Text embeddings [P, N, hidden] with visual tokens in the places of each row's VIDEO_TOKENs.
 
-    `visual` [P, n, M, hidden]: M tokens for each of the n VIDEO_TOKENs of a row of ids int [P, N]. Returns
-    [P, N + n * (M - 1), hidden].
+    `visual` [P, n, M, hidden]: M tokens (of which the first `used` int [P] count, if given) for each of the at most n
+    VIDEO_TOKENs of a row of ids int [P, N]. Returns [P, N + n * (M - 1), hidden].
     """
     P, n, M, _ = visual.shape
-    layout = lay_out(ids, n, M)
+    layout = lay_out(ids, n, M, used)
     return jnp.where(
         layout.is_visual[..., None],
         jnp.take_along_axis(visual.reshape(P, n * M, -1), layout.visual[..., None], axis=1),

@@ -81,9 +81,13 @@ class Pace:
         self._said = False
 
     def expect(self, steps: Iterable[Steps]) -> None:
-        for shape, _, _, cost in steps:
-            if cost.seconds:
-                self._least[shape] = max(cost.seconds, self._least.get(shape, 0.0))
+        of_shapes: dict[Hashable, list[Steps]] = {}
+        for of_shape in steps:
+            if of_shape.cost.seconds:
+                of_shapes.setdefault(of_shape.shape, []).append(of_shape)
+        for shape, found in of_shapes.items():  # the mean, where steps of a shape run one of several programs
+            total = sum(of_shape.share for of_shape in found)
+            self._least[shape] = sum(of_shape.share * of_shape.cost.seconds for of_shape in found) / total
 
     def row(self, step: int, shape: Hashable | None, seconds: float, compilations: int) -> dict[str, float]:
         """Metrics of a step: `steps_per_second`, and `roofline_share` (of the most that the chip could do).

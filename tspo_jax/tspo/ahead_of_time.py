@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tspo_jax.answering import prompts
+from tspo_jax.answering import prompts, shapes
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.architectures import read_architecture, shallow
@@ -21,7 +21,7 @@ from tspo_jax.devices.compiling import Call, compile_call
 from tspo_jax.models.layers import abstract_module
 from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.tspo import programs
-from tspo_jax.tspo.environment import PROMPT_MULTIPLE, num_chunks
+from tspo_jax.tspo.environment import num_chunks
 from tspo_jax.tspo.programs import TrainState
 
 PROMPT_TOKENS = 256  # of a question with its options, padded
@@ -102,7 +102,7 @@ def prompt_tokens(answerer: Architecture, times: FrameTimes) -> int:
     question = prompts.render("?", answerer.template)
     told = answerer.config.write_times(question, times)
     words = [len(re.findall(r"<\|\w+\|>|<image>|\d| ?[A-Za-z]+|[^\w\s]", text)) for text in (question, told)]
-    return -(-(PROMPT_TOKENS + words[1] - words[0]) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    return -(-(PROMPT_TOKENS + words[1] - words[0]) // shapes.MULTIPLE) * shapes.MULTIPLE
 
 
 def answerer_where(config: Config, answerer: Architecture, mesh: jax.sharding.Mesh) -> sharding.ParamSharding:

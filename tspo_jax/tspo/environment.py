@@ -6,6 +6,7 @@ decoded while the device works.
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from tspo_jax.answering import context, prompts
+from tspo_jax.answering import context, prompts, shapes
 from tspo_jax.answering.rollout import Answers, Rollout, unique_frames
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.config import Config
@@ -27,7 +29,7 @@ from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.runs.metrics import DeviceClock, Stopwatch
 from tspo_jax.tspo.rewards import OPTION_REWARDS, group_rewards
 
-PROMPT_MULTIPLE = 32  # prompts are padded to the longest one, rounded up to this
+_NAMED = 3  # questions
 
 
 class Shown(NamedTuple):
@@ -39,6 +41,22 @@ class Shown(NamedTuple):
     prompt_lengths: np.ndarray
     options: np.ndarray | None
     steps: np.ndarray | None  # see prompts.Prompts
+
+
+class PromptLengths(NamedTuple):
+    """Of prompts with some number of frames, each place of visual tokens being one.
+
+    Attributes:
+      of_question: int [questions], the most that each takes.
+      rungs: what those of a kind are padded to, chunk by chunk (shapes.ladder).
+      shares: float [rungs], of the chunks.
+      visual: tokens that the frames add.
+    """
+
+    of_question: np.ndarray
+    rungs: tuple[int, ...]
+    shares: np.ndarray
+    visual: int
 
 
 class Environment:
@@ -79,25 +97,37 @@ class Environment:
         )
 
     def show(self, rows: Batch, picks: np.ndarray, watch: Stopwatch) -> Iterator[Shown]:
-        """Fetches the frames of picks int [B,G,K], ascending, chunk by chunk as they are asked for."""
-        for start, stop in self._chunks(len(picks)):
+        """Fetches the frames of picks int [B,G,K], ascending, chunk by chunk as they are asked for.
+
+        Called by all processes in the same order: they agree on the length of the prompts of each chunk.
+        """
+        chunks, of_k = self._chunks(len(picks)), self.prompt_lengths(rows["kind"], picks.shape[-1])
+        longest = np.array([of_k.of_question[rows["index"][start:stop]].max() for start, stop in chunks])
+        if len(of_k.rungs) > 1 and jax.process_count() > 1:
+            longest = multihost_utils.process_allgather(longest).max(axis=0)
+        lengths = [shapes.least(of_k.rungs, tokens) for tokens in longest]
+        return self._show(rows, picks, watch, list(zip(chunks, lengths, strict=True)))
+
+    def _show(
+        self, rows: Batch, picks: np.ndarray, watch: Stopwatch, chunks: Sequence[tuple[tuple[int, int], int]]
+    ) -> Iterator[Shown]:
+        for (start, stop), length in chunks:
             with watch("fetch"):
                 part = slice(start, stop)
                 candidates, index = unique_frames(picks[part])
                 video, frame = (np.take_along_axis(rows[name][part], candidates, axis=1) for name in ("video", "frame"))
                 crop = self._answerer.processor.for_frames(picks.shape[-1]).crop
                 frames = fetch_frames(self._store, self._names, video, frame, crop, self._pool)
-                ids, lengths, steps = self._prompts(rows, picks, start, stop)
+                ids, lengths, steps = self._prompts(rows, picks, start, stop, length)
                 options = rows["options"][part] if "options" in rows else None
                 shown = Shown(frames, index, ids, lengths, options, steps)
             yield shown
 
-    def _prompts(self, rows: Batch, picks: np.ndarray, start: int, stop: int) -> prompts.Prompts:
-        """Of rows [start:stop], all as long as the longest of any batch with as many picks."""
+    def _prompts(self, rows: Batch, picks: np.ndarray, start: int, stop: int, length: int) -> prompts.Prompts:
+        """Of rows [start:stop], padded to `length`."""
         texts = [self._texts[i] for i in rows["index"][start:stop]]
         times = [[self._times(rows, row, of_set) for of_set in picks[row]] for row in range(start, stop)]
-        longest = self._longest_prompt(picks.shape[-1])
-        return prompts.write(texts, times, self._answerer, PROMPT_MULTIPLE, longest)
+        return prompts.write(texts, times, self._answerer, shapes.MULTIPLE, length)
 
     def _times(self, rows: Batch, row: int, picks: np.ndarray) -> FrameTimes:
         """When picks int [K] are shown: in their video, or in the needle sample, a video of one frame a second."""
@@ -107,13 +137,34 @@ class Environment:
         return FrameTimes.of(video.timestamps[rows["frame"][row, picks]], video.duration)
 
     @functools.cache  # noqa: B019 (an environment lives as long as its run)
-    def _longest_prompt(self, k: int) -> int:
-        """Tokens of the longest prompt with k frames: the times that take the most words are the latest."""
+    def prompt_lengths(self, kind: str, k: int) -> PromptLengths:
         latest = max(self._store.video(name).duration for name in self._names)
         latest = max(latest, float(max(self._config.data.buckets)))  # of needle samples
-        config, tokenizer = self._answerer.config, self._answerer.tokenizer
-        times = FrameTimes.of([latest] * k, latest)
-        return max(len(prompts.tokenize(config.write_times(text, times), tokenizer)) for text in self._texts)
+        of_question = shapes.text_tokens(self._texts, self._answerer, k, latest)
+        of_kind = [tokens for tokens, q in zip(of_question, self._questions, strict=True) if q.kind == kind]
+        together = self._config.batch_size // self._num_chunks
+        visual = self._answerer.config.num_visual_tokens(k, *self._frame_size(self._names[0], k))
+        rungs = shapes.ladder(of_kind, shapes.MULTIPLE, visual, together)
+        return PromptLengths(of_question, rungs, shapes.chances(of_kind, rungs, together), visual)
+
+    def long_prompts(self, kind: str, k: int) -> list[str]:
+        """A line for each length of prompts above the shortest: whose they are, and what they cost."""
+        of_question, (shortest, *longer), _, visual = self.prompt_lengths(kind, k)
+        lines = []
+        for below, length in itertools.pairwise((shortest, *longer)):
+            of_length = (of_question > below) & (of_question <= length)
+            found = [q.source for q, it_is in zip(self._questions, of_length, strict=True) if it_is and q.kind == kind]
+            named = ", ".join(found[:_NAMED]) + ", ..." * (len(found) > _NAMED)
+            lines.append(
+                f"prompts of {len(found)} {kind} questions are padded to {length} tokens of text, the shortest to "
+                f"{shortest}: with {k} frames a batch that holds one prefills "
+                f"{(visual + length) / (visual + shortest):.2f} times as much ({named})"
+            )
+        return lines
+
+    def _frame_size(self, name: str, k: int) -> tuple[int, int]:
+        video = self._store.video(name)
+        return self._answerer.processor.for_frames(k).size_of(video.height, video.width)
 
     def ask(self, shown: Iterable[Shown], watch: Stopwatch) -> list[Answers]:
         """Starts the answers to all chunks; returns before they are there."""
@@ -160,14 +211,14 @@ class Environment:
             labels[row] = is_target & shown
         return labels
 
-    def abstract_call(self, rows: Batch, k: int) -> tuple[Any, tuple]:
-        """The rollout's program and its arguments as shapes, for a chunk of a batch like `rows` with K = k."""
+    def abstract_call(self, rows: Batch, k: int, length: int) -> tuple[Any, tuple]:
+        """The rollout's program and its arguments as shapes, for a chunk of a batch like `rows` with K = k, and prompts
+        of one of the rungs of `prompt_lengths`."""
         b, G = len(rows["index"]) // self._num_chunks, self._config.policy.group_size
-        video = self._store.video(self._names[rows["video"][0, 0]])
-        size = self._answerer.processor.for_frames(k).size_of(video.height, video.width)
+        size = self._frame_size(self._names[rows["video"][0, 0]], k)
         frames, index = np.empty((b, G * k, *size, 3), np.uint8), np.zeros((b, G, k), np.int32)
         options = rows["options"][:b] if "options" in rows else None
-        ids, lengths, steps = self._prompts(rows, index, 0, b)
+        ids, lengths, steps = self._prompts(rows, index, 0, b, length)
         chunk = Shown(frames, index, ids, lengths, options, steps)
         return self.rollout.program, (self._answerer.params, *sharding.abstract_batch(self._mesh, chunk))
 
@@ -283,7 +334,7 @@ def within_context(
     size = answerer.processor.for_frames(most).size_of(video.height, video.width)
     template = config.answerer.template or answerer.template
     rendered = [(question.source, prompts.render(question.question, template)) for question in questions]
-    lines = context.beyond(answerer, rendered, most, *size)
+    lines = context.beyond(answerer, rendered, most, *size, new=config.answerer.max_new_tokens)
     if lines and (config.data.strict or len(lines) == len(questions)):
         raise QuestionError("\n".join(lines[:20]))
     too_long = {line.partition(": ")[0] for line in lines}

@@ -38,7 +38,7 @@ def of_run(
     """
     G, a = config.policy.group_size, config.answerer
 
-    def calls(rows: Batch, k: int) -> dict[str, Call]:
+    def calls(rows: Batch, k: int, length: int) -> dict[str, Call]:
         B, step = len(rows["index"]), np.int32(0)
         batch = sharding.abstract_batch(mesh, {name: rows[name] for name in ARRAYS})
         draws = sharding.abstract_batch(mesh, np.empty((B, G, k), np.int32))
@@ -49,7 +49,7 @@ def of_run(
         measured = {name: np.empty((B, G), np.float32) for name in names}
         measured |= {name: np.empty(B, np.float32) for name in of_groups}
         measured = sharding.abstract_batch(mesh, measured)
-        rollout, shown = environment.abstract_call(rows, k)
+        rollout, shown = environment.abstract_call(rows, k, length)
         trips = {"encode": -(-G * k // a.encode_chunk), "decode": a.max_new_tokens - 1}
         return {
             "sample": Call(sample, (state.agent, batch, step), {"k": k, "attempt": step}, {}),
@@ -62,6 +62,10 @@ def of_run(
         kind, T = shape = shape_of(rows)
         choices = config.policy.random_k or (rows["k"],)
         for k in choices:
-            words = f"{kind} samples, {T} candidates, K = {k}"
-            steps.append(Steps(shape, words, share / len(choices), Estimate(calls(rows, k), mesh)))
+            of_k = environment.prompt_lengths(kind, k)
+            for length, of_length in zip(of_k.rungs, of_k.shares, strict=True):
+                words = f"{kind} samples, {T} candidates, K = {k}"
+                words += f", prompts of {length} tokens of text" if len(of_k.rungs) > 1 else ""
+                part = share / len(choices) * float(of_length)
+                steps.append(Steps(shape, words, part, Estimate(calls(rows, k, length), mesh)))
     return steps
