@@ -17,7 +17,8 @@ from absl import flags
 from tspo_jax.command_line import entry_point
 from tspo_jax.evaluation.statistics import clustered_mean, paired_difference
 from tspo_jax.models.owlvit import Detections
-from tspo_jax.selection.tstar import SCHEDULES, SearchOptions, search
+from tspo_jax.selection.search_options import SCHEDULES, SearchOptions
+from tspo_jax.selection.tstar import search
 
 SECONDS, NEEDLE, LIMIT = 3600, 10, 1008
 NOISE = {"in every frame": 1.0, "in 30 % of the frames": 0.3, "none": 0.0}

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,7 +12,6 @@ import tiny_store
 from PIL import Image
 
 from tspo_jax.data.decode import DECODERS, Video
-from tspo_jax.select_frames import questions_by_video
 from tspo_jax.selection.choosing import select_frames
 from tspo_jax.selection.scoring import encode_video, load_scorer
 
@@ -127,17 +125,6 @@ def test_unusable_folders_and_questions_are_named(golden, scorer, candidates):
         load_scorer(golden / "llava_video_grid")
     with pytest.raises(ValueError, match="question is empty"):
         select_frames(scorer, candidates, " \n", 4, "topk")
-
-
-def test_questions_of_a_benchmark_without_a_video(tmp_path):
-    row = {"video_name": "v.mp4", "question": "What?\n(A) x\n(B) y\n", "candidates": ["x", "y"], "answer": "A"}
-    (tmp_path / "mlvu.json").write_text(json.dumps([row | {"duration": 9.0, "task_type": "ego", "question_id": "Q0"}]))
-    args = SimpleNamespace(benchmark="mlvu", annotations=str(tmp_path / "mlvu.json"), allow_missing=True)
-    assert questions_by_video(args, ["v.mp4"]) == {"v.mp4": [("Q0", "What?")]}
-    with pytest.raises(ValueError, match="1 videos of .* are missing: v.mp4"):
-        questions_by_video(args, ["w.mp4"])
-    with pytest.raises(ValueError, match="--benchmark needs --annotations"):
-        questions_by_video(SimpleNamespace(benchmark="mlvu", annotations=""), [])
 
 
 def test_many_questions_about_a_folder(golden, tmp_path):

@@ -17,32 +17,29 @@ where a question got no answer at all.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-from tspo_jax.answering import prompts, strategy_flags
+from tspo_jax.answering import prompts, strategy_flags, video_flags
 from tspo_jax.answering.agent_prompts import Asked
-from tspo_jax.answering.given_frames import answer, read_frames
+from tspo_jax.answering.direct import DirectAnswers
+from tspo_jax.answering.given_frames import read_frames
 from tspo_jax.answering.grounding import make_searcher
 from tspo_jax.answering.own_models import default_mesh
-from tspo_jax.answering.rollout import Rollout
 from tspo_jax.answering.strategies import VideoFiles, answer_questions
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
 from tspo_jax.command_line import entry_point
-from tspo_jax.data.decode import VideoError
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.questions import split_options
-from tspo_jax.models.video_prompt import DEFAULT_VIDEO, NEXT_POSITION_RULES, VideoOptions
 from tspo_jax.pages import trace_page, video_page
 from tspo_jax.pages.contact_sheet import contact_sheet
-from tspo_jax.selection import methods, searching
-from tspo_jax.selection.choosing import choose, picks_of
+from tspo_jax.selection import methods, search_flags
 from tspo_jax.selection.scoring import check_method, load_scorer
-from tspo_jax.selection.video_source import is_one, open_videos
+from tspo_jax.selection.video_source import Source, each_readable, is_one, open_videos
 
 
 def define_flags() -> None:
@@ -62,44 +59,22 @@ def define_flags() -> None:
     flags.DEFINE_string("suffix", prompts.LETTER_SUFFIX, "Last line of the user's text; may be empty.")
     flags.DEFINE_integer("max_new_tokens", 256, "Length at which the answer is cut.", lower_bound=1)
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the answerer; default: bfloat16, float32 on a CPU.")
-    flags.DEFINE_list("frame_size", [], "Qwen: height,width of every frame; near its own if empty.")
-    flags.DEFINE_float(
-        "second_per_grid",
-        DEFAULT_VIDEO.second_per_grid,
-        "Qwen: seconds of a pair of frames, as if evenly spaced; 0 = the frames' own times (1 where nobody knows).",
-        lower_bound=0,
-    )
-    flags.DEFINE_enum(
-        "next_position",
-        DEFAULT_VIDEO.next_position,
-        NEXT_POSITION_RULES,
-        "Qwen2.5-VL: text goes on after_all positions of the video (transformers 4), or after_space (5).",
-    )
-    flags.DEFINE_bool(
-        "outer_markers",
-        DEFAULT_VIDEO.outer_markers,
-        "Qwen3-VL: markers around the whole video too (transformers since 5.10), not only around pairs of frames.",
-    )
-    flags.DEFINE_bool(
-        "time_instruction", False, "LLaVA-Video: a sentence with the video's length and the frames' times."
-    )
-    searching.define_flags()
-    flags.DEFINE_list("merge", [], "LLaVA-Video, Qwen2.5-VL: frames,patches merged away before the language model.")
+    video_flags.define()
+    search_flags.define()
     flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
     flags.DEFINE_string("page", "", "HTML page to write: scores over time, the frames of every method, the answers.")
     strategy_flags.define()
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
 
 
-def main() -> int:
-    args = flags.FLAGS
+def check(args: flags.FlagValues) -> None:
+    """Raises ValueError for flags that make no sense together, before anything is loaded."""
     if not args.question:
         raise ValueError("--question is missing")
     if bool(args.video or args.store) == bool(args.frames):
         raise ValueError("give either --video or --frames (or --store)")
     if args.agent and args.frames:
         raise ValueError("--agent chooses from a --video; --frames are used as they are")
-    search = searching.check_flags(args)
     if args.method not in (None, "uniform", methods.SEARCH) and not args.agent:
         raise ValueError(f"--method={args.method} needs an --agent; without one only uniform works")
     if args.method == methods.SEARCH and args.frames:
@@ -110,74 +85,69 @@ def main() -> int:
         raise ValueError("--contact_sheet shows the frames chosen from a --video")
     strategy_flags.check(args)
     for question in args.question:
-        prompts.render(question, suffix=args.suffix)  # wrong questions are refused before anything is loaded
-    if not all(number.strip().isdecimal() for number in args.frame_size):
-        raise ValueError(f"--frame_size={','.join(args.frame_size)} is not height,width in pixels")
-    if not all(number.strip().isdecimal() for number in args.merge):
-        raise ValueError(f"--merge={','.join(args.merge)} is not frames,patches to merge away")
-    options = VideoOptions(
-        tuple(map(int, args.frame_size)),
-        args.second_per_grid,
-        args.next_position,
-        args.outer_markers,
-        args.time_instruction,
-        tuple(map(int, args.merge)),
-    )
+        prompts.render(question, suffix=args.suffix)
+
+
+def main() -> int:
+    args = flags.FLAGS
+    search = search_flags.check(args)
+    check(args)
+    options = video_flags.options(args)
     names, open_video = ([args.frames], None) if args.frames else open_videos(args.video, args.store)
-    frames, times = read_frames(args.frames) if args.frames else (None, None)
+    frames = read_frames(args.frames) if args.frames else None
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     answerer = load_answerer(args.answerer, jnp.dtype(dtype), video=options, adapter=args.adapter)
     if args.strategy != "direct":
         return in_rounds(args, names, answerer)
-    rollout = Rollout.of(answerer, max_new_tokens=args.max_new_tokens)
-    method = args.method or "topk"
-    searcher = None
-    if method == methods.SEARCH:
+    searcher = scorer = None
+    if args.method == methods.SEARCH:
         searcher = make_searcher(args.detector, search, args.targets, args.cues, answerer)
-    scorer = load_scorer(args.agent, args.window) if args.agent and not searcher else None
-    if scorer:
-        check_method(scorer, method)
+    elif args.agent:
+        scorer = load_scorer(args.agent, args.window)
+        check_method(scorer, args.method or "topk")
+    answers = DirectAnswers(
+        answerer,
+        scorer,
+        args.method or "topk",
+        searcher,
+        args.num_frames,
+        args.template,
+        args.suffix,
+        args.max_new_tokens,
+    )
+    if frames:
+        results = [
+            {"video": args.frames, "question": question} | answers.of_frames(*frames, question) | {"frame_idx": None}
+            for question in args.question
+        ]
+        single, all_read = len(args.question) == 1, True
+    else:
+        single = len(args.question) == 1 and is_one(args.video, args.store)
+        sources = each_readable(names, open_video, scorer and scorer.clip)
+        results, all_read = of_videos(args, answers, sources, single, len(names))
+    entry_point.write_result(results[0] if single else {"answers": results}, args.output)
+    return 0 if all_read else 2
 
-    single = len(args.question) == 1 and (bool(args.frames) or is_one(args.video, args.store))
-    results, shown_questions, all_read = [], [], True
-    for name in names:
-        try:
-            source = open_video(name, scorer and scorer.clip) if open_video else None
-            if scorer:
-                source.candidates()
-        except VideoError as error:
-            if len(names) == 1:
-                raise
-            entry_point.note(f"left out: {error}")
-            all_read = False
-            continue
+
+def of_videos(
+    args: flags.FlagValues, answers: DirectAnswers, sources: Iterable[Source], single: bool, num_videos: int
+) -> tuple[list[dict], bool]:
+    """Every question about every video, with the pictures that the flags ask for; and whether all could be read."""
+    results, shown, num_read = [], [], 0
+    for source in sources:
+        num_read += 1
         for question in args.question:
-            searched = searching.search_frames(searcher, source, question, args.num_frames) if searcher else {}
-            if searched:
-                picks = picks_of(searched, source)
-            else:
-                picks = choose(source, scorer, question, args.num_frames, method) if source else None
-            shown = source.pictures(picks) if source else frames
-            prompt = prompts.render(question, args.template or answerer.template, args.suffix)
-            frame_idx = source.frame_idx[picks].tolist() if source else None
-            of_frames, options = source.times(picks) if source else times, split_options(question)[1]
-            most = args.num_frames if source else 0
-            result = answer(answerer, rollout, shown, prompt, options, of_frames, most) | {"frame_idx": frame_idx}
-            result |= {name: searched[name] for name in ("searched",) if searched}
+            result, picks = answers.of_video(source, question)
             if args.contact_sheet:
-                sheet = contact_sheet(shown, source.timestamps[picks].tolist())
+                sheet = contact_sheet(source.pictures(picks), source.timestamps[picks].tolist())
                 sheet.save(entry_point.numbered(args.contact_sheet, len(results), single))
             if args.page:
-                answers = {method: result["answer"]}
-                shown_questions.append(video_page.example(scorer, source, question, args.num_frames, answers))
-            results.append({"video": name, "question": question} | result)
-    if not results:
-        raise ValueError(f"--video: none of the {len(names)} videos of {args.video} can be read")
+                told = {answers.method: result["answer"]}
+                shown.append(video_page.example(answers.scorer, source, question, args.num_frames, told))
+            results.append({"video": source.name, "question": question} | result)
     if args.page:
-        html = video_page.page("Answers", shown_questions)
-        Path(args.page).write_text(html, encoding="utf-8")
-    entry_point.write_result(result if single else {"answers": results}, args.output)
-    return 0 if all_read else 2
+        Path(args.page).write_text(video_page.page("Answers", shown), encoding="utf-8")
+    return results, num_read == num_videos
 
 
 def in_rounds(args: flags.FlagValues, names: Sequence[str], answerer: Answerer) -> int:

@@ -210,8 +210,8 @@ def _of_agent(agent: str, num_frames: int, method: str, window: int | None):
 def _of_search(detector: str, targets: list[str], cues: list[str], answerer: str, num_frames: int):
     """(video, document) -> frame numbers that a search finds; only frames that it looks at are decoded."""
     from tspo_jax.answering.grounding import make_searcher
+    from tspo_jax.selection.search_options import SearchOptions
     from tspo_jax.selection.searching import search_frames
-    from tspo_jax.selection.tstar import SearchOptions
     from tspo_jax.selection.video_source import file_source
 
     searcher = make_searcher(detector, SearchOptions(), targets, cues, answerer)

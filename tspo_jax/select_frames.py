@@ -19,20 +19,16 @@ form of other programs. Of several videos, one that cannot be read is named and 
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 
 from absl import flags
 
 from tspo_jax.command_line import entry_point
-from tspo_jax.data.decode import VideoError
-from tspo_jax.evaluation import benchmarks, frame_indices
-from tspo_jax.pages import video_page
-from tspo_jax.pages.contact_sheet import contact_sheet
-from tspo_jax.selection import frames_folder, methods, searching
-from tspo_jax.selection.choosing import picks_of, select_frames
-from tspo_jax.selection.scoring import Scorer, check_method, load_scorer
-from tspo_jax.selection.video_source import Source, is_one, open_videos
+from tspo_jax.evaluation import benchmarks
+from tspo_jax.selection import methods, search_flags
+
+# Heavy modules are imported where they are needed: whoever asks for --help need not wait for them.
 
 
 def define_flags() -> None:
@@ -48,7 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_frames", 16, "How many frames.", lower_bound=1)
     flags.DEFINE_enum("method", "topk", list(methods.NAMES), "How frames are chosen.")
     flags.DEFINE_integer("window", None, "Frames that a frame attends to; default: 12, or as --agent was trained.", 1)
-    searching.define_flags()
+    search_flags.define()
     flags.DEFINE_string("answerer", "", "Folder of a Video-MLLM that names what --method=tstar searches for.")
     flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
     flags.DEFINE_string("frames_dir", "", "Folder to write the chosen frames to, as JPEGs with a manifest.json.")
@@ -56,33 +52,20 @@ def define_flags() -> None:
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
 
 
-def questions_by_video(args: flags.FlagValues, names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Video name -> (question id, question)s; ids are numbers where the questions are of no benchmark."""
-    if not args.benchmark:
-        return {name: [(f"{name}#{i}", question) for i, question in enumerate(args.question)] for name in names}
-    if not args.annotations:
-        raise ValueError("--benchmark needs --annotations: its annotation file")
-    asked: dict[str, list[tuple[str, str]]] = {}
-    for item in benchmarks.read_items(args.benchmark, args.annotations):
-        asked.setdefault(item.video, []).append((item.id, item.query))
-    if absent := sorted(asked.keys() - set(names)):
-        listed = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
-        if not args.allow_missing or len(absent) == len(asked):
-            raise ValueError(f"{len(absent)} videos of {args.annotations} are missing: {listed}; or --allow_missing")
-        entry_point.note(f"{len(absent)} videos are missing, their questions are left out: {listed}")
-    return {video: questions for video, questions in asked.items() if video in names}
-
-
-def selector(args: flags.FlagValues) -> tuple[Scorer | None, Callable[[Source, str], dict]]:
-    """The scorer, if the method has one, and (video, question) -> the result."""
-    options = searching.check_flags(args)
+def selector(args: flags.FlagValues) -> tuple[object, Callable[..., dict]]:
+    """The Scorer, if the method has one, and (Source, question) -> the result."""
+    options = search_flags.check(args)
     if args.method == methods.SEARCH:
-        from tspo_jax.answering.grounding import make_searcher  # here: heavy, and --help does not need it
+        from tspo_jax.answering.grounding import make_searcher
+        from tspo_jax.selection.searching import search_frames
 
         searcher = make_searcher(args.detector, options, args.targets, args.cues, args.answerer)
-        return None, lambda source, question: searching.search_frames(searcher, source, question, args.num_frames)
+        return None, lambda source, question: search_frames(searcher, source, question, args.num_frames)
     if not args.agent:
         raise ValueError("--agent is missing: a folder of CLIP and the temporal agent")
+    from tspo_jax.selection.choosing import select_frames
+    from tspo_jax.selection.scoring import check_method, load_scorer
+
     scorer = load_scorer(args.agent, args.window)
     check_method(scorer, args.method)
     return scorer, lambda source, question: select_frames(
@@ -90,61 +73,61 @@ def selector(args: flags.FlagValues) -> tuple[Scorer | None, Callable[[Source, s
     )
 
 
+def write_pictures(args: flags.FlagValues, scorer, source, question: str, result: dict, number: int | None) -> None:
+    """What the flags ask for beside the result of a question; `number` tells the files of several questions apart."""
+    from tspo_jax.pages import video_page
+    from tspo_jax.pages.contact_sheet import contact_sheet
+    from tspo_jax.selection import frames_folder
+    from tspo_jax.selection.choosing import picks_of
+
+    def path(name: str) -> Path:
+        return entry_point.numbered(name, number or 0, number is None)
+
+    if args.contact_sheet:
+        sheet = contact_sheet(source.pictures(picks_of(result, source)), result["timestamps"])
+        sheet.save(path(args.contact_sheet))
+    if args.frames_dir:
+        frames_folder.write(path(args.frames_dir), source, result, question)
+    if args.page:
+        html = video_page.page("Chosen frames", [video_page.example(scorer, source, question, args.num_frames)])
+        path(args.page).write_text(html, encoding="utf-8")
+
+
 def main() -> int:
     args = flags.FLAGS
     if bool(args.question) == bool(args.benchmark):
         raise ValueError("give either --question or --benchmark (with --annotations)")
+    if args.benchmark and not args.annotations:
+        raise ValueError("--benchmark needs --annotations: its annotation file")
+    from tspo_jax.evaluation import frame_indices
+    from tspo_jax.selection.choosing import picks_of
+    from tspo_jax.selection.video_source import each_readable, is_one, open_videos
+
     names, open_video = open_videos(args.video, args.store)
     scorer, select = selector(args)
-    asked = questions_by_video(args, names)
-    single = not args.benchmark and len(args.question) == 1 and is_one(args.video, args.store)
-    lines, numbers, all_read = [], itertools.count(), True
-    for name, questions in asked.items():
-        try:
-            source = open_video(name, scorer and scorer.clip)
-            if scorer:
-                source.candidates()
-        except VideoError as error:
-            if len(asked) == 1:
-                raise
-            entry_point.note(f"left out: {error}")
-            all_read = False
-            continue
-        for (question_id, question), number in zip(questions, numbers, strict=False):
+    if args.benchmark:
+        asked, absent = benchmarks.queries_by_video(args.benchmark, args.annotations, names, args.allow_missing)
+        if absent:
+            entry_point.note(f"{absent}; their questions are left out")
+    else:
+        asked = {name: [(f"{name}#{i}", question) for i, question in enumerate(args.question)] for name in names}
+    single = len(args.question) == 1 and is_one(args.video, args.store)
+    lines, num_read = [], 0
+    for source in each_readable(list(asked), open_video, scorer and scorer.clip):
+        num_read += 1
+        for question_id, question in asked[source.name]:
             result = select(source, question)
-            if args.contact_sheet:
-                sheet = contact_sheet(source.pictures(picks_of(result, source)), result["timestamps"])
-                sheet.save(entry_point.numbered(args.contact_sheet, number, single))
-            if args.frames_dir:
-                frames_folder.write(entry_point.numbered(args.frames_dir, number, single), source, result, question)
-            if args.page:
-                html = video_page.page("Chosen frames", [video_page.example(scorer, source, question, args.num_frames)])
-                entry_point.numbered(args.page, number, single).write_text(html, encoding="utf-8")
+            number = None if single else len(lines)
+            write_pictures(args, scorer, source, question, result, number)
             if single:
                 entry_point.write_result(result, args.output)
                 return 0
-            lines.append(_neutral(result, source, question_id))
-    if not lines:
-        raise ValueError(f"--video: none of the {len(asked)} videos of {args.video} can be read")
+            lines.append(frame_indices.of_result(result, picks_of(result, source), source.name, question_id))
     if args.output:
         frame_indices.write_neutral(args.output, lines)
     else:
         entry_point.write_result({"selections": [dataclasses.asdict(line) for line in lines]}, "")
-    return 0 if all_read else 2
-
-
-def _neutral(result: dict, source: Source, question_id: str) -> frame_indices.Selection:
-    scores = result["clip_scores" if result["scores"] is None else "scores"]
-    return frame_indices.Selection(
-        question_id,
-        source.name,
-        tuple(result["frame_idx"]),
-        tuple(result["timestamps"]),
-        result["fps"],
-        tuple(scores[i] for i in picks_of(result, source)),
-        result["method"],
-        frame_indices.our_versions() | {"decoder": result["decoder"]},
-    )
+    return 0 if num_read == len(asked) else 2
 
 
 if __name__ == "__main__":

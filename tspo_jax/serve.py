@@ -49,7 +49,7 @@ def main() -> None:
     from tspo_jax.pages.library import Library, answer_by, load
     from tspo_jax.pages.server import Server
     from tspo_jax.selection.scoring import load_scorer
-    from tspo_jax.selection.tstar import SearchOptions
+    from tspo_jax.selection.search_options import SearchOptions
 
     folder = Path(args.videos) if args.videos else None
     if folder and (note := not_taken(folder, videos_below(folder)[1])):

@@ -83,7 +83,7 @@ def test_one_record_per_line(tmp_path):
         (talk("<image>\nWhat?", "A."), "conversations"),
         (talk("<image>\nWhat?\nA. x\nB. y", "C."), "conversations"),
         (talk("<image>\nWhat?\nA. x\nB. y", "the first"), "conversations"),
-        (talk("<image>\nWhat?" + "".join(f"\n{letter}. x" for letter in "ABCDEF"), "F."), "conversations"),
+        (talk("<image>\nWhat?" + "".join(f"\n{letter}. x" for letter in "ABCDEF"), "G."), "conversations"),
         (talk("<image>\n<image>\nWhat?\nA. x\nB. y", "A."), "conversations"),
         (RECORD, "id"),
     ],

@@ -245,3 +245,20 @@ def test_options_of_every_question_can_be_permuted(items, benchmark):
         assert turned.options[ord(turned.answer) - 65] == item.options[ord(item.answer) - 65]
         assert len(turned.prompt) == len(item.prompt) and sorted(turned.prompt) == sorted(item.prompt)
         assert benchmarks.permuted(turned, order) == item
+
+
+def test_questions_by_video_and_videos_that_are_not_there(tmp_path):
+    rows = [
+        {"video_name": name, "question": "What?\n(A) x\n(B) y\n", "candidates": ["x", "y"], "answer": "A"}
+        | {"duration": 9.0, "task_type": "ego", "question_id": f"Q{i}"}
+        for i, name in enumerate(("v.mp4", "w.mp4"))
+    ]
+    path = tmp_path / "mlvu.json"
+    path.write_text(json.dumps(rows))
+    asked = {"v.mp4": [("Q0", "What?")], "w.mp4": [("Q1", "What?")]}
+    assert benchmarks.queries_by_video("mlvu", path, ["w.mp4", "v.mp4"], False) == (asked, "")
+    found, absent = benchmarks.queries_by_video("mlvu", path, ["v.mp4"], True)
+    assert found == {"v.mp4": [("Q0", "What?")]} and absent == f"1 videos of {path} are missing: w.mp4"
+    for names, allow_missing in ((["v.mp4"], False), (["u.mp4"], True)):
+        with pytest.raises(BenchmarkError, match="videos of .* are missing: .*w.mp4; or --allow_missing"):
+            benchmarks.queries_by_video("mlvu", path, names, allow_missing)

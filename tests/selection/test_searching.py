@@ -1,7 +1,6 @@
 """Searching real pictures with a tiny detector of random weights."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +8,8 @@ import tiny_store
 
 from tspo_jax.checkpoints.detector import load_detector
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.selection import searching, tstar
+from tspo_jax.selection import searching
+from tspo_jax.selection.search_options import SCHEDULES, SearchOptions
 from tspo_jax.selection.video_source import file_source, stored_source
 
 
@@ -41,10 +41,10 @@ def watched(source):
     return dataclasses.replace(source, pictures=pictures), read
 
 
-@pytest.mark.parametrize("schedule", tstar.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_search_of_a_stored_video(searcher, source, schedule):
     watcher, read = watched(source)
-    options = tstar.SearchOptions(schedule, grid=(2, 3), share=0.5)
+    options = SearchOptions(schedule, grid=(2, 3), share=0.5)
     found = dataclasses.replace(searcher, options=options)(watcher, "Where?", 8)
     assert len(found.picks) == 8 and (np.diff(found.picks) > 0).all() and found.picks[-1] < 40
     assert found.scores.shape == (40,)
@@ -131,37 +131,3 @@ def test_one_per_second():
     assert searching.one_per_second(np.arange(6) / 2).tolist() == [0, 2, 4]
     assert searching.one_per_second(np.arange(4) * 3.0).tolist() == [0, 1, 2, 3]
     assert searching.one_per_second(np.zeros(1)).tolist() == [0]
-
-
-def flags(**changes):
-    given = dict(
-        method="tstar", detector="D", targets=["a"], cues=[], answerer="", page="", grid=["4", "4"], schedule="mix",
-        search_budget=0.1, confidence=0.6,
-    )  # fmt: skip
-    return SimpleNamespace(**given | changes)
-
-
-def test_flags():
-    assert searching.check_flags(flags(grid=["2", "8"], search_budget=0.5, schedule="random")) == tstar.SearchOptions(
-        "random", (2, 8), 0.5, 0.6
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"detector": ""}, "--method=tstar needs a --detector"),
-        ({"targets": [" ", ""]}, "--targets= , names no object"),
-        ({"targets": [], "cues": ["a"]}, "--targets= names no object"),
-        ({"targets": []}, "needs --targets, or an --answerer"),
-        ({"page": "p.html"}, "--page shows an agent's scores"),
-        ({"grid": ["4", "x"]}, "--grid=4,x is not rows,columns"),
-        ({"grid": ["4"]}, "grid is"),
-        ({"search_budget": 0.0}, "share is 0.0"),
-        ({"method": "topk"}, "--detector is for --method=tstar"),
-        ({"method": "topk", "detector": ""}, "--targets is for --method=tstar"),
-    ],
-)
-def test_flags_that_do_not_fit(changes, message):
-    with pytest.raises(ValueError, match=message):
-        searching.check_flags(flags(**changes))

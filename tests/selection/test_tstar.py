@@ -2,15 +2,9 @@ import numpy as np
 import pytest
 from scripted_search import detector, look
 
+from tspo_jax.selection.search_options import SearchOptions
 from tspo_jax.selection.search_rounds import spread
-from tspo_jax.selection.tstar import (
-    SearchOptions,
-    mixed_draw,
-    not_searched,
-    objects,
-    random_draw,
-    search,
-)
+from tspo_jax.selection.tstar import mixed_draw, not_searched, random_draw, search
 
 SMALL = dict(picture_size=64)
 
@@ -156,22 +150,6 @@ def test_black_cells_get_no_credit():
     assert (found.rounds[0].confidence == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"schedule": "fast"}, "schedule is 'fast'"),
-        ({"grid": (0, 4)}, "grid is"),
-        ({"grid": (4,)}, "grid is"),
-        ({"share": 0.0}, "share is 0.0"),
-        ({"share": 1.5}, "share is 1.5"),
-        ({"threshold": 1.0}, "threshold is 1.0"),
-    ],
-)
-def test_options_that_make_no_sense(options, message):
-    with pytest.raises(ValueError, match=message):
-        SearchOptions(**options)
-
-
 def test_arguments_that_make_no_sense():
     with pytest.raises(ValueError, match="no candidate frame"):
         find(0, boxes([]))
@@ -180,10 +158,6 @@ def test_arguments_that_make_no_sense():
     for targets, cues in (["cat", "cat"], ()), ([" cat"], ()), (["cat"], ["cat"]), ([""], ()):
         with pytest.raises(ValueError, match="empty or repeated"):
             find(10, boxes([]), targets=targets, cues=cues)
-
-
-def test_objects():
-    assert objects([" cat", "", "dog", "cat"], ["cat", "mat ", "mat"]) == (("cat", "dog"), ("mat",))
 
 
 def test_spreading_is_in_place_and_in_order():

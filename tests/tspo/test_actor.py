@@ -41,7 +41,7 @@ def make_actor(rewards, **policy):
         return sharding.put_batch(mesh, np.full((2, 2, k), 100 * agent + 10 * int(step) + int(attempt), np.int32))
 
     environment = FakeEnvironment(rewards)
-    clock = SimpleNamespace(started=lambda result: None)
+    clock = SimpleNamespace(started=lambda result, since: None)
     return Actor(config, mesh, sample, environment, clock), environment
 
 

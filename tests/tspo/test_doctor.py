@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tiny_store import make_store
 
-from tspo_jax import doctor
+from tspo_jax import doctor as command
 from tspo_jax.config import Config
+from tspo_jax.tspo import doctor
 
 CONFIG = json.loads(json.dumps(dataclasses.asdict(Config())))
 NUM_STEPS = 60
@@ -100,17 +101,17 @@ def test_stale_features(golden, tmp_path):
 
 
 def test_command(tmp_path, capsys):
-    assert doctor.main(["doctor", str(tmp_path)]) == 1
+    assert command.main(["doctor", str(tmp_path)]) == 1
     assert "config.json: no such file; is" in capsys.readouterr().err
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ill(unparsed=0.5)) + '{"ste')
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert doctor.main(["doctor", str(tmp_path)]) == 0
+    assert command.main(["doctor", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["findings"][0]["name"] == "unparsed" and "50%" in err
     (tmp_path / "config.json").write_text("{}")
-    assert doctor.main(["doctor", str(tmp_path)]) == 1
+    assert command.main(["doctor", str(tmp_path)]) == 1
     assert "is a run of another version: it has no field 'answerer'" in capsys.readouterr().err
     (tmp_path / "metrics.jsonl").write_text(json.dumps(healthy()[0]) + "\n")
-    assert doctor.main(["doctor", str(tmp_path)]) == 1
+    assert command.main(["doctor", str(tmp_path)]) == 1
     assert "at least 3 are needed" in capsys.readouterr().err
-    assert doctor.main(["doctor"]) == 1
+    assert command.main(["doctor"]) == 1

@@ -12,7 +12,8 @@ from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.detector import load_detector
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
 from tspo_jax.data.questions import split_options
-from tspo_jax.selection import grounding, tstar
+from tspo_jax.selection import grounding
+from tspo_jax.selection.search_options import SearchOptions, objects
 from tspo_jax.selection.searching import Ground, Searcher
 
 AGAIN = "\nYour last reply could not be read. Reply with exactly two lines, names separated by commas."
@@ -41,7 +42,7 @@ def grounder(answerer: Answerer) -> Ground:
 
 def make_searcher(
     detector: str,
-    options: tstar.SearchOptions,
+    options: SearchOptions,
     targets: Sequence[str] = (),
     cues: Sequence[str] = (),
     answerer: Answerer | str = "",
@@ -49,7 +50,7 @@ def make_searcher(
     """A searcher with the detector of a folder. Where no targets are given, an answerer (or that of a folder, loaded
     only then) names them."""
     loaded = load_detector(detector)
-    targets, cues = tstar.objects(targets, cues)
+    targets, cues = objects(targets, cues)
     ground = None
     if not targets and answerer:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16

@@ -109,6 +109,26 @@ def read_items(benchmark: str, path: str | Path) -> list[Item]:
     return items
 
 
+def queries_by_video(
+    benchmark: str, path: str | Path, names: Sequence[str], allow_missing: bool
+) -> tuple[dict[str, list[tuple[str, str]]], str]:
+    """What an annotation file asks of the videos that are there: video -> (item id, query)s; and which are not there,
+    in words, "" for none.
+
+    Raises: BenchmarkError where videos are missing that may not be, or all are.
+    """
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for item in read_items(benchmark, path):
+        asked.setdefault(item.video, []).append((item.id, item.query))
+    absent = sorted(asked.keys() - set(names))
+    if not absent:
+        return asked, ""
+    told = f"{len(absent)} videos of {path} are missing: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
+    if not allow_missing or len(absent) == len(asked):
+        raise BenchmarkError(f"{told}; or --allow_missing")
+    return {video: questions for video, questions in asked.items() if video in names}, told
+
+
 def lookup(benchmark: str) -> Benchmark:
     if benchmark not in BENCHMARKS:
         raise BenchmarkError(f"benchmark is {benchmark!r}, not one of {', '.join(BENCHMARKS)}")

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from tspo_jax.data.video_files import without_video_suffix
@@ -68,7 +67,23 @@ def our_versions() -> dict[str, str]:
         own = version("tspo_jax")
     except PackageNotFoundError:
         own = "source tree"
-    return {"tspo_jax": own, "jax": jax.__version__}
+    return {"tspo_jax": own, "jax": version("jax")}
+
+
+def of_result(result: Mapping, picks: Sequence[int], video_id: str, question_id: str) -> Selection:
+    """What select_frames reports for a question (selection/choosing.py), with `picks`, the indices of its frames among
+    the candidates."""
+    scores = result["clip_scores" if result["scores"] is None else "scores"]
+    return Selection(
+        question_id,
+        video_id,
+        tuple(result["frame_idx"]),
+        tuple(result["timestamps"]),
+        result["fps"],
+        tuple(scores[i] for i in picks),
+        result["method"],
+        our_versions() | {"decoder": result["decoder"]},
+    )
 
 
 # ---- reading ---------------------------------------------------------------------------------------------

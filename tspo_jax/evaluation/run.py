@@ -53,8 +53,8 @@ from tspo_jax.runs import run_folder
 from tspo_jax.selection import methods
 from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, pick
 from tspo_jax.selection.scoring import read_agent as read_agent_of_run
+from tspo_jax.selection.search_options import SearchOptions
 from tspo_jax.selection.searching import Searcher
-from tspo_jax.selection.tstar import SearchOptions
 from tspo_jax.selection.video_source import stored_source
 
 FOLDER = "evaluation"  # in the run folder

@@ -8,13 +8,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from absl import flags
 
 from tspo_jax.checkpoints.detector import Detector
 from tspo_jax.command_line import entry_point
 from tspo_jax.selection import grounding, methods, tstar
+from tspo_jax.selection.search_options import SearchOptions, objects
 from tspo_jax.selection.search_rounds import Search, texts_of
-from tspo_jax.selection.tstar import SearchOptions
 from tspo_jax.selection.video_source import Source
 
 # (frames, question) -> targets and cues; ValueError where the model names none that can be read.
@@ -89,7 +88,7 @@ class Searcher:
     ) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], list[str]]:
         """The targets and cues of a question, and what to say of them; no targets where the model named none."""
         for own in ((targets, cues), (self.targets, self.cues)):
-            names = tstar.objects(*own)
+            names = objects(*own)
             if names[0]:
                 return names, []
         if self.ground is None:
@@ -98,7 +97,7 @@ class Searcher:
                 "names them"
             )
         try:
-            names = tstar.objects(*self.ground(look(grounding.frame_numbers(num_seconds)), question))
+            names = objects(*self.ground(look(grounding.frame_numbers(num_seconds)), question))
         except ValueError as error:
             return ((), ()), [str(error)]
         return names, [] if names[0] else ["no object to search for was named"]
@@ -149,44 +148,9 @@ def search_frames(searcher: Searcher, source: Source, question: str, num_frames:
     }
 
 
-# ---- command line ----------------------------------------------------------------------------------------
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("detector", "", f"Folder of the OWL-ViT detector that --method={methods.SEARCH} searches with.")
-    flags.DEFINE_list("targets", [], "Names of the objects to search for; without any, an answerer names them.")
-    flags.DEFINE_list("cues", [], "Names of objects that may be near the targets.")
-    flags.DEFINE_enum("schedule", "mix", tstar.SCHEDULES, "Where a search looks next.")
-    flags.DEFINE_float("search_budget", SearchOptions.share, "Share of the candidates that a search may look at.")
-    flags.DEFINE_float("confidence", SearchOptions.threshold, "Of a target in a frame alone, that counts as found.")
-    flags.DEFINE_list("grid", list(map(str, SearchOptions.grid)), "Rows and columns of frames looked at together.")
-
-
 def tell(searched: dict) -> None:
     """What a user should know of a search, on stderr."""
     if searched["fallback"]:
         entry_point.note(f"evenly spaced frames: {searched['fallback']}")
     for text in searched["notes"]:
         entry_point.note(text)
-
-
-def check_flags(args: flags.FlagValues) -> SearchOptions:
-    """How to search, where args.method is tstar. Raises ValueError for flags that do not fit, before anything is
-    loaded."""
-    if args.method != methods.SEARCH:
-        for name in ("detector", "targets", "cues"):
-            if getattr(args, name):
-                raise ValueError(f"--{name} is for --method={methods.SEARCH}")
-        return SearchOptions()
-    if not args.detector:
-        raise ValueError(f"--method={methods.SEARCH} needs a --detector: a folder of OWL-ViT")
-    targets, cues = tstar.objects(args.targets, args.cues)
-    if (args.targets or args.cues) and not targets:
-        raise ValueError(f"--targets={','.join(args.targets)} names no object to search for")
-    if not targets and not args.answerer:
-        raise ValueError(f"--method={methods.SEARCH} needs --targets, or an --answerer that names them")
-    if args.page:
-        raise ValueError(f"--page shows an agent's scores; --method={methods.SEARCH} has none (--contact_sheet works)")
-    if not all(number.strip().isdecimal() for number in args.grid):
-        raise ValueError(f"--grid={','.join(args.grid)} is not rows,columns")
-    return SearchOptions(args.schedule, tuple(map(int, args.grid)), args.search_budget, args.confidence)

@@ -12,7 +12,6 @@ Where the next frames come from is the schedule:
 `search` needs no model of its own: frames and detections come from two functions.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ from tspo_jax.models.owlvit import Detections
 from tspo_jax.models.preprocessing import resize
 from tspo_jax.selection import frame_grid, tstar_released
 from tspo_jax.selection.methods import fill_evenly, topk, uniform
+from tspo_jax.selection.search_options import SearchOptions, objects
 from tspo_jax.selection.search_rounds import (
     CUE_WEIGHT,
     MAX_FRAMES,
@@ -37,48 +37,10 @@ from tspo_jax.selection.search_rounds import (
     texts_of,
 )
 
-SCHEDULES = ("mix", "random", "released")
 BEST_SHARE = 0.25  # of the unseen frames, from which half of a round of `mix` comes
 GATE = 0.5  # of the threshold: a cell with less of a target is not looked at alone
 ALONE_PER_ROUND = 4  # frames that are looked at alone, at most
 EVIDENCE = 0.1  # of the threshold: frames with a lower score are returned only to fill up
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchOptions:
-    """How a video is searched.
-
-    Attributes:
-      schedule: of SCHEDULES.
-      grid: rows and columns.
-      share: of the candidates that may be looked at, at most 1000 frames and at least one grid.
-      threshold: confidence above which a frame alone shows that a target was found.
-      seed: of the random numbers.
-      picture_size: side of the detector's square picture in pixels.
-    """
-
-    schedule: str = "mix"
-    grid: tuple[int, int] = (4, 4)
-    share: float = 0.1
-    threshold: float = 0.6
-    seed: int = 0
-    picture_size: int = 768
-
-    def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {self.schedule!r}, not one of {', '.join(SCHEDULES)}")
-        if len(self.grid) != 2 or min(self.grid) < 1 or max(self.grid) > 16:
-            raise ValueError(f"grid is {self.grid}, not rows and columns from 1 to 16")
-        if not 0 < self.share <= 1 and not (self.schedule == "released" and self.share > 0):
-            raise ValueError(f"share is {self.share}; it must be above 0 and at most 1")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold is {self.threshold}; it must be between 0 and 1")
-
-
-def objects(targets: Sequence[str], cues: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names without white space around them, empty ones, repeated ones and cues that are targets."""
-    targets, cues = ([text for text in map(str.strip, texts) if text] for texts in (targets, cues))
-    return tuple(dict.fromkeys(targets)), tuple(cue for cue in dict.fromkeys(cues) if cue not in targets)
 
 
 def search(

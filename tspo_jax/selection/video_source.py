@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tspo_jax.checkpoints.folders import ClipEncoder
-from tspo_jax.data.decode import Video
+from tspo_jax.data.decode import Video, VideoError
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.video_files import VIDEO_SUFFIXES, not_taken, videos_below
 from tspo_jax.models.video_prompt import FrameTimes
@@ -97,6 +97,28 @@ def open_videos(video: str, store: str) -> tuple[list[str], Callable[[str, ClipE
         return find_videos(video), lambda name, clip: file_source(Path(video) / name, name, clip)
     Video(video)  # a wrong file is refused before anything is loaded
     return [Path(video).name], lambda name, clip: file_source(video, name, clip)
+
+
+def each_readable(
+    names: Sequence[str], open_video: Callable[[str, ClipEncoder | None], Source], clip: ClipEncoder | None
+) -> Iterator[Source]:
+    """The videos one after another, encoded where there is a CLIP; one that cannot be read is told on stderr and left
+    out. Raises VideoError where it is the only one, ValueError where none could be read."""
+    read = 0
+    for name in names:
+        try:
+            source = open_video(name, clip)
+            if clip:
+                source.candidates()
+        except VideoError as error:
+            if len(names) == 1:
+                raise
+            _tell(f"left out: {error}")
+            continue
+        read += 1
+        yield source
+    if not read:
+        raise ValueError(f"--video: none of the {len(names)} videos can be read")
 
 
 def is_one(video: str, store: str) -> bool:

@@ -40,7 +40,7 @@ LETTER_QUESTION = "Which option has which letter?"
 def llava_config(vocab_size: int) -> LlavaVideoConfig:
     """Bilinear pooling and grid newlines, as in LLaVA-Video 7B: 2 x 2 patches become one token and a newline."""
     return LlavaVideoConfig(
-        Qwen2Config(vocab_size, 96, 192, 4, 4, 2, rope_theta=1e6),
+        Qwen2Config(vocab_size, 96, 192, 4, 4, 2, rope_theta=1e6, max_position_embeddings=4096),
         SiglipConfig(128, 256, 2, 4, IMAGE_SIZE, 24),
     )
 

@@ -136,7 +136,6 @@ def llava_config_json(config: LlavaVideoConfig, eos_token_id: int, pad_token_id:
         "architectures": ["LlavaQwenForCausalLM"],
         "model_type": "llava_qwen",
         **dataclasses.asdict(config.language),
-        "max_position_embeddings": 4096,
         "use_sliding_window": False,
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
