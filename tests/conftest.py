@@ -1,15 +1,21 @@
 """Eight CPU devices, exact matrix products and quick compilation for every test; set before jax is first used."""
 
 import os
+from pathlib import Path
 
 from xla_flags import xla_flags
+
+ROOT = Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{xla_flags(8)} {os.environ.get('XLA_FLAGS', '')}"  # the last of equal flags counts
 
+# Commands that tests start compile the same programs again and again, and so does the next run of the suite.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,8 +23,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 jax.config.update("jax_default_matmul_precision", "highest")
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,7 @@ def main() -> int:
     )
     if frames:
         results = [
-            {"video": args.frames, "question": question} | answers.of_frames(*frames, question) | {"frame_idx": None}
+            (args.frames, question, answers.of_frames(*frames, question) | {"frame_idx": None})
             for question in args.question
         ]
         single, all_read = len(args.question) == 1, True
@@ -125,14 +125,16 @@ def main() -> int:
         single = len(args.question) == 1 and is_one(args.video, args.store)
         sources = each_readable(names, open_video, scorer and scorer.clip)
         results, all_read = of_videos(args, answers, sources, single, len(names))
-    entry_point.write_result(results[0] if single else {"answers": results}, args.output)
+    every = [{"video": video, "question": question} | result for video, question, result in results]
+    entry_point.write_result(results[0][2] if single else {"answers": every}, args.output)
     return 0 if all_read else 2
 
 
 def of_videos(
     args: flags.FlagValues, answers: DirectAnswers, sources: Iterable[Source], single: bool, num_videos: int
-) -> tuple[list[dict], bool]:
-    """Every question about every video, with the pictures that the flags ask for; and whether all could be read."""
+) -> tuple[list[tuple[str, str, dict]], bool]:
+    """(video, question, result) of every question about every video, with the pictures that the flags ask for; and
+    whether all could be read."""
     results, shown, num_read = [], [], 0
     for source in sources:
         num_read += 1
@@ -144,7 +146,7 @@ def of_videos(
             if args.page:
                 told = {answers.method: result["answer"]}
                 shown.append(video_page.example(answers.scorer, source, question, args.num_frames, told))
-            results.append({"video": source.name, "question": question} | result)
+            results.append((source.name, question, result))
     if args.page:
         Path(args.page).write_text(video_page.page("Answers", shown), encoding="utf-8")
     return results, num_read == num_videos

@@ -1,4 +1,4 @@
-"""Flags of what a Video-MLLM is shown become VideoOptions, or one line; test_given_frames.py gives them to the command."""
+"""Flags of what a Video-MLLM is shown become VideoOptions, or one line; the command is run in test_given_frames.py."""
 
 from types import SimpleNamespace
 
