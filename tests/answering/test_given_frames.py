@@ -90,7 +90,14 @@ def test_agent_chooses_the_frames_of_the_original(golden):
 def test_answer_is_read_up_to_its_end_token(answerer):
     tokens = answerer.tokenizer("B.<|im_end|>AAA")["input_ids"]
     answers = Answers(np.array(tokens)[None, None], np.array([[3]]), np.array(3), None, None)
-    result = answer(answerer, lambda *_: answers, [np.zeros((9, 9, 3), np.uint8)], prompts.render(QUESTION))
+
+    class Said:
+        max_new_tokens = 5
+
+        def __call__(self, *_):
+            return answers
+
+    result = answer(answerer, Said(), [np.zeros((9, 9, 3), np.uint8)], prompts.render(QUESTION))
     assert (result["answer"], result["option"], result["token_ids"]) == ("B.", "B", tokens[:3])
 
 

@@ -61,7 +61,10 @@ def test_what_all_raise_is_passed_on(monkeypatch):
 
 def test_a_peer_that_never_comes():
     """Nobody listens at the port either."""
-    code = "from tspo_jax import config, processes; processes.join(config.Distributed(True, '127.0.0.1:9', 2, 1, 1))"
+    code = (
+        "from tspo_jax import config; from tspo_jax.devices import processes; "
+        "processes.join(config.Distributed(True, '127.0.0.1:9', 2, 1, 1))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == processes.LOST
     assert done.stderr.startswith("error: not all processes of the run have met at 127.0.0.1:9 after 1 s")

@@ -76,14 +76,18 @@ class Result:
 
     def block_until_ready(self):
         time.sleep(max(0.0, self.ready - time.perf_counter()))
+        self.ended = time.perf_counter()
 
 
 def test_the_device_is_idle_where_nothing_was_started():
     with DeviceClock() as clock:
-        clock.started(Result(0.2), time.perf_counter())
-        clock.started(Result(0.3), time.perf_counter())  # begins when the first one ends
+        since = time.perf_counter()
+        first, second = Result(0.2), Result(0.3)
+        for result in (first, second):  # the second begins when the first one ends
+            clock.started(result, since)
         time.sleep(0.6)
-        assert clock.idle_share() == pytest.approx(0.5, abs=0.1)
+        share, total = clock.idle_share(), time.perf_counter() - since
+        assert share == pytest.approx(1 - (second.ended - since) / total, abs=0.1) and total > 0.6
         time.sleep(0.1)
         assert clock.idle_share() == pytest.approx(1, abs=0.01)
 

@@ -47,10 +47,11 @@ class DirectAnswers:
             picks, found = picks_of(chosen, source), {"searched": chosen["searched"]}
         else:
             picks = choose(source, self.scorer, question, self.num_frames, self.method)
-        result = self.of_frames(source.pictures(picks), source.times(picks), question)
+        result = self.of_frames(source.pictures(picks), source.times(picks), question, self.num_frames)
         return result | {"frame_idx": source.frame_idx[picks].tolist()} | found, picks
 
-    def of_frames(self, frames, times, question: str) -> dict:
-        """The answer from frames uint8 [H, W, 3] and their FrameTimes (None where nobody knows them)."""
+    def of_frames(self, frames, times, question: str, num_frames: int = 0) -> dict:
+        """The answer from frames uint8 [H, W, 3] and their FrameTimes, None where nobody knows them; `num_frames` as in
+        given_frames.answer."""
         prompt = prompts.render(question, self.template or self.answerer.template, self.suffix)
-        return answer(self.answerer, self._rollout, frames, prompt, split_options(question)[1], times)
+        return answer(self.answerer, self._rollout, frames, prompt, split_options(question)[1], times, num_frames)

@@ -113,8 +113,20 @@ class Attention(nnx.Module):
             out = attention.causal(self.queries(x, angles), *kv)
             return self.o_proj(out.reshape(*x.shape[:2], -1)), kv
         new = tuple(a.swapaxes(1, 2) for a in kv)
-        out = self.attend(x, angles, cache, slots, new)
-        return out, tuple(_put(old, part, slots) for old, part in zip(cache, new, strict=True))
+
+        def put(cache):
+            return tuple(_put(old, part, slots) for old, part in zip(cache, new, strict=True))
+
+        def write_then_read(cache):
+            cache = put(cache)
+            return self.attend(x, angles, cache, slots), cache
+
+        # Which order leaves the cache where it lies, by the bytes that each platform's compiler counts.
+        return jax.lax.platform_dependent(
+            cache,
+            tpu=lambda cache: (self.attend(x, angles, cache, slots, new), put(cache)),
+            default=write_then_read,
+        )
 
     def queries(self, x, angles):
         q = self._heads(self.q_proj, x)
