@@ -5,7 +5,8 @@
 `--agent` is a TSPO folder, or a plain CLIP folder. A video of the folder is decoded and encoded when it is first asked
 about, into the frame store (one for the time of the page if none is named); a second question about it, like any about
 a video of the store, reads features and the shown frames from there. Questions are answered one after the other; those
-that come in meanwhile wait. The page is for this machine alone (127.0.0.1) unless --host says otherwise.
+that come in meanwhile wait. With --in_rounds they can be answered from captions too (docs/rounds.md): the page shows
+what was looked at and why while it goes on. It is for this machine alone (127.0.0.1) unless --host says otherwise.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ def define_flags() -> None:
     flags.DEFINE_string("detector", "", "Folder of OWL-ViT: the page can then search too (method tstar).")
     flags.DEFINE_list("targets", [], "What a search looks for; without any, the answerer names it for each question.")
     flags.DEFINE_integer("max_new_tokens", 256, "Length at which an answer is cut.", lower_bound=1)
+    flags.DEFINE_bool("in_rounds", False, "Questions can also be answered from captions, with closer looks.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; anyone who reaches another one may ask and upload.")
     flags.DEFINE_integer("port", 8080, "Port; 0 = any that is free.", lower_bound=0, upper_bound=65535)
     flags.DEFINE_integer("max_upload_mb", 2048, "Largest video that may be added.", lower_bound=0)
@@ -44,9 +46,13 @@ def main() -> None:
         raise ValueError(f"--videos: {args.videos} is no folder")
     if args.detector and not (args.targets or args.answerer):
         raise ValueError("--detector needs --targets, or an --answerer that names what to look for")
+    if args.in_rounds and not args.answerer:
+        raise ValueError("--in_rounds needs an --answerer, which describes the clips")
+    from tspo_jax.answering.backtracking import Settings
     from tspo_jax.answering.grounding import make_searcher
+    from tspo_jax.answering.strategies import WriterOptions
     from tspo_jax.data.video_files import not_taken, videos_below
-    from tspo_jax.pages.library import Library, answer_by, load
+    from tspo_jax.pages.library import Library, answer_by, in_rounds_by, load
     from tspo_jax.pages.server import Server
     from tspo_jax.selection.scoring import load_scorer
     from tspo_jax.selection.search_options import SearchOptions
@@ -63,7 +69,11 @@ def main() -> None:
         searcher = None
         if args.detector:
             searcher = make_searcher(args.detector, SearchOptions(), args.targets, answerer=answerer or "")
-        library = Library(folder, Path(store), scorer, answer, searcher)
+        in_rounds = None
+        if args.in_rounds:
+            writer = WriterOptions(max_new_tokens=args.max_new_tokens)
+            in_rounds = in_rounds_by(answerer, args.max_new_tokens, Settings(), writer)
+        library = Library(folder, Path(store), scorer, answer, searcher, in_rounds)
         server = until_the_end.enter_context(Server((args.host, args.port), library, args.max_upload_mb * 2**20))
         print(f"http://{args.host}:{server.server_address[1]}/", file=sys.stderr, flush=True)
         try:

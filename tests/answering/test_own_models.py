@@ -1,5 +1,6 @@
 """The answerer without a video, against Hugging Face's class, and as a captioner of stored videos."""
 
+import dataclasses
 import json
 
 import jax
@@ -19,12 +20,14 @@ from tspo_jax.answering.own_models import (
     identity_of,
     nearest,
     padded_length,
+    within,
 )
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
+from tspo_jax.models.preprocessing import Qwen3Processor, QwenProcessor
 from tspo_jax.models.qwen2 import rope_angles
 from tspo_jax.models.qwen2_5_vl import mrope_angles
 
@@ -143,3 +146,17 @@ def test_padded_length():
 def test_limits(answerer):
     with pytest.raises(ValueError, match="batch_size 0"):
         TextAnswers(answerer, 4, batch_size=0)
+
+
+def test_frames_have_at_most_so_many_pixels(answerer):
+    """Of coarse clips and of finer ones, near their aspect ratio; more than the processor's own limit never."""
+    assert within(answerer, 100) is answerer  # LLaVA-Video's frames have the tower's size
+    of_one_size = QwenProcessor(unit=28, frame_size=(56, 56))
+    for processor in (QwenProcessor(unit=28), Qwen3Processor(unit=32).for_frames(4), of_one_size):
+        qwen = dataclasses.replace(answerer, processor=processor)
+        sizes = [within(qwen, most).processor.size_of(1080, 1920) for most in (128 * 28 * 28, 512 * 28 * 28)]
+        for (height, width), most in zip(sizes, (128 * 28 * 28, 512 * 28 * 28), strict=True):
+            assert 0.4 * most < height * width <= most and height / width == pytest.approx(1080 / 1920, rel=0.2)
+    small = dataclasses.replace(answerer, processor=QwenProcessor(unit=28, max_pixels=50_000, min_pixels=10_000))
+    height, width = within(small, 512 * 28 * 28).processor.size_of(1080, 1920)
+    assert height * width <= 50_000

@@ -6,11 +6,15 @@ import pytest
 import tiny_store
 from video_files import write_video
 
+from tspo_jax.answering.backtracking import STRATEGIES, Settings, run
+from tspo_jax.answering.calls import Calls
+from tspo_jax.answering.strategies import facts
 from tspo_jax.checkpoints.detector import load_detector
 from tspo_jax.pages import library as library_module
 from tspo_jax.pages.library import Job, Library, RequestError
 from tspo_jax.selection import scoring
 from tspo_jax.selection.searching import Searcher
+from tspo_jax.toy.caption_world import Replies, World, by_keywords
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +70,31 @@ def test_a_search_is_one_more_method(golden, library):
         assert job.answer == "a door" and asked.pop() == 2
         assert "T*, search by a detector" in html
         assert ("evenly spaced, no object to search for was named" in html) == (ground is not None)
+
+
+def test_an_answer_in_rounds_is_shown_while_it_goes_on(library):
+    """Each reply of the writer is asked for when the page shows all that came before it."""
+    job, pages = Job(), []
+    world = World([(0, 5, 1e9, "a yard"), (1, 2, 1.5, "a red key")])
+
+    def reply(prompt):
+        pages.append((job.state, job.html))
+        return by_keywords(prompt)
+
+    def in_rounds(strategy, store, asked, watch):
+        writer = Replies(reply)
+        steps = STRATEGIES[strategy](asked, facts(store, asked.video), Settings(rounds=2), writer, watch)
+        (outcome,) = run([steps], Calls(None, world, writer))
+        return outcome
+
+    library.in_rounds = in_rounds
+    html = library.ask(job, "sub/b.mp4", "What is dropped <b>?\nA. a red key\nB. a blue hat", 4, "backtrack")
+    library.in_rounds = None
+    assert len(pages) >= 4 and {state for state, _ in pages} == {"answering"}
+    assert all("not answered yet" in page and "a yard" in page for _, page in pages)
+    assert [page.count("<details>") for _, page in pages] == sorted({page.count("<details>") for _, page in pages})
+    assert "Round 1" in pages[-1][1] and "Round 1" not in pages[0][1]
+    assert (
+        "&lt;b&gt;" in html and "ended in phase" in html and html.count("<details>") > pages[-1][1].count("<details>")
+    )
+    assert job.answer == "A" and "<strong>a red key</strong>" in html

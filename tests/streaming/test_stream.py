@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -29,8 +31,13 @@ def answerer(golden):
 
 
 @pytest.fixture(scope="module")
-def encoder(answerer, tmp_path_factory):
-    return folders.load(save_encoder(tmp_path_factory.mktemp("encoder"), answerer), answerer)
+def encoder_folder(answerer, tmp_path_factory):
+    return save_encoder(tmp_path_factory.mktemp("encoder"), answerer)
+
+
+@pytest.fixture(scope="module")
+def encoder(encoder_folder, answerer):
+    return folders.load(encoder_folder, answerer)
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +178,23 @@ def test_a_stored_video(whole, golden, tmp_path):
     path = stream.path_of(store.folder, whole.encoder, SHORT)
     stream.save(path, one.remembered, whole.encoder, "x")
     assert stream.load(path, whole.encoder, "x").times == one.remembered.times
+
+
+def test_frames_from_standard_input_as_they_come(encoder, encoder_folder, golden, tmp_path):
+    """A question is answered while the stream is open; what breaks off in mid-clip is remembered and gone on from."""
+    command = [sys.executable, "-m", "tspo_jax.stream", "--video=-", "--max_new_tokens=4"]
+    command += [f"--answerer={golden / 'llava_video_grid'}", f"--encoder={encoder_folder}"]
+    command += [f"--memory={tmp_path / 'memory'}"]
+    ask = json.dumps({"question": QUESTION})
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, **pipes) as process:
+        for sent in (line(FRAMES[0], 0.0), line(FRAMES[1], 1.0), ask):
+            process.stdin.write(sent + "\n")
+        process.stdin.flush()
+        first = json.loads(process.stdout.readline())  # the stream is not over
+        assert (first["num_clips"], first["question"]) == (1, QUESTION)
+        out, errors = process.communicate("\n".join([line(FRAMES[2], 2.0), ask, "no JSON"]))
+    assert json.loads(out)["num_clips"] == 2
+    assert process.returncode == 1 and errors.startswith("error: standard input, line 6") and errors.count("\n") == 1
+    remembered = stream.load(tmp_path / "memory", encoder)
+    assert [start for start, _ in remembered.times] == [0.0, 2.0]  # the half clip counts up to its last frame

@@ -121,6 +121,9 @@ class Outcome:
     trace: list[dict] = dataclasses.field(default_factory=list)
 
 
+Watch = Callable[[Outcome], None]  # is told of a question's outcome after each look and each reply
+
+
 class _BudgetError(Exception):
     """A budget does not allow the next call beside the last one."""
 
@@ -128,9 +131,11 @@ class _BudgetError(Exception):
 Steps = Generator[list[Call], list[Reply], Any]
 
 
-def backtrack(asked: Asked, video: VideoFacts, settings: Settings, writer: Limits) -> Steps:
+def backtrack(
+    asked: Asked, video: VideoFacts, settings: Settings, writer: Limits, watch: Watch = lambda outcome: None
+) -> Steps:
     """The calls of a question, a list at a time; returns its Outcome."""
-    state = _State(asked, video, settings, writer)
+    state = _State(asked, video, settings, writer, watch)
     try:
         yield from state.look_at_all()
         if (yield from state.is_answered("coarse_answer")):
@@ -151,9 +156,11 @@ def backtrack(asked: Asked, video: VideoFacts, settings: Settings, writer: Limit
     return state.end(phase)
 
 
-def flat(asked: Asked, video: VideoFacts, settings: Settings, writer: Limits) -> Steps:
+def flat(
+    asked: Asked, video: VideoFacts, settings: Settings, writer: Limits, watch: Watch = lambda outcome: None
+) -> Steps:
     """All coarse captions, one answer; returns its Outcome."""
-    state = _State(asked, video, settings, writer)
+    state = _State(asked, video, settings, writer, watch)
     phase = "flat"
     try:
         yield from state.look_at_all()
@@ -164,16 +171,16 @@ def flat(asked: Asked, video: VideoFacts, settings: Settings, writer: Limits) ->
     return state.end(phase)
 
 
-STRATEGIES: dict[str, Callable[[Asked, VideoFacts, Settings, Limits], Steps]] = {"flat": flat, "backtrack": backtrack}
+STRATEGIES: dict[str, Callable[..., Steps]] = {"flat": flat, "backtrack": backtrack}  # arguments: as of backtrack
 
 
 class _State:
     """One question on its way. Methods that make calls are generators, as `backtrack` is."""
 
-    def __init__(self, asked: Asked, video: VideoFacts, settings: Settings, writer: Limits):
+    def __init__(self, asked: Asked, video: VideoFacts, settings: Settings, writer: Limits, watch: Watch):
         if not 0 < video.duration < float("inf"):
             raise ValueError(f"{video.name}: its duration is {video.duration} s; it must be positive")
-        self.asked, self.video, self.settings, self.writer = asked, video, settings, writer
+        self.asked, self.video, self.settings, self.writer, self._watch = asked, video, settings, writer, watch
         self.memory = CaptionMemory()
         self.outcome = Outcome(asked.id, asked.video, video.duration, asked.text, asked.options)
         self.seen: dict[Period, list[str]] = {}  # period -> instructions of the looks at it
@@ -261,6 +268,7 @@ class _State:
                 ],
             }
         )
+        self._watch(self.outcome)
 
     def _allow_captions(self, number: int) -> None:
         if self._left("captions") < number:
@@ -400,6 +408,7 @@ class _State:
             wrong = reply.error or ("it held no dictionary" if fields is None else fault(fields))
             event = {"kind": "reply", "round": self.outcome.rounds, "agent": agent, "text": text, "fault": wrong}
             self.outcome.trace.append(event | {"fields": {k: _plain(v) for k, v in (fields or {}).items()}})
+            self._watch(self.outcome)
             if wrong is None:
                 return fields, text
             if reply.error:

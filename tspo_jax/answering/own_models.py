@@ -118,8 +118,7 @@ class OwnWriter:
 class OwnCaptioner:
     """The answerer as a captioner of stored videos (calls.Captioner): the stored frame nearest to each time is shown.
 
-    Pixels above a call's `max_pixels` are the processor's matter where it has a size of its own (LLaVA-Video shows each
-    frame at its tower's size); see docs/rounds.md.
+    A frame has at most a call's `max_pixels` (`within`).
     """
 
     def __init__(
@@ -137,20 +136,34 @@ class OwnCaptioner:
 
     def describe(self, calls: Sequence[CaptionCall]) -> list[Reply]:
         replies: list[Reply | None] = [None] * len(calls)
-        requests = []
+        by_pixels: dict[int, list[Request]] = {}
         for i, call in enumerate(calls):
             if call.video not in self._store:
                 replies[i] = Reply(None, f"{call.video} is not in {self._store.folder}")
                 continue
             picks = nearest(self._store.video(call.video).timestamps, call.times)
-            requests.append(Request(i, call.video, picks[None], call.instruction))
-        batches = answer_requests(
-            requests, self._store, self._answerer, self._rollout, self._mesh, self._batch_size, self._template
-        )
-        for batch in batches:
-            for request, (text,) in batch:
-                replies[request.id] = Reply(text)
+            by_pixels.setdefault(call.max_pixels, []).append(Request(i, call.video, picks[None], call.instruction))
+        for max_pixels, requests in by_pixels.items():
+            shown_by = within(self._answerer, max_pixels)
+            batches = answer_requests(
+                requests, self._store, shown_by, self._rollout, self._mesh, self._batch_size, self._template
+            )
+            for batch in batches:
+                for request, (text,) in batch:
+                    replies[request.id] = Reply(text)
         return replies
+
+
+def within(answerer: Answerer, max_pixels: int) -> Answerer:
+    """The answerer, each frame shown near its own aspect ratio with at most so many pixels. Where all frames have the
+    size of the tower (LLaVA-Video) they keep it."""
+    processor = answerer.processor
+    if not hasattr(processor, "keeping_aspect"):
+        return answerer
+    most = min(max_pixels, processor.max_pixels)
+    least = min(processor.min_pixels, int(most / 1.05))  # Qwen3-VL's frames have at least 1.05 times its least
+    shown_by = dataclasses.replace(processor.keeping_aspect(least, most), min_pixels=least)
+    return dataclasses.replace(answerer, processor=shown_by)
 
 
 def nearest(timestamps: np.ndarray, times: Sequence[float]) -> np.ndarray:

@@ -94,6 +94,7 @@ def answer_questions(
     attention: str = "auto",
     template: str = "",
     report: Callable[[Calls], None] = lambda calls: None,
+    watch: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Iterator[Outcome]:
     """Outcomes of questions, not in their order.
 
@@ -105,6 +106,7 @@ def answer_questions(
       batch_size: captions at a time, and questions on their way for each of them.
       encode_chunk, attention: of the rollout.
       report: called at the end with how many calls were made.
+      watch: called with the outcome of a question after each look and each reply.
     """
     limits = {"max_new_tokens": caption_tokens, "encode_chunk": encode_chunk}
     rollout = Rollout.of(answerer, **limits, mesh=mesh, attention=attention)
@@ -112,6 +114,6 @@ def answer_questions(
     replies = writer.open(answerer, mesh, attention, template)
     calls = Calls(calls_file, captioner, replies, batch_size=batch_size)
     ask = STRATEGIES[strategy]
-    steps = (ask(question, facts(videos, question.video), settings, replies) for question in questions)
+    steps = (ask(question, facts(videos, question.video), settings, replies, watch) for question in questions)
     yield from run(steps, calls, together=4 * batch_size)
     report(calls)

@@ -13,22 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from tspo_jax.answering import prompts
+from tspo_jax.answering.agent_prompts import Asked
+from tspo_jax.answering.backtracking import STRATEGIES, Outcome, Settings, Watch
 from tspo_jax.answering.given_frames import answer
+from tspo_jax.answering.own_models import default_mesh
 from tspo_jax.answering.rollout import Rollout
+from tspo_jax.answering.strategies import WriterOptions, answer_questions
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
 from tspo_jax.data import decode_workers, frame_store, predecoding, preview
 from tspo_jax.data.decode import Video, VideoError
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.questions import split_options
 from tspo_jax.data.shard import Shard
 from tspo_jax.data.video_files import VIDEO_SUFFIXES, is_video_name, videos_below
 from tspo_jax.models.video_prompt import FrameTimes
-from tspo_jax.pages import templates, video_page
+from tspo_jax.pages import templates, trace_page, video_page
 from tspo_jax.selection.choosing import choose
 from tspo_jax.selection.methods import SEARCH
 from tspo_jax.selection.scoring import Scorer
 from tspo_jax.selection.searching import Searcher
 from tspo_jax.selection.video_source import Source, stored_source
 
+InRounds = Callable[[str, FrameStore, Asked, Watch], Outcome]
 KEPT_PREVIEWS = 4096  # of some 5 kB
 
 
@@ -46,7 +52,7 @@ class Job:
 
     state: str = "waiting"
     share: float = 0.0  # of the video that is decoded or encoded
-    html: str = ""  # the result, or why there is none
+    html: str = ""  # the result, or why there is none; of an answer in rounds also what there is of it so far
     answer: str | None = None  # of the method that was asked for, where there is an answerer
 
     def report(self, state: str, share: float) -> None:
@@ -67,6 +73,7 @@ class Library:
       scorer: chooses the frames.
       answer: (frames, question, their times) -> text, if any.
       searcher: of method tstar, if there is one.
+      in_rounds: (strategy, store, question with its video, watch) -> its outcome, if any.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class Library:
         scorer: Scorer,
         answer: Callable[[list, str, FrameTimes], str] | None = None,
         searcher: Searcher | None = None,
+        in_rounds: InRounds | None = None,
     ):
         self.folder = folder and folder.resolve()
         if folder and not (store / "store.json").exists():
@@ -85,6 +93,7 @@ class Library:
         self.scorer = scorer
         self.answer = answer
         self.searcher = searcher
+        self.in_rounds = in_rounds
         self._previews = functools.lru_cache(KEPT_PREVIEWS)(self._make_preview)
         self._few = threading.BoundedSemaphore(2)  # previews made at a time: a question may be worked on meanwhile
 
@@ -140,6 +149,9 @@ class Library:
     def ask(self, job: Job, name: str, question: str, num_frames: int, method: str, show: bool = True) -> str:
         """HTML of what is found for a question; "" without `show`, when only `job.answer` is wanted."""
         source, answers = self._source(job, name), {}
+        if method in STRATEGIES:
+            html = self._ask_in_rounds(job, name, question, method)
+            return html if show else ""
         found = self.searcher(source, question, num_frames) if method == SEARCH else None
         if self.answer:
             job.state = "answering"
@@ -149,6 +161,19 @@ class Library:
             return ""
         example = video_page.example(self.scorer, source, question, num_frames, answers, found)
         return templates.render("found.html", example=example)
+
+    def _ask_in_rounds(self, job: Job, name: str, question: str, strategy: str) -> str:
+        """HTML of how a question was answered; meanwhile `job.html` is that of what there is so far."""
+        text, options = split_options(question)
+        job.state = "answering"
+
+        def watch(outcome: Outcome) -> None:
+            job.html = trace_page.part(dataclasses.asdict(outcome))
+
+        asked = Asked("", name, text or question, options)
+        outcome = self.in_rounds(strategy, FrameStore(self.store), asked, watch)
+        job.answer = outcome.answer or "no answer"
+        return trace_page.part(dataclasses.asdict(outcome))
 
     @staticmethod
     def _is_decoded(store: FrameStore, name: str, path: Path | None) -> bool:
@@ -195,6 +220,18 @@ def load(folder: str | Path, adapter: str = "") -> Answerer:
     """The Video-MLLM of a folder, with the adapters of a PEFT folder if given."""
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return load_answerer(folder, dtype, adapter=adapter)
+
+
+def in_rounds_by(answerer: Answerer, max_new_tokens: int, settings: Settings, writer: WriterOptions) -> InRounds:
+    """Answers in rounds by this captioner. Calls are remembered as long as the page is there."""
+    folder = tempfile.TemporaryDirectory(prefix="tspo_calls_")
+
+    def say(strategy: str, store: FrameStore, asked: Asked, watch: Watch) -> Outcome:
+        options = {"calls_file": Path(folder.name) / "calls.jsonl", "caption_tokens": max_new_tokens, "watch": watch}
+        outcomes = answer_questions(strategy, [asked], store, answerer, settings, writer, default_mesh(), **options)
+        return next(iter(outcomes))
+
+    return say
 
 
 def answer_by(answerer: Answerer, max_new_tokens: int) -> Callable[[list, str, FrameTimes], str]:

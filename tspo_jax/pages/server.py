@@ -9,7 +9,7 @@
     PUT /videos/NAME         a new video, as the body
     POST /questions          {"video", "question", "num_frames", "method", "show"} -> {"question": N}; with "show" false
                              only the answer from the frames of the method is wanted, not the curve and the pictures
-    GET /questions/N         how far it is and what was found: a library.Job
+    GET /questions/N         how far it is and what was found (in rounds: so far): a library.Job
 
 All but the page, its files and pictures speak JSON; a refusal is {"error": why} with a status. Where the server listens
 at 127.0.0.1 only requests for a name of this machine are taken, and none that a page of another site makes.
@@ -41,6 +41,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from tspo_jax.answering.backtracking import STRATEGIES
 from tspo_jax.data.decode import VideoError
 from tspo_jax.pages import templates, video_page
 from tspo_jax.pages.library import Job, Library, RequestError
@@ -150,7 +151,8 @@ class Server:
 
     def methods(self) -> list[str]:
         scoring = [m for m in video_page.METHODS if self.library.scorer.agent or m not in AGENT_METHODS]
-        return [*scoring, SEARCH] if self.library.searcher else scoring
+        search = [SEARCH] if self.library.searcher else []
+        return [*scoring, *search, *(STRATEGIES if self.library.in_rounds else ())]
 
 
 def page(library: Library, methods: list[str], asks_at_once: bool = False) -> str:
@@ -164,7 +166,7 @@ def page(library: Library, methods: list[str], asks_at_once: bool = False) -> st
         "ask.html",
         title="Ask a video",
         names=library.names(),
-        methods={method: (video_page.METHODS | {SEARCH: video_page.SEARCH_NAME})[method] for method in methods},
+        methods={method: video_page.NAMES[method] for method in methods},
         default_frames=NUM_FRAMES,
         max_frames=MAX_FRAMES,
         asks_at_once=asks_at_once,

@@ -22,6 +22,11 @@ def page(outcomes: Sequence[Mapping], title: str = "Answers in rounds") -> str:
     return templates.render("trace.html", title=title, outcomes=shown, agents=AGENTS)
 
 
+def part(outcome: Mapping) -> str:
+    """One outcome for a page that is there already, also while the question is being answered."""
+    return templates.render("found_in_rounds.html", one={**outcome, "bars": bars(outcome)}, agents=AGENTS)
+
+
 def bars(outcome: Mapping) -> list[list[dict]]:
     """The time line: a row a look, a bar a clip."""
     looks = [event for event in outcome["trace"] if event["kind"] == "captions"]

@@ -20,6 +20,7 @@ METHODS = {
     "uniform": "uniform",
 }  # method -> name for the reader
 SEARCH_NAME = "T*, search by a detector"
+NAMES = METHODS | {SEARCH: SEARCH_NAME, "flat": "captions, one answer", "backtrack": "captions, closer looks"}
 
 
 def example(

@@ -238,7 +238,7 @@ function addressOf(fields) {
 }
 
 function showResult(fields, job) {
-  result.innerHTML = job.html;
+  put(job.html);
   if (job.state === 'failed') return;
   asked = fields;
   for (const chart of result.querySelectorAll('svg[data-duration]')) {
@@ -269,6 +269,13 @@ function showResult(fields, job) {
   at('link').href = addressOf(fields);
   at('share').hidden = false;
   sayWhere();
+}
+
+// A part that the user opened stays open: of an answer in rounds there is more and more.
+function put(html) {
+  const open = [...result.querySelectorAll('details')].map(part => part.open);
+  result.innerHTML = html;
+  [...result.querySelectorAll('details')].forEach((part, i) => { part.open = Boolean(open[i]); });
 }
 
 const said = choice => choice.querySelector('h4').children[1];
@@ -341,10 +348,12 @@ async function ask() {
   if (location.pathname + location.search !== address) history.pushState(null, '', address);
   at('ask').disabled = true;
   try {
+    let soFar = '';
     const job = await follow(fields, job => {
       if (job.state !== 'done' && job.state !== 'failed') say(job.state + ' ...');
       at('progress').hidden = job.state !== 'decoding' && job.state !== 'encoding';
       at('progress').value = job.share;
+      if (job.state === 'answering' && job.html !== soFar && shown === fields.video) put(soFar = job.html);
     });
     if (job.state === 'done') found.set(address, job);
     if (shown === fields.video) { showResult(fields, job); say(job.state); if (!film.hidden) sayWhere(); else goTo(moment); }
