@@ -26,6 +26,25 @@ class Call(NamedTuple):
     times: int = 1
 
 
+class Step(NamedTuple):
+    """The programs of a step on a slice, not compiled yet, and what a result says about it beside them."""
+
+    chip: Chip
+    mesh: jax.sharding.Mesh
+    calls: dict[str, Call]
+    facts: dict[str, Any]
+
+    @classmethod
+    def on(cls, topology: str, chip: Chip, mesh: jax.sharding.Mesh, calls: dict[str, Call], **facts) -> "Step":
+        slice_facts = {"topology": topology, "devices": mesh.size, "mesh": dict(mesh.shape)}
+        return cls(chip, mesh, calls, slice_facts | facts | {"hbm_bytes": chip.hbm_bytes})
+
+    def compile(self) -> dict[str, Any]:
+        """The facts, whether all programs fit, and what `compile_call` says of each."""
+        programs = {name: compile_call(call, self.mesh, self.chip) for name, call in self.calls.items()}
+        return self.facts | {"fits": all(program["fits"] for program in programs.values()), "programs": programs}
+
+
 def compile_call(call: Call, mesh: jax.sharding.Mesh, chip: Chip) -> dict[str, Any]:
     """What the compiler says about one call, as plain values: bytes and seconds, per device where not said."""
     traced = call.program.trace(*call.args, **call.kwargs)
@@ -54,6 +73,7 @@ def compile_call(call: Call, mesh: jax.sharding.Mesh, chip: Chip) -> dict[str, A
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "flops_all_devices": cost.flops,
         "traffic_bytes": program.hbm_bytes,
+        "pass_bytes": {scope: program.bytes_of_pass((scope, "while")) for scope in call.while_trips},
         "collectives": [
             {"kind": c.kind, "bytes": c.size, "devices": c.group, "count": c.count, "where": c.where}
             for c in program.collectives

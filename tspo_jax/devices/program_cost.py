@@ -166,15 +166,19 @@ class Program:
                 self.computations[block][found[2]] = instruction
                 if found[1]:
                     self.roots[block] = instruction
+        self.entry, self.trips = entry, trips
         self.runs: dict[str, int] = {}  # how often each computation runs
-        self._count_runs(entry, 1, trips)
+        self._count_runs(entry, 1)
 
-    def _count_runs(self, computation: str, times: int, trips: Mapping[Path, int]) -> None:
+    def _count_runs(self, computation: str, times: int) -> None:
         self.runs[computation] = self.runs.get(computation, 0) + times
         for instruction in self.computations[computation].values():
-            inner = times * (trips.get(instruction.path, 1) if instruction.opcode == "while" else 1)
             for called in instruction.called:
-                self._count_runs(called, inner, trips)
+                self._count_runs(called, times * self._passes(instruction))
+
+    def _passes(self, instruction: Instruction) -> int:
+        """How often an instruction runs what it calls."""
+        return self.trips.get(instruction.path, 1) if instruction.opcode == "while" else 1
 
     @cached_property
     def collectives(self) -> list[Collective]:
@@ -205,18 +209,22 @@ class Program:
     def hbm_bytes(self) -> int:
         """Bytes that a device reads from and writes to its memory. On-chip memory (a layout with S(1)) is free, and a
         slice or an update in place moves that part alone, as in XLA's cost analysis."""
-        called_by_fusions = {
-            called
-            for computation in self.computations.values()
-            for instruction in computation.values()
-            if instruction.opcode == "fusion"
-            for called in instruction.called
-        }
-        total = 0
-        for name, times in self.runs.items():
-            if name not in called_by_fusions:
-                values = self.computations[name]
-                total += times * sum(self._traffic(values, instruction) for instruction in values.values())
+        return self._moved(self.entry)
+
+    def bytes_of_pass(self, path: Path) -> int | None:
+        """`hbm_bytes` of one pass through the loop that the jaxpr has at `path`; None where there is no such loop."""
+        for values in self.computations.values():
+            for instruction in values.values():
+                if instruction.opcode == "while" and instruction.path == path:
+                    return sum(map(self._moved, instruction.called))
+        return None
+
+    def _moved(self, computation: str) -> int:
+        values, total = self.computations[computation], 0
+        for instruction in values.values():
+            total += self._traffic(values, instruction)
+            if instruction.opcode != "fusion":  # of which `_traffic` says everything
+                total += self._passes(instruction) * sum(map(self._moved, instruction.called))
         return total
 
     def _traffic(self, values: Mapping[str, Instruction], instruction: Instruction) -> int:

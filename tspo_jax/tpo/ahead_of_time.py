@@ -13,7 +13,7 @@ from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.checkpoints.architectures import read_architecture, shallow
 from tspo_jax.checkpoints.folders import Architecture, answerer_architecture
 from tspo_jax.devices import chips, sharding
-from tspo_jax.devices.compiling import Call, compile_call
+from tspo_jax.devices.compiling import Call, Step
 from tspo_jax.tpo import programs, training
 from tspo_jax.tpo.batches import TOKEN_MULTIPLE
 from tspo_jax.tpo.config import TpoConfig
@@ -92,28 +92,30 @@ def abstract_pairs(config: TpoConfig, answerer: Architecture, count: int, where)
     )
 
 
-def compile_step(config: TpoConfig, answerer: Architecture, topology: str) -> dict[str, Any]:
-    """Compiles the programs for one topology, with as many parts of a batch as give each `data` row one pair at a time,
-    where config.accumulate gives fewer."""
+def step_on(config: TpoConfig, answerer: Architecture, topology: str) -> Step:
+    """The programs for one topology, with as many parts of a batch as give each `data` row one pair at a time, where
+    config.accumulate gives fewer."""
     chip, devices = chips.slice_devices(topology)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
-    data = mesh.shape["data"]
-    config = dataclasses.replace(config, accumulate=config.batch_size // data)
-    calls = training_step(config, answerer, mesh)
-    compiled = {name: compile_call(call, mesh, chip) for name, call in calls.items()}
-    result = {
-        "topology": topology,
-        "devices": len(devices),
-        "mesh": dict(mesh.shape),
-        "batch_size": config.batch_size,
-        "frames": config.data.num_frames,
-        "trained": "full" if config.full else f"LoRA r {config.lora.r}",
-        "hbm_bytes": chip.hbm_bytes,
-        "fits": all(program["fits"] for program in compiled.values()),
-        "programs": compiled,
-    }
+    config = dataclasses.replace(config, accumulate=config.batch_size // mesh.shape["data"])
+    return Step.on(
+        topology,
+        chip,
+        mesh,
+        training_step(config, answerer, mesh),
+        batch_size=config.batch_size,
+        frames=config.data.num_frames,
+        trained="full" if config.full else f"LoRA r {config.lora.r}",
+    )
+
+
+def compile_step(config: TpoConfig, answerer: Architecture, topology: str) -> dict[str, Any]:
+    """Compiles the programs of `step_on`."""
+    step = step_on(config, answerer, topology)
+    result = step.compile()
     if result["fits"]:
-        return result | {"seconds": compiled["update"]["seconds"]}
+        return result | {"seconds": result["programs"]["update"]["seconds"]}
+    data = step.mesh.shape["data"]
     options = [
         (config.full, "adapters instead of the whole model (--config.full=False)"),
         (True, "--config.data.num_frames smaller"),
@@ -131,12 +133,17 @@ def compile_config(
     note: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """`compile_step` of a config on each topology; `note` is called with the name of the one that begins."""
-    description, path = read_architecture(config.answerer.folder, descriptions)
-    if num_layers:
-        description = shallow(description, num_layers)
-    answerer = answerer_architecture(description, path, video=config.answerer.video)
+    answerer = read_answerer(config, descriptions, num_layers)
     results = []
     for topology in topologies:
         note(topology)
         results.append(compile_step(config, answerer, topology))
     return results
+
+
+def read_answerer(config: TpoConfig, descriptions: Path, num_layers: int = 0) -> Architecture:
+    """The answerer of a config, cut to `num_layers` layers if not 0."""
+    description, path = read_architecture(config.answerer.folder, descriptions)
+    if num_layers:
+        description = shallow(description, num_layers)
+    return answerer_architecture(description, path, video=config.answerer.video)

@@ -17,7 +17,7 @@ from tspo_jax.checkpoints.architectures import read_architecture, shallow
 from tspo_jax.checkpoints.folders import AGENT_KINDS, Architecture, Generation, answerer_architecture, clip_config
 from tspo_jax.config import Config
 from tspo_jax.devices import chips, sharding
-from tspo_jax.devices.compiling import Call, compile_call
+from tspo_jax.devices.compiling import Call, Step
 from tspo_jax.models.layers import abstract_module
 from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.tspo import programs
@@ -81,7 +81,7 @@ def training_step(config: Config, answerer: Architecture, clip_width: int, mesh:
     size = answerer.processor.for_frames(K).size_of(*FRAME_SIZE)
     frames = of(rows, b, G * K, *size, 3, dtype=jnp.uint8)
     index = of(rows, b, G, K, dtype=jnp.int32)
-    times = FrameTimes.of([float(T)] * K, float(T))
+    times = times_of_a_set(config)
     ids = of(rows, b, G, prompt_tokens(answerer, times), dtype=jnp.int32)
     lengths = of(rows, b, G, dtype=jnp.int32)
     steps = answerer.config.time_steps(times)
@@ -96,6 +96,12 @@ def training_step(config: Config, answerer: Architecture, clip_width: int, mesh:
     }
 
 
+def times_of_a_set(config: Config) -> FrameTimes:
+    """Times with as many digits as any."""
+    T = float(max(config.data.buckets))
+    return FrameTimes.of([T] * config.data.specific.k, T)
+
+
 def prompt_tokens(answerer: Architecture, times: FrameTimes) -> int:
     """Tokens of a padded prompt, each place of visual tokens being one, for frames of these times. Without a tokenizer
     the words that tell the times are counted: a marker, a word, a digit and any other character are a token each."""
@@ -105,13 +111,33 @@ def prompt_tokens(answerer: Architecture, times: FrameTimes) -> int:
     return -(-(PROMPT_TOKENS + words[1] - words[0]) // shapes.MULTIPLE) * shapes.MULTIPLE
 
 
+def least_bytes_of_token(config: Config, answerer: Architecture, mesh: jax.sharding.Mesh) -> int:
+    """Bytes of a device that decoding one token of each prompt of `answer` must read: the language model's weights (of
+    a table of embeddings of its own nothing but a few rows) and the prompts' keys and values."""
+    language, K = answerer.config.language, config.data.specific.k
+    tied = language.tie_word_embeddings
+    where, dtype = answerer_where(config, answerer, mesh), jnp.dtype(config.answerer.dtype)
+    weight = sum(
+        math.prod(where(path, x.shape).shard_shape(x.shape))
+        for path, x in weights.flatten(answerer.abstract).items()
+        if path.startswith("language_model") and (tied or "embed_tokens" not in path)
+    )
+    frame = answerer.processor.for_frames(K).size_of(*FRAME_SIZE)
+    visual = answerer.config.num_visual_tokens(K, *frame)
+    tokens = visual + prompt_tokens(answerer, times_of_a_set(config))
+    prompts_here = config.batch_size // num_chunks(config, mesh) * config.policy.group_size // mesh.shape["data"]
+    heads = max(1, language.num_key_value_heads // mesh.shape["model"])
+    cache = 2 * language.num_hidden_layers * prompts_here * heads * tokens * language.head_dim
+    return dtype.itemsize * (weight + cache)
+
+
 def answerer_where(config: Config, answerer: Architecture, mesh: jax.sharding.Mesh) -> sharding.ParamSharding:
     heads = dataclasses.asdict(answerer.config.language)
     return sharding.answerer_sharding(mesh, heads, split_over_data=config.mesh.split_over_data)
 
 
-def compile_step(config: Config, answerer: Architecture, clip_width: int, topology: str) -> dict[str, Any]:
-    """Compiles all programs for one topology.
+def step_on(config: Config, answerer: Architecture, clip_width: int, topology: str) -> Step:
+    """The programs of a step on one topology.
 
     A batch that cannot be dealt out evenly to the `data` axis is rounded up: such a slice trains on larger batches.
     """
@@ -120,19 +146,19 @@ def compile_step(config: Config, answerer: Architecture, clip_width: int, topolo
     data = mesh.shape["data"]
     config = dataclasses.replace(config, batch_size=math.ceil(config.batch_size / data) * data)
     calls = training_step(config, answerer, clip_width, mesh)
-    compiled = {name: compile_call(call, mesh, chip) for name, call in calls.items()}
-    result = {
-        "topology": topology,
-        "devices": len(devices),
-        "mesh": dict(mesh.shape),
-        "batch_size": config.batch_size,
-        "hbm_bytes": chip.hbm_bytes,
-        "fits": all(program["fits"] for program in compiled.values()),
-        "programs": compiled,
-    }
+    token = least_bytes_of_token(config, answerer, mesh)
+    return Step.on(topology, chip, mesh, calls, batch_size=config.batch_size, token_bytes=token)
+
+
+def compile_step(config: Config, answerer: Architecture, clip_width: int, topology: str) -> dict[str, Any]:
+    """Compiles all programs of `step_on`."""
+    step = step_on(config, answerer, clip_width, topology)
+    result = step.compile()
     if result["fits"]:
-        return result | {"seconds": sum(calls[name].times * program["seconds"] for name, program in compiled.items())}
-    return result | {"advice": advice(config, answerer, mesh)}
+        programs = result["programs"].items()
+        return result | {"seconds": sum(step.calls[name].times * program["seconds"] for name, program in programs)}
+    config = dataclasses.replace(config, batch_size=result["batch_size"])
+    return result | {"advice": advice(config, answerer, step.mesh)}
 
 
 def advice(config: Config, answerer: Architecture, mesh: jax.sharding.Mesh) -> list[str]:
@@ -154,13 +180,18 @@ def compile_config(
     config: Config, descriptions: Path, topologies: Sequence[str], num_layers: int = 0, note=lambda text: None
 ) -> list[dict[str, Any]]:
     """`compile_step` of a config on each topology; `note` is called with the name of the one that begins."""
+    models = read_models(config, descriptions, num_layers)
+    results = []
+    for topology in topologies:
+        note(topology)
+        results.append(compile_step(config, *models, topology))
+    return results
+
+
+def read_models(config: Config, descriptions: Path, num_layers: int = 0) -> tuple[Architecture, int]:
+    """The answerer of a config, cut to `num_layers` layers if not 0, and the width of its CLIP's features."""
     description, path = read_architecture(config.answerer.folder, descriptions)
     if num_layers:
         description = shallow(description, num_layers)
     answerer = answerer_architecture(description, path, video=config.answerer.video)
-    clip = clip_config(*read_architecture(config.agent.clip, descriptions))
-    results = []
-    for topology in topologies:
-        note(topology)
-        results.append(compile_step(config, answerer, clip.projection_dim, topology))
-    return results
+    return answerer, clip_config(*read_architecture(config.agent.clip, descriptions)).projection_dim
