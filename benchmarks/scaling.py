@@ -5,8 +5,8 @@
 Takes minutes of the processor per program and needs libtpu (see tspo_jax/aot_compile.py), but no TPU and no weights.
 What the compiler said of a program is kept in runs/scaling/ as soon as it is known, and used again; a program that two
 configs have in common on a slice is compiled once. Remove the folder, or a file in it, to compile anew. `--only`: of
-the programs that are not kept only those whose name (llava_video_7b_v5e-8_answer) holds a match are compiled; those
-that then are missing are missing in the tables.
+the programs that are not kept only those whose name (llava_video_7b_v5e-8_answer) holds a match are compiled; the
+tables say which slices were not, and lack the programs that were not.
 """
 
 import argparse
@@ -65,7 +65,8 @@ collectives their number and the bytes of their results. "At least" is a rooflin
 traffic and communication at the published peaks (tspo_jax/devices/chips.py), with every frame and every answer of full
 length; a real step takes longer by what the chip falls short of its peaks. What a fused kernel reads is counted once. A
 step also loads and decodes the picked frames on the host, which this does not count. Compiling is given in seconds of
-the processor, all cores together.
+the processor, all cores together. A program that is missing, and a slice that is "not compiled", has not been compiled
+since the code that it is made of has changed.
 
 ## Training an agent
 
@@ -218,11 +219,15 @@ def section(name: str, tokens: int, results: list[dict], smallest_matrix: int) -
             row.append("none" if largest < smallest_matrix else f"up to {decimal(largest)}")
             row += [decimal(largest), decimal(smallest_matrix)]
         slices.append((*row, *[""] * (10 - len(row))))
+    for topology in (t for t in CASES[name] if t not in {r["topology"] for r in results}):
+        former = FORMER.get((name, topology))
+        told = (f"{former.seconds:.2f}", "", decimal(former.traffic_bytes)) if former else ("", "", "")
+        slices.append((topology, "not compiled", "", *told, "", "", "", ""))
     headings = ("slice", "memory in use", "step at least s", "formerly", "bytes of `answer`", "formerly", "token")
     parts = [
         f"### configs/{name}.py\n",
         f"A prompt has {tokens:,} visual tokens.\n",
-        table(HEADINGS, table_rows(results)),
+        *([table(HEADINGS, table_rows(results))] if results else []),
         table((*headings, "weights gathered", "largest all-gather", "matrix"), slices),
     ]
     if shown := next((r for r in results if r["programs"].get("answer", {}).get("fits")), None):
@@ -242,6 +247,9 @@ def section_of_answerer(results: Sequence[tuple[str, list[dict]]]) -> str:
     parts = []
     for name, of_config in results:
         module, _, variant = name.partition(":")
+        missing = [t for t in CASES[name] if t not in {r["topology"] for r in of_config}]
+        if missing:
+            parts.append(f"configs/{module}.py{variant and ':' + variant} on {', '.join(missing)}: not compiled.\n")
         for r in of_config:
             trained = f"{r['trained']}, {r['frames']} frames, {r['batch_size']} pairs in a step"
             parts.append(f"### configs/{module}.py{variant and ':' + variant}, {r['topology']}\n")
@@ -267,7 +275,7 @@ def main() -> None:
         if case.is_of_answerer:
             answerers.append((name, results))
             frames = case.config.data.num_frames
-        elif results:
+        else:
             config, answerer = case.config, case.answerer
             layers = weights.flatten(answerer.abstract["language_model"]["layers"]).items()
             smallest = min(2 * math.prod(x.shape[1:]) for path, x in layers if path.endswith("kernel"))
