@@ -11,15 +11,12 @@ folder or a store {"videos": [..]}. Of several videos, one that cannot be read i
 status is 2.
 """
 
-import sys
-
 from absl import flags
 
 from tspo_jax.answering.clip_captions import caption_video
 from tspo_jax.checkpoints.swinbert_folders import load_captioner
 from tspo_jax.command_line import entry_point
-from tspo_jax.data.decode import VideoError
-from tspo_jax.selection.video_source import is_one, open_videos
+from tspo_jax.selection.video_source import each_readable, is_one, open_videos
 
 
 def define_flags() -> None:
@@ -38,18 +35,9 @@ def main() -> int:
     names, open_video = open_videos(args.video, args.store)
     captioner = load_captioner(args.model, hard_mask=args.hard_mask, max_caption=args.max_tokens)
     results, one = [], is_one(args.video, args.store)
-    for name in names:
-        try:
-            source = open_video(name, None)
-            found = caption_video(captioner, source.timestamps, source.pictures, args.stretch, args.beams)
-        except VideoError as error:
-            if one:
-                raise
-            print(f"left out: {error}", file=sys.stderr)
-            continue
-        results.append({"video": name, "captions": [caption._asdict() for caption in found]})
-    if not results:
-        raise ValueError(f"none of the {len(names)} videos of {args.video or args.store} can be read")
+    for source in each_readable(names, open_video, None):
+        found = caption_video(captioner, source.timestamps, source.pictures, args.stretch, args.beams)
+        results.append({"video": source.name, "captions": [caption._asdict() for caption in found]})
     entry_point.write_result(results[0] if one else {"videos": results}, args.output)
     return 0 if len(results) == len(names) else 2
 

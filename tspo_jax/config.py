@@ -177,6 +177,7 @@ class Rounds:
     max_writer_calls: int = 0
     max_writer_tokens: int = 0
     max_new_tokens: int = 512  # of a caption, and of a reply of the writer
+    captioner: str = ""  # folder of SwinBERT that captions the clips; "" = the answerer
     writer: str = ""  # module:function or an http address that reads the captions; "" = the answerer
     writer_model: str = ""  # that an address is asked for
     writer_context: int = 32768  # tokens of a prompt and its reply together

@@ -9,9 +9,12 @@ from tiny_store import LONG, SHORT, make_store
 
 from tspo_jax.answering.agent_prompts import Asked
 from tspo_jax.answering.backtracking import Settings
+from tspo_jax.answering.calls import CaptionCall
+from tspo_jax.answering.clip_captions import StoredClips
 from tspo_jax.answering.own_models import default_mesh
 from tspo_jax.answering.strategies import VideoFiles, WriterOptions, answer_questions, facts
 from tspo_jax.checkpoints.folders import load_answerer
+from tspo_jax.checkpoints.swinbert_folders import load_captioner
 from tspo_jax.data.frame_store import FrameStore
 
 QUESTIONS = [Asked("a", LONG, "What is shown?", ("one", "two")), Asked("b", SHORT, "Who is it?")]
@@ -56,6 +59,17 @@ def test_flat_and_a_writer_of_the_user(store, answerer):
     assert asked("flat", store, answerer, writer=writer)["a"].option == "B"
     one = asked("backtrack", store, answerer, writer=writer)["a"]
     assert (one.phase, one.option, one.captions, one.writer_calls) == ("coarse", "B", 2, 1)
+
+
+def test_swinbert_captions_the_clips(golden, store, answerer, tmp_path):
+    calls, folder = tmp_path / "calls.jsonl", golden / "swinbert_tiny"
+    writer = WriterOptions(name=f"{__name__}:sure", max_new_tokens=8)
+    one = asked("flat", store, answerer, calls, writer=writer, captioner=str(folder))["a"]
+    rows = [json.loads(line) for line in calls.read_text().splitlines()]
+    rows = [row for row in rows if row["kind"] == "caption" and row["video"] == LONG]
+    made = [CaptionCall(LONG, tuple(row["times"]), row["max_pixels"], row["instruction"]) for row in rows]
+    said = StoredClips(load_captioner(folder), store).describe(made)
+    assert one.captions == len(rows) == 2 and [row["text"] for row in rows] == [reply.text for reply in said]
 
 
 def test_a_file_is_shown_at_its_own_rate(golden, store):

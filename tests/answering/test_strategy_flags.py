@@ -21,6 +21,7 @@ def args(monkeypatch):
 def test_options(args):
     options = strategy_flags.options(args("--windows=30,6,2", "--rounds=2", "--max_captions=9", "--writer=a:b"))
     settings, writer = options["settings"], options["writer"]
+    assert options["captioner"] == ""
     assert (settings.windows, settings.rounds, settings.captions, settings.writer_calls) == ((30, 6, 2), 2, 9, None)
     assert (writer.name, writer.max_new_tokens, options["calls_file"]) == ("a:b", 256, None)
 
@@ -32,6 +33,7 @@ def test_options(args):
         (("--windows=1,10,60",), "windows are"),
         (("--max_writer_calls=0",), "writer_calls is 0"),
         (("--strategy=flat", "--method=topk"), "without --frames"),
+        (("--captioner=x",), "--captioner is for --strategy=flat|backtrack"),
     ],
 )
 def test_nonsense(args, given, message):

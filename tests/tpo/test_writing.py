@@ -68,6 +68,24 @@ def test_pairs_of_both_recipes(store, tmp_path):
     json.dumps(pairs)
 
 
+def test_another_model_describes_the_videos(store, tmp_path):
+    """The writer reads its captions; the answerer is asked only for answers."""
+    world, described, prompts = World(), [], []
+
+    def caption(requests):
+        described.extend(requests)
+        return ([(request, [f"Parts of {request.video}."])] for request in requests)
+
+    def write(asked):
+        prompts.extend(asked)
+        return world.write(asked)
+
+    writer = FunctionWriter(write, "scripted")
+    pairs, _, _ = writing.build(config_of(tmp_path), store, store.names(), world.answer, writer, caption)
+    assert len(pairs) == 4 and described and world.answers == 8
+    assert all("Parts of " in prompt for prompt in prompts if "Write one question" in prompt)
+
+
 @pytest.mark.parametrize(
     "judge", [("Equally", "no", "yes"), ("yes", "Yes", "yes"), ("yes", "no", "no"), ("Well", "no", "yes")]
 )

@@ -1,5 +1,5 @@
-"""Questions about videos by a strategy of backtracking.py, with the answering Video-MLLM as captioner: the cores of
-`answer --strategy` and of an evaluation's methods flat and backtrack."""
+"""Questions about videos by a strategy of backtracking.py, with the answering Video-MLLM or SwinBERT as captioner: the
+cores of `answer --strategy` and of an evaluation's methods flat and backtrack."""
 
 import dataclasses
 import functools
@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 
 from tspo_jax.answering.backtracking import STRATEGIES, Asked, Outcome, Settings, VideoFacts, run
 from tspo_jax.answering.calls import Calls, Writer
+from tspo_jax.answering.clip_captions import StoredClips
 from tspo_jax.answering.own_models import OwnCaptioner, OwnWriter, TextAnswers
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.answering.writers import open_writer
 from tspo_jax.checkpoints.folders import Answerer
+from tspo_jax.checkpoints.swinbert_folders import load_captioner
 from tspo_jax.data.decode import Video
 from tspo_jax.data.frame_store import FrameStore, StoreSettings, VideoEntry
 
@@ -87,6 +89,7 @@ def answer_questions(
     writer: WriterOptions,
     mesh: Mesh,
     *,
+    captioner: str = "",
     calls_file: str | Path | None = None,
     caption_tokens: int = 256,
     batch_size: int = 8,
@@ -101,6 +104,7 @@ def answer_questions(
     Args:
       strategy: of backtracking.STRATEGIES.
       videos: of the questions.
+      captioner: folder of SwinBERT; "" = the answerer describes the clips.
       calls_file: remembers every call, see calls.py; None = nothing is kept.
       caption_tokens: longest caption.
       batch_size: captions at a time, and questions on their way for each of them.
@@ -108,11 +112,14 @@ def answer_questions(
       report: called at the end with how many calls were made.
       watch: called with the outcome of a question after each look and each reply.
     """
-    limits = {"max_new_tokens": caption_tokens, "encode_chunk": encode_chunk}
-    rollout = Rollout.of(answerer, **limits, mesh=mesh, attention=attention)
-    captioner = OwnCaptioner(answerer, videos, rollout, mesh, batch_size, template)
+    if captioner:
+        describer = StoredClips(load_captioner(captioner), videos)
+    else:
+        limits = {"max_new_tokens": caption_tokens, "encode_chunk": encode_chunk}
+        rollout = Rollout.of(answerer, **limits, mesh=mesh, attention=attention)
+        describer = OwnCaptioner(answerer, videos, rollout, mesh, batch_size, template)
     replies = writer.open(answerer, mesh, attention, template)
-    calls = Calls(calls_file, captioner, replies, batch_size=batch_size)
+    calls = Calls(calls_file, describer, replies, batch_size=batch_size)
     ask = STRATEGIES[strategy]
     steps = (ask(question, facts(videos, question.video), settings, replies, watch) for question in questions)
     yield from run(steps, calls, together=4 * batch_size)

@@ -18,6 +18,7 @@ def define() -> None:
         "direct = one look at the frames; flat = captions of the whole video, one answer; backtrack = captions, and "
         "closer looks while they do not answer the question.",
     )
+    flags.DEFINE_string("captioner", "", "Folder of SwinBERT that captions the clips; default: the answerer does.")
     flags.DEFINE_string("writer", "", "Who reads the captions: module:function or an http address; default: answerer.")
     flags.DEFINE_string("writer_model", "", "Model that the writer's address is asked for.")
     flags.DEFINE_integer("writer_context", 32768, "Tokens of a prompt and its reply together.", lower_bound=2)
@@ -32,6 +33,9 @@ def define() -> None:
 def check(args: flags.FlagValues) -> None:
     """Raises ValueError for flags that make no sense, before anything is loaded."""
     options(args)
+    for name in ("captioner", "writer", "calls"):
+        if args.strategy == DIRECT and getattr(args, name):
+            raise ValueError(f"--{name} is for --strategy={'|'.join(STRATEGIES)}")
     if args.strategy != DIRECT and (args.frames or args.agent or args.contact_sheet or args.method):
         raise ValueError(
             f"--strategy={args.strategy} looks at a whole --video: without --frames, --agent, --method, --contact_sheet"
@@ -49,6 +53,7 @@ def options(args: flags.FlagValues) -> dict:
     return {
         "settings": Settings(windows=(coarse, fine, ultra_fine), rounds=args.rounds, **budgets),
         "writer": WriterOptions(args.writer, args.writer_model, args.writer_context, tokens, args.writer_timeout),
+        "captioner": args.captioner,
         "calls_file": args.calls or None,
         "caption_tokens": tokens,
         "template": args.template or "",

@@ -65,6 +65,7 @@ def answer(
             settings_of(rounds),
             writer,
             mesh,
+            captioner=rounds.captioner,
             calls_file=folder / CALLS,
             caption_tokens=tokens,
             batch_size=config.evaluation.batch_size,

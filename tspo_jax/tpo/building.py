@@ -23,12 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tspo_jax.answering.clip_captions import StoredClips
 from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.answering.writers import open_writer
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.adapters import answerer_identity
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
+from tspo_jax.checkpoints.swinbert_folders import load_captioner
 from tspo_jax.data.frame_store import FrameStore, publish
 from tspo_jax.data.letters import option_letter
 from tspo_jax.data.llava_video_178k import MULTIPLE_CHOICE, read_conversations
@@ -72,6 +74,8 @@ def check(config: TpoConfig) -> None:
         raise ValueError(
             f"config.build.sparse_frames is {b.sparse_frames}: it must be less than build.frames ({b.frames})"
         )
+    if b.captioner and not b.writer:
+        raise ValueError("config.build.captioner describes videos to config.build.writer, which is not given")
     if not b.output or bool(b.questions) == bool(b.writer):
         raise ValueError("config.build.output must be given, and one of config.build.questions and config.build.writer")
 
@@ -346,8 +350,10 @@ def run(config: TpoConfig, devices: Sequence[jax.Device], watch: Watch) -> dict:
         run_folder.check_run(output, record, ())
         run_folder.write_run_config(output, record)
         if writer:
-            pairs, counts, shares = writing.build(config, store, store.names(), answer, writer)
-            model = f"{identity}, writer {writer.identity}"
+            clips = config.build.captioner and StoredClips(load_captioner(config.build.captioner), store)
+            caption = functools.partial(clips.answers, max_new_tokens=a.max_new_tokens) if clips else None
+            pairs, counts, shares = writing.build(config, store, store.names(), answer, writer, caption)
+            model = f"{identity}, writer {writer.identity}" + (f", captioner {clips.identity}" if clips else "")
             pairs = [
                 pair | {"model": model} for recipe in config.build.recipes for pair in limited(pairs, recipe, config)
             ]

@@ -26,6 +26,7 @@ class Build:
     # and judges; "" = none, questions have known answers and the rule is the judge.
     writer: str = ""
     writer_model: str = ""
+    captioner: str = ""  # folder of SwinBERT that describes the parts of a video to the writer; "" = the answerer
     questions_per_video: int = 1  # that the writer is asked for, by each recipe
 
 

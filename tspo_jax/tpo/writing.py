@@ -1,7 +1,7 @@
 """Pairs for videos without questions: a language model writes them from captions, and judges the answers (TPO's crawled
 pairs, arXiv 2501.13919).
 
-    1_captions.jsonl    what our answerer sees in consecutive frames of each part of a video, and in the whole of it
+    1_captions.jsonl    what our answerer (or config.build.captioner) sees in frames of each part of a video
     2_questions.jsonl   one question and its answer per part and task, by the writer; or none
     3_evidence.jsonl    our answerer with the frames that the question is about; it is chosen
     4_without.jsonl     and without: frames outside of the part (irrelevant), or a few of the video's (incomplete)
@@ -104,16 +104,22 @@ def spread(frames: np.ndarray, count: int) -> np.ndarray:
 
 
 def build(
-    config: TpoConfig, store: FrameStore, videos: Sequence[str], answer: Answer, writer: Writer
+    config: TpoConfig,
+    store: FrameStore,
+    videos: Sequence[str],
+    answer: Answer,
+    writer: Writer,
+    caption: Answer | None = None,
 ) -> tuple[list[dict], dict[str, int], dict[str, float]]:
     """The pairs (records of tpo/pairs.py), counts, and the share of what was asked for that gave a pair, by recipe.
+    `caption` describes parts of videos where it is not `answer` that does.
 
     Every stage is filed by rows that are not asked for again; another writer or answerer needs another folder.
     """
     b, output = config.build, Path(config.build.output)
     K, parts = b.frames, {video: parts_of(store.video(video).num_frames) for video in videos}
 
-    def told(path: str, requests: list[Request]) -> dict[str, list[str]]:
+    def told(path: str, requests: list[Request], answer: Answer = answer) -> dict[str, list[str]]:
         with RowFile(output / path) as file:
             for batch in answer([request for request in requests if request.id not in file.rows]):
                 file.append([{"id": request.id, "answers": texts} for request, texts in batch])
@@ -126,6 +132,7 @@ def build(
             for video, of_video in parts.items()
             for i, part in enumerate(of_video)
         ],
+        caption or answer,
     )
 
     asked = []  # {id, video, recipe, part, captions, task}
