@@ -112,6 +112,7 @@ def test_bad_input_is_one_line_and_no_traceback(golden, tmp_path):
         (good | dict(num_frames=0), "--num_frames"),
         (good | dict(frames=4), "'frames'"),
         (dict(video=good["video"], question="Why?"), "--agent"),
+        (good | dict(num_shards=2, shard_index=0), "--num_shards shares the videos of a folder"),
     ]
     processes = [start(**options) for options, _ in bad]
     for process, (_, message) in zip(processes, bad, strict=True):
@@ -128,8 +129,8 @@ def test_unusable_folders_and_questions_are_named(golden, scorer, candidates):
 
 
 def test_many_questions_about_a_folder(golden, tmp_path):
-    """One line per question in the neutral form, pictures and a page for each; a store gives the same frames. A broken
-    file costs itself."""
+    """One line per question in the neutral form, pictures and a page for each; a store, shared by two runs, gives the
+    same frames. A broken file costs itself."""
     tiny_store.make_store(tmp_path, golden)
     (tmp_path / "videos").mkdir()
     for path in (golden / tiny_store.LONG, tmp_path / tiny_store.SHORT):
@@ -140,15 +141,15 @@ def test_many_questions_about_a_folder(golden, tmp_path):
     from_files = start(
         *asked, video=tmp_path / "videos", output=tmp_path / "files.jsonl", page=tmp_path / "p.html", **shared
     )
-    from_store = start(*asked, store=tmp_path / "store", output=tmp_path / "store.jsonl", **shared)
-    for process, status, left_out in ((from_files, 2, ["broken.mp4"]), (from_store, 0, [])):
+    from_store = dict(store=tmp_path / "store", output=tmp_path / "store.jsonl", num_shards=2) | shared
+    runs = [(from_files, 2, ["broken.mp4"])] + [(start(*asked, shard_index=i, **from_store), 0, []) for i in range(2)]
+    for process, status, left_out in runs:
         out, err = process.communicate()
         assert (process.returncode, out) == (status, ""), err
         assert re.findall(r"left out: .*/(\S+): ", err) == left_out
-    rows, stored = (
-        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
-        for name in ("files.jsonl", "store.jsonl")
-    )
+    names = "files.jsonl", "store-00000-of-00002.jsonl", "store-00001-of-00002.jsonl"
+    rows, *shares = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in names)
+    stored = [row for share in shares for row in share]
     assert [row["video_id"] for row in rows] == [tiny_store.SHORT] * 2 + [tiny_store.LONG] * 2
     assert all(len(row["frame_idx"]) == len(row["scores"]) == 4 and row["method"] == "topk" for row in rows)
     assert [row["frame_idx"] for row in rows] == [row["frame_idx"] for row in stored]

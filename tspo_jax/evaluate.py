@@ -9,8 +9,10 @@
 
 The agent is the newest checkpoint of RUN_DIR, or that of --agent: a run folder, a checkpoint, a TSPO folder, or a plain
 CLIP folder (then it is untrained). Running the same command again goes on where it was stopped; no question is answered
-twice from the same frames. --beside names other runs that have been evaluated on the same questions: their agents
-stand in the table too ("topk of RUN"), with the differences to this one.
+twice from the same frames. On several hosts the same command in each (config.distributed, as for train) shares the
+questions: the first process writes, SIGTERM ends all of them with status 75 and a lost process with 76, and the same
+command goes on. --beside names other runs that have been evaluated on the same questions: their agents stand in the
+table too ("topk of RUN"), with the differences to this one.
 
     python -m tspo_jax.evaluate --keyframes --benchmark=longvideobench --annotations=FILE --frame_idx=FILE --output=FILE
 
@@ -23,8 +25,10 @@ from absl import flags
 
 from tspo_jax import config as config_module
 from tspo_jax.command_line import entry_point
+from tspo_jax.devices import processes
 from tspo_jax.evaluation import benchmarks, keyframe_metrics
 from tspo_jax.evaluation.run import evaluate
+from tspo_jax.runs.preemption import EXIT_STATUS
 
 
 def keyframes(args: flags.FlagValues) -> Mapping:
@@ -71,15 +75,22 @@ def define_flags() -> None:
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
 
 
-def main() -> None:
+def main() -> int:
     args = flags.FLAGS
     if args.keyframes:
-        result = keyframes(args)
-    elif args.run_dir:
-        result = evaluate(config_module.from_flags(), args.run_dir, args.agent, args.allow_missing, args.beside)
-    else:
+        entry_point.write_result(keyframes(args), args.output)
+        return 0
+    if not args.run_dir:
         raise ValueError("--run_dir is needed: the run folder whose agent is evaluated")
-    entry_point.write_result(result, args.output)
+    config = config_module.from_flags()
+    processes.join(config.distributed)
+    with processes.end_together():
+        summary = evaluate(config, args.run_dir, args.agent, args.allow_missing, args.beside)
+        if summary is None:
+            return EXIT_STATUS
+        if processes.is_first():
+            entry_point.write_result(summary, args.output)
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ Each video is decoded and encoded once for all its questions, and not at all whe
 made with the same CLIP. One question about one video gives one JSON object; several give one line of --output each (on
 stdout {"selections": [..]}), in the neutral form of evaluation/frame_indices.py, which convert_indices turns into the
 form of other programs. Of several videos, one that cannot be read is named and left out, and the exit status is 2.
+
+Many machines: with --num_shards=N --shard_index=I (in a job array the environment tells the index) each takes every
+N-th video and writes --output=F.jsonl as F-I-of-N.jsonl; their lines together are those of one run.
 """
 
 import dataclasses
@@ -24,7 +27,8 @@ from pathlib import Path
 
 from absl import flags
 
-from tspo_jax.command_line import entry_point
+from tspo_jax.command_line import entry_point, job_array
+from tspo_jax.data.shard import Shard
 from tspo_jax.evaluation import benchmarks
 from tspo_jax.selection import methods, search_flags
 
@@ -50,6 +54,7 @@ def define_flags() -> None:
     flags.DEFINE_string("frames_dir", "", "Folder to write the chosen frames to, as JPEGs with a manifest.json.")
     flags.DEFINE_string("page", "", "HTML page to write: scores over time and the frames of every method.")
     flags.DEFINE_string("output", "", "JSON file to write; stdout if empty.")
+    job_array.define_flags()
 
 
 def selector(args: flags.FlagValues) -> tuple[object, Callable[..., dict]]:
@@ -104,6 +109,8 @@ def main() -> int:
     from tspo_jax.selection.video_source import each_readable, is_one, open_videos
 
     names, open_video = open_videos(args.video, args.store)
+    single = len(args.question) == 1 and is_one(args.video, args.store)
+    shard = share(args)
     scorer, select = selector(args)
     if args.benchmark:
         asked, absent = benchmarks.queries_by_video(args.benchmark, args.annotations, names, args.allow_missing)
@@ -111,9 +118,9 @@ def main() -> int:
             entry_point.note(f"{absent}; their questions are left out")
     else:
         asked = {name: [(f"{name}#{i}", question) for i, question in enumerate(args.question)] for name in names}
-    single = len(args.question) == 1 and is_one(args.video, args.store)
+    mine = shard.of(list(asked))
     lines, num_read = [], 0
-    for source in each_readable(list(asked), open_video, scorer and scorer.clip):
+    for source in each_readable(mine, open_video, scorer and scorer.clip) if mine else ():
         num_read += 1
         for question_id, question in asked[source.name]:
             result = select(source, question)
@@ -124,10 +131,27 @@ def main() -> int:
                 return 0
             lines.append(frame_indices.of_result(result, picks_of(result, source), source.name, question_id))
     if args.output:
-        frame_indices.write_neutral(args.output, lines)
+        path = Path(args.output)
+        frame_indices.write_neutral(shard.path(path.parent, path.stem, path.suffix), lines)
     else:
         entry_point.write_result({"selections": [dataclasses.asdict(line) for line in lines]}, "")
-    return 0 if num_read == len(asked) else 2
+    return 0 if num_read == len(mine) else 2
+
+
+def share(args: flags.FlagValues) -> Shard:
+    """Which of the videos are this run's, by flags: a job array alone may as well ask about a video in each task.
+
+    Raises ValueError for what runs that share videos cannot do: their files would be each other's."""
+    if not args.num_shards and args.shard_index is None:
+        return Shard()
+    if args.video and not Path(args.video).is_dir() and not args.benchmark:
+        raise ValueError(
+            "--num_shards shares the videos of a folder or store, or of a --benchmark; --video is one video"
+        )
+    for name in ("contact_sheet", "frames_dir", "page"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} is numbered over all questions; leave it out with --num_shards")
+    return job_array.shard_from(args.num_shards, args.shard_index)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tspo_jax.answering.shapes import Shapes
 from tspo_jax.checkpoints.folders import load_answerer, load_clip
 from tspo_jax.config import ConfigError
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.evaluation import frame_sets
 from tspo_jax.evaluation import run as evaluate
 from tspo_jax.runs.metrics import read_rows
 from tspo_jax.runs.run_folder import RunFolderError, in_use
@@ -326,7 +327,7 @@ def test_controls_are_answered_once_and_summed_up(golden, config, tmp_path, fake
         assert permuted["solution"] == "B"
         # The letter is that of the option in its original place.
         item = evaluate.read_items(cfg.read(config))[i]
-        order = evaluate.shuffled_order(config.seed, item)
+        order = frame_sets.shuffled_order(config.seed, item)
         assert order != (0, 1, 2, 3)
         assert permuted["letter"] == "ABCD"[order["ABCD".index(permuted["answer"][0])]]
     (controls,) = summary["controls"]
@@ -410,7 +411,7 @@ def test_search_is_one_more_method(golden, folder, config, tmp_path, fake_answer
     written = [json.loads(line) for line in (run / "evaluation" / "rows.jsonl").read_text().splitlines()]
     searched = [row for row in written if "searched" in row]
     assert len(searched) == 12 * 2 and all(row["method"] == "tstar" for row in searched)
-    searcher = evaluate.make_searcher(cfg.read(config), None)
+    searcher = frame_sets.make_searcher(cfg.read(config), None)
     for row in (row for row in searched if row["k"] == 4):
         found = searcher(
             stored_source(FrameStore(folder / "store"), row["video"]), "Why?", 4, ("red ball", f"number {row['id']}"),
@@ -431,7 +432,7 @@ def test_objects_that_the_answerer_names(golden, config, tmp_path, fake_answers,
             raise reply
         return reply
 
-    monkeypatch.setattr(evaluate, "grounder", lambda answerer: ground)
+    monkeypatch.setattr(frame_sets, "grounder", lambda answerer: ground)
     config.evaluation.search.detector = str(golden / "owlvit_tiny")
     config.evaluation.methods, config.evaluation.budgets = ("uniform", "tstar"), (4,)
     evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
@@ -464,10 +465,37 @@ def test_search_that_makes_no_sense(golden, config, tmp_path, field, value, mess
         evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
 
 
-def test_several_processes_are_refused(config, tmp_path):
-    config.distributed.enabled = True
-    with pytest.raises(ValueError, match="config.distributed.enabled is True, but evaluate is one process"):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"videos": "videos"}, "config.evaluation.videos: several processes read a frame store"),
+        ({"methods": ("uniform", "flat")}, "methods: flat asks call after call, which one process does alone"),
+        ({"methods": ("tstar",)}, "tstar needs targets in the lines .* 12 have none"),
+    ],
+)
+def test_what_several_processes_cannot_share(golden, config, tmp_path, monkeypatch, fields, message):
+    config.evaluation.search.detector = str(golden / "owlvit_tiny")
+    config.evaluation.update(fields)
+    monkeypatch.setattr(evaluate.jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=message):
         evaluate.evaluate(cfg.read(config), tmp_path)
+
+
+def test_sigterm_keeps_the_answers_and_the_next_start_goes_on(golden, config, tmp_path, fake_answers, monkeypatch):
+    append = evaluate.ResultFile.append
+
+    def append_and_terminate(self, rows):
+        append(self, rows)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    config.evaluation.batch_size, config.mesh.axes = 4, (("data", 4), ("model", 2))
+    whole = evaluate.evaluate(cfg.read(config), tmp_path / "whole", golden / "tspo_agent")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.ResultFile, "append", append_and_terminate)
+        assert evaluate.evaluate(cfg.read(config), tmp_path / "stopped", golden / "tspo_agent") is None
+    path = tmp_path / "stopped" / "evaluation" / "rows.jsonl"
+    assert 0 < len(path.read_text().splitlines()) < 12 * 6
+    assert evaluate.evaluate(cfg.read(config), tmp_path / "stopped", golden / "tspo_agent") == whole
 
 
 def test_a_field_that_does_not_exist():

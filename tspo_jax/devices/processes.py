@@ -1,13 +1,17 @@
 """Several processes as one run: how they join, and how all of them end when one of them does."""
 
+import json
 import os
 import re
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from tspo_jax.config import Distributed
 
@@ -82,6 +86,27 @@ def end_together(agreed: type[Exception] | tuple[()] = ()) -> Iterator[None]:
             status = 1
         sys.stderr.flush()
         os._exit(status)
+
+
+def is_first() -> bool:
+    """Whether this process writes what one writes for all."""
+    return jax.process_index() == 0
+
+
+def of_all(value: Any) -> list:
+    """What each process gives, in all of them, in the order of the processes. Values that JSON can hold; called by all
+    in the same order."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    padded = multihost_utils.process_allgather(np.pad(data, (0, int(sizes.max()) - len(data))))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(padded, sizes, strict=True)]
+
+
+def of_first(value: Any) -> Any:
+    """What the first process gives, in all (see `of_all`); what the others give is not looked at."""
+    return of_all(value if is_first() else None)[0]
 
 
 def is_lost_peer(error: Exception) -> bool:

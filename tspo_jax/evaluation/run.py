@@ -1,6 +1,6 @@
 """The run of an evaluation: held-out questions answered from the frames of several selection methods, side by side.
 
-select   selection/        CLIP features of a video, read once for all its questions -> scores -> picks
+select   frame_sets.py     CLIP features of a video, read once for all its questions -> scores -> picks
 answer   frame_answers.py  the frozen MLLM answers; frame sets that methods or budgets share are answered once
 score    benchmarks.py     answer -> letter -> right or wrong, one line each in RUN_DIR/evaluation/rows.jsonl
 sum up   results.py        accuracies and differences with intervals, in RUN_DIR/evaluation/summary.json
@@ -10,8 +10,10 @@ Methods flat and backtrack select nothing: they answer from captions, in rounds 
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -24,11 +26,9 @@ from tspo_jax import config as config_module
 from tspo_jax.answering import context, prompts
 from tspo_jax.answering.backtracking import STRATEGIES
 from tspo_jax.answering.frame_answers import Request, answer_requests
-from tspo_jax.answering.grounding import grounder
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.answering.shapes import RUNGS, Shapes
 from tspo_jax.checkpoints import weights
-from tspo_jax.checkpoints.detector import load_detector
 from tspo_jax.checkpoints.folders import (
     Answerer,
     ClipEncoder,
@@ -44,43 +44,19 @@ from tspo_jax.data import predecoding
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.letters import LETTERS
 from tspo_jax.data.questions import read_questions
-from tspo_jax.devices import sharding
+from tspo_jax.devices import processes, sharding
 from tspo_jax.evaluation import benchmarks, frame_indices, results, rounds
 from tspo_jax.evaluation import beside as beside_runs
 from tspo_jax.evaluation.benchmarks import Item
+from tspo_jax.evaluation.frame_sets import FrameSet, choose, make_searcher, search_options
 from tspo_jax.evaluation.results import ResultFile
 from tspo_jax.runs import run_folder
+from tspo_jax.runs.preemption import Preemption
 from tspo_jax.selection import methods
-from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, pick
+from tspo_jax.selection.scoring import AGENT_METHODS, Scorer
 from tspo_jax.selection.scoring import read_agent as read_agent_of_run
-from tspo_jax.selection.search_options import SearchOptions
-from tspo_jax.selection.searching import Searcher
-from tspo_jax.selection.video_source import stored_source
 
 FOLDER = "evaluation"  # in the run folder
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameSet:
-    """Frames to answer a question from.
-
-    Attributes:
-      item: the question, its options in the order in which they are asked.
-      picks: candidate indices, ascending.
-      choices: the (method, K) that chose them.
-      scores: of the picks, by the agent.
-      order: the question's options in terms of the original ones.
-      blank: black frames are shown instead.
-      searched: what the search that chose them reports, by (method, K).
-    """
-
-    item: Item
-    picks: tuple[int, ...]
-    choices: tuple[tuple[str, int], ...]
-    scores: tuple[float, ...]
-    order: tuple[int, ...]
-    blank: bool = False
-    searched: Mapping[tuple[str, int], dict] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(
@@ -89,20 +65,23 @@ def evaluate(
     agent_folder: str | Path | None = None,
     allow_missing: bool = False,
     beside: Sequence[str | Path] = (),
-) -> dict:
-    """Evaluates the agent as `config.evaluation` says; returns the summary of results.summarize and writes it.
+) -> dict | None:
+    """Evaluates the agent as `config.evaluation` says; returns the summary of results.summarize and writes it, or None
+    where SIGTERM stopped it before; then the answers so far are kept.
 
-    With `allow_missing`, questions whose video is not in the store are left out, and the summary says so; those without
-    a row of the index file have no such method. `beside` are run folders whose agents have been evaluated on the same
-    questions and stand in the summary too. Raises ValueError for a config, question file, store, earlier evaluation in
-    `run_dir` or run beside it that does not fit.
+    Several processes share the work (config.distributed): each chooses the frames of its share of the videos, and
+    reads the frames of its share of every batch. The first one writes, and each gets the summary.
+
+    With `allow_missing`, questions whose video is not in the store are left out, and the summary says so; those
+    without a row of the index file have no such method. `beside` are run folders whose agents have been evaluated
+    on the same questions and stand in the summary too. Raises ValueError for a config, question file, store,
+    earlier evaluation in `run_dir` or run beside it that does not fit.
     """
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, quiet=not processes.is_first())
     asked = config.evaluation
     check(asked)
-    if config.distributed.enabled:
-        raise ValueError("config.distributed.enabled is True, but evaluate is one process; only training is several")
     items = read_items(config)
+    check_processes(asked, items)
     clip = load_clip(config.agent.clip, config.agent.clip_dtype)
     if asked.videos:
         asked = dataclasses.replace(asked, store=asked.store or str(Path(run_dir) / "frames"))
@@ -126,7 +105,7 @@ def evaluate(
     chosen = read_index_file(config, store, items, allow_missing) if asked.frame_idx else {}
     agent = read_agent(config, agent_folder or run_dir)
     mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
-    sharding.check_batch_size(mesh, asked.batch_size)
+    sharding.check_batch_size(mesh, asked.batch_size * sharding.data_slice(mesh)[1])
 
     folder = Path(run_dir) / FOLDER
     record = settings(config, clip, agent) | {
@@ -142,7 +121,6 @@ def evaluate(
         elif late not in record:
             record[late] = before[late]
     run_folder.check_run(folder, record, may_differ)
-    run_folder.write_run_config(folder, record)
     of_frames = [method for method in (*asked.methods, *asked.controls) if method not in STRATEGIES]
     wanted = {(item.id, m, k) for item in items for m in of_frames for k in asked.budgets}
     others, renamed = beside_runs.read_rows([Path(run) / FOLDER for run in beside], record, wanted)
@@ -150,8 +128,15 @@ def evaluate(
     wanted |= {(item_id, results.INDEX_FILE, most) for item_id in chosen}
     in_rounds = {(item.id, m, results.NO_BUDGET) for item in items for m in asked.methods if m in STRATEGIES}
     wanted |= in_rounds
-    with run_folder.in_use(folder), ResultFile(folder / "rows.jsonl") as file, _progress(console) as progress:
-        todo = wanted - file.keys()
+    with ExitStack() as stack:
+        file = None
+        if processes.is_first():
+            stack.enter_context(run_folder.in_use(folder))
+            run_folder.write_run_config(folder, record)
+            file = stack.enter_context(ResultFile(folder / "rows.jsonl"))
+        progress, preemption = stack.enter_context(_progress(console)), stack.enter_context(Preemption())
+        # Not read by each: another process may see an older state of the file.
+        todo = wanted - {tuple(key) for key in processes.of_first(sorted(file.keys()) if file else [])}
         task = progress.add_task("evaluating", total=len(wanted), completed=len(wanted) - len(todo))
         if todo:
             answerer = _load_answerer(config, mesh)
@@ -169,22 +154,30 @@ def evaluate(
                 float32_precision=a.float32_precision,
             )
             batches = answer(sets, items, store, answerer, config, rollout, mesh, map(len, chosen.values()))
-            for batch in batches if todo - in_rounds else ():
-                rows = [row for frame_set, text in batch for row in to_rows(frame_set, text, store, config)]
-                file.append(rows)
+            of_sets = (
+                [row for frame_set, text in batch for row in to_rows(frame_set, text, store, config)]
+                for batch in (batches if todo - in_rounds else ())
+            )
+            of_rounds = ([row] for row in rounds.answer(items, todo & in_rounds, store, answerer, config, mesh, folder))
+            for number, rows in enumerate(itertools.chain(of_sets, of_rounds), start=1):
+                if file:
+                    file.append(rows)
                 progress.advance(task, len(rows))
-            for row in rounds.answer(items, todo & in_rounds, store, answerer, config, mesh, folder):
-                file.append([row])
-                progress.advance(task)
-        rows = [row for row in file.rows if (row["id"], row["method"], row["k"]) in wanted]
-    macro = benchmarks.lookup(asked.benchmark).macro if asked.benchmark else None
-    summary = results.summarize(rows + others, AGENT_METHODS, config.seed, macro, renamed)
-    summary["missing_videos"] = absent
-    if (periods := rounds.write_periods(folder, rows)) is not None:
-        console.print(f"what was looked at closely is in {periods}, an index file")
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    console.print(results.table(summary))
-    return summary
+                todo = todo - {(row["id"], row["method"], row["k"]) for row in rows}
+                if preemption.must_stop(number) and todo:
+                    console.print(f"{folder}: stopped by SIGTERM; run the same command to go on")
+                    return None
+        summary = None
+        if file:
+            rows = [row for row in file.rows if (row["id"], row["method"], row["k"]) in wanted]
+            macro = benchmarks.lookup(asked.benchmark).macro if asked.benchmark else None
+            summary = results.summarize(rows + others, AGENT_METHODS, config.seed, macro, renamed)
+            summary["missing_videos"] = absent
+            if (periods := rounds.write_periods(folder, rows)) is not None:
+                console.print(f"what was looked at closely is in {periods}, an index file")
+            (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+            console.print(results.table(summary))
+        return processes.of_first(summary)
 
 
 # ---- what is evaluated -----------------------------------------------------------------------------------
@@ -218,6 +211,25 @@ def check(asked: config_module.Evaluation) -> None:
         )
     if asked.protocol not in benchmarks.PROTOCOLS:
         raise ValueError(f"config.evaluation.protocol is {asked.protocol!r}, not {' or '.join(benchmarks.PROTOCOLS)}")
+
+
+def check_processes(asked: config_module.Evaluation, items: Sequence[Item]) -> None:
+    """Raises ValueError for what several processes cannot share."""
+    if jax.process_count() == 1:
+        return
+    if asked.videos:
+        raise ValueError(
+            "config.evaluation.videos: several processes read a frame store; make it with python -m tspo_jax.predecode "
+            "(which they can share), and name it as config.evaluation.store"
+        )
+    if alone := sorted(STRATEGIES.keys() & set(asked.methods)):
+        raise ValueError(f"config.evaluation.methods: {alone[0]} asks call after call, which one process does alone")
+    nameless = sum(not item.targets for item in items)
+    if methods.SEARCH in asked.methods and nameless:
+        raise ValueError(
+            f"config.evaluation.methods: {methods.SEARCH} needs targets in the lines of the questions where several "
+            f"processes share them; {nameless} have none, and one process alone can ask the answerer for them"
+        )
 
 
 def read_items(config: Config) -> list[Item]:
@@ -319,96 +331,6 @@ def parameters_sha256(agent: dict) -> str:
 
 def _sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
-# ---- select ----------------------------------------------------------------------------------------------
-
-
-def search_options(search: config_module.Search, seed: int) -> SearchOptions:
-    """Raises ValueError naming what makes no sense."""
-    try:
-        return SearchOptions(search.schedule, search.grid, search.share, search.threshold, seed)
-    except ValueError as error:
-        raise ValueError(f"config.evaluation.search: {error}") from None
-
-
-def make_searcher(config: Config, answerer: Answerer) -> Searcher:
-    """Of method tstar; the answerer names objects for questions whose lines do not. The detector is whole on every
-    device, which share its pictures."""
-    mesh = sharding.make_mesh((("data", -1), ("model", 1)), jax.local_devices())
-    search = config.evaluation.search
-    detector = load_detector(search.detector, jnp.dtype(config.answerer.dtype), mesh)
-    return Searcher(detector, search_options(search, config.seed), ground=grounder(answerer))
-
-
-def choose(
-    items: Sequence[Item],
-    store: FrameStore,
-    scorer: Scorer,
-    todo: Set[tuple[str, str, int]],
-    chosen: Mapping[str, tuple[int, ...]],
-    seed: int,
-    searcher: Searcher | None = None,
-) -> Iterator[FrameSet]:
-    """The frame sets of the (id, method, k) in `todo`, video by video; `chosen` are those of an index file, and
-    `searcher` those of method tstar."""
-    choices: dict[str, list[tuple[str, int]]] = {}
-    for item_id, method, k in sorted(todo):
-        choices.setdefault(item_id, []).append((method, k))
-    asked = [item for item in items if item.id in choices]
-    texts = scorer.clip.text_features([item.query for item in asked])
-    asked_about: dict[str, list[tuple[Item, np.ndarray]]] = {}
-    for item, text in zip(asked, texts, strict=True):
-        asked_about.setdefault(item.video, []).append((item, text))
-    for video, questions in asked_about.items():
-        features, source = store.features(video), stored_source(store, video)
-        for item, text in questions:
-            clip_scores, scores = scorer(features, text)
-            order = tuple(range(len(item.options)))
-            agreeing: dict[tuple, list[tuple[str, int]]] = {}
-            searched = {}
-            for method, k in choices[item.id]:
-                if method == results.INDEX_FILE:
-                    picks = chosen[item.id]
-                elif method == results.RANDOM:
-                    picks = pick("topk", clip_scores, random_generator(seed, item, k).random(len(scores)), k).tolist()
-                elif method in results.CONTROLS:
-                    picks = pick("uniform", clip_scores, scores, k).tolist()
-                elif method == methods.SEARCH:
-                    found = searcher(source, with_options(item), k, item.targets, item.cues)
-                    picks, searched[method, k] = found.picks.tolist(), found.searched
-                else:
-                    picks = pick(method, clip_scores, scores, k).tolist()
-                asked_as = method if method in (results.PERMUTED, results.BLANK) else ""
-                agreeing.setdefault((tuple(picks), asked_as), []).append((method, k))
-            for (picks, asked_as), chosen_by in agreeing.items():
-                of_picks = tuple(scores[list(picks)].tolist())
-                if asked_as == results.PERMUTED:
-                    shuffled = shuffled_order(seed, item)
-                    yield FrameSet(benchmarks.permuted(item, shuffled), picks, tuple(chosen_by), of_picks, shuffled)
-                else:
-                    blank = asked_as == results.BLANK
-                    yield FrameSet(item, picks, tuple(chosen_by), of_picks, order, blank, searched)
-
-
-def with_options(item: Item) -> str:
-    """A question and its options, one a line."""
-    return "\n".join([item.query, *(f"{benchmarks.LETTERS[i]}. {text}" for i, text in enumerate(item.options))])
-
-
-def random_generator(seed: int, item: Item, k: int) -> np.random.Generator:
-    """Of one question and budget; independent of the order in which questions are answered."""
-    digest = hashlib.sha256(f"{item.id} {k}".encode()).digest()
-    return np.random.default_rng([seed, *np.frombuffer(digest[:16], np.uint32)])
-
-
-def shuffled_order(seed: int, item: Item) -> tuple[int, ...]:
-    """An order of the options that moves at least one of them."""
-    rng, identity = random_generator(seed, item, 0), tuple(range(len(item.options)))
-    order = identity
-    while order == identity and len(identity) > 1:
-        order = tuple(rng.permutation(len(identity)).tolist())
-    return order
 
 
 # ---- answer and score ------------------------------------------------------------------------------------

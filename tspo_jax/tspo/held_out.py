@@ -25,6 +25,7 @@ from tspo_jax.devices import sharding
 from tspo_jax.evaluation import results
 from tspo_jax.evaluation import run as evaluate
 from tspo_jax.evaluation.benchmarks import Item
+from tspo_jax.evaluation.frame_sets import FrameSet
 from tspo_jax.evaluation.results import ResultFile
 from tspo_jax.runs.metrics import read_rows
 from tspo_jax.selection.methods import METHODS
@@ -106,7 +107,7 @@ class HeldOut:
             order = tuple(range(len(item.options)))
             for picks, chosen_by in choices.items():
                 of_picks = tuple(scores[list(picks)].tolist())
-                sets.append(evaluate.FrameSet(item, picks, tuple(chosen_by), of_picks, order))
+                sets.append(FrameSet(item, picks, tuple(chosen_by), of_picks, order))
         answered = self._answer(sets, answerer, rollout)
         number = {item.id: i for i, item in enumerate(self.items)}
         for row in answered:
@@ -153,7 +154,7 @@ class HeldOut:
         joined = multihost_utils.process_allgather(share).swapaxes(0, 1).reshape(-1, *share.shape[1:])
         return [scores[:, :T] for scores, T in zip(joined, lengths, strict=False)]
 
-    def _answer(self, sets: Iterable[evaluate.FrameSet], answerer: Answerer, rollout: Rollout) -> list[dict]:
+    def _answer(self, sets: Iterable[FrameSet], answerer: Answerer, rollout: Rollout) -> list[dict]:
         answered = evaluate.answer(sets, self.items, self.store, answerer, self.config, rollout, self._mesh)
         return [
             row
