@@ -33,7 +33,7 @@ def start(golden, tmp_path):
         command = [sys.executable, "-m", "tspo_jax.evaluate", f"--config={config_file}"]
         command += [f"--run_dir={tmp_path / 'two'}", f"--agent={golden / 'tspo_agent'}"]
         command += ["--config.distributed.enabled=True", f"--config.distributed.coordinator=127.0.0.1:{port}"]
-        command += ["--config.distributed.num_processes=2", "--config.distributed.heartbeat_seconds=20"]
+        command += ["--config.distributed.num_processes=2"]
         environment = os.environ | {"XLA_FLAGS": xla_flags(4), "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
         started[:] = [
             subprocess.Popen(

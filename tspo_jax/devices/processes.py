@@ -27,6 +27,7 @@ def join(config: Distributed) -> None:
     """
     if not config.enabled:
         return
+    _keep_stdout_for_results()
     count, index = (n if n >= 0 else None for n in (config.num_processes, config.process_id))
     # jax would end the process without a word of what is missing.
     late = threading.Timer(config.join_seconds, _end_alone, [config])
@@ -41,6 +42,14 @@ def join(config: Distributed) -> None:
         )
     finally:
         late.cancel()
+
+
+def _keep_stdout_for_results() -> None:
+    """What is not written by Python goes to stderr from now on: Gloo tells whom it is connected to."""
+    sys.stdout.flush()
+    results = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(results, "w")
 
 
 def _end_alone(config: Distributed) -> None:
