@@ -1,13 +1,17 @@
 """A frame bank with every content, and tokenizers trained on the toy world's sentences and conversations."""
 
+import functools
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 from transformers import CLIPTokenizer, Qwen2Tokenizer
 
-from tspo_jax.toy.answerer_training import ConversationWriter, training_texts
+from tspo_jax.checkpoints.folders import Generation
 from tspo_jax.toy.clip_training import sentence
+from tspo_jax.toy.conversations import ConversationWriter, training_texts
 from tspo_jax.toy.frame_bank import BALL_NAMES, NOTHING, SETTING_NAMES, THING_NAMES, FrameBank
+from tspo_jax.toy.tiny_answerers import TINY_ANSWERERS
 from tspo_jax.toy.tokenizers import clip_tokenizer, qwen2_tokenizer
 
 
@@ -19,9 +23,19 @@ def full_bank(size: int = 24, copies: int = 1) -> FrameBank:
     return FrameBank(pixels, *np.array(contents).T)
 
 
-def conversation_tokenizer() -> Qwen2Tokenizer:
-    writer = ConversationWriter(full_bank(size=1))
-    return qwen2_tokenizer(training_texts(writer, np.random.default_rng(0), 500), max_length=1024)
+@functools.cache
+def conversation_tokenizer(name: str = "llava_video") -> Qwen2Tokenizer:
+    tiny, writer = TINY_ANSWERERS[name], ConversationWriter(full_bank(size=1))
+    texts = training_texts(writer, np.random.default_rng(0), 500, tiny.architecture(0))
+    return qwen2_tokenizer(texts, 1024, tiny.special_tokens.values())
+
+
+def reader(name: str = "llava_video") -> SimpleNamespace:
+    """What of a family's answerer is needed to write and read prompts."""
+    tokenizer = conversation_tokenizer(name)
+    a = TINY_ANSWERERS[name].architecture(len(tokenizer))
+    generation = Generation((tokenizer.eos_token_id,), tokenizer.pad_token_id, 1.0)
+    return SimpleNamespace(params={}, config=a.config, template=a.template, tokenizer=tokenizer, generation=generation)
 
 
 def sentence_tokenizer() -> CLIPTokenizer:

@@ -39,7 +39,7 @@ video_processing = pytest.importorskip("transformers.models.qwen3_vl.video_proce
 VISION_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
 END, PAD = 256, 257  # of the golden tokenizer
 GRIDS = [(3, 5), (1, 2), (4, 4)]  # merged patches of 32 x 32 pixels; the learned positions are 7 x 7
-EVEN, UNEVEN = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [0.3, 0.4, 17.25, 99.96, 1234.56]
+UNEVEN = [0.3, 0.4, 17.25, 99.96, 1234.56]
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_processor_of_another_tower():
 # ---- image tower ----
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", GRIDS[:2])
 def test_image_tower(answerer, reference, grid):
     """Visual tokens and those of the two deepstack levels."""
     rng = np.random.default_rng(1)
@@ -192,28 +192,27 @@ def test_image_tower(answerer, reference, grid):
 # ---- positions and prompts ----
 
 
+place_prompts = jax.jit(prompt_positions, static_argnums=(1, 3))
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_positions_of_hugging_face(reference, grid):
     """Two prompts of different lengths, with text between the pairs."""
     config, pairs, M = reference.config, 3, grid[0] * grid[1]
-    rows = [[5] * before + [VIDEO_TOKEN, 7, 8, VIDEO_TOKEN, VIDEO_TOKEN, 9] for before in (4, 2)]
+    rows = [[5] * before + [VIDEO_TOKEN, 7, 8, VIDEO_TOKEN, 6, VIDEO_TOKEN, 9] for before in (4, 2)]
     ids, lengths = prompts.pad(rows, PAD, 16)
-    positions, following = prompt_positions(jnp.asarray(ids), pairs, jnp.asarray(lengths), grid)
+    positions, following = place_prompts(ids, pairs, lengths, grid)
     for row, ours, next_one in zip(rows, np.asarray(positions), following.tolist(), strict=True):
         whole = [t for token in row for t in ([config.video_token_id] * M if token == VIDEO_TOKEN else [token])]
-        # The class tells pairs apart by the text between them; two in a row never happen in a prompt.
-        whole.insert(whole.index(8) + 1 + M, 6)
-        row = row[:-2] + [6] + row[-2:]
-        ids = torch.tensor([whole])
+        whole_ids = torch.tensor([whole])
         theirs, delta = reference.model.get_rope_index(
-            ids,
-            mm_token_type_ids=(ids == config.video_token_id).int() * 2,
+            whole_ids,
+            mm_token_type_ids=(whole_ids == config.video_token_id).int() * 2,
             video_grid_thw=torch.tensor([[pairs, 2 * grid[0], 2 * grid[1]]]),
-            attention_mask=torch.ones_like(ids),
+            attention_mask=torch.ones_like(whole_ids),
         )
-        ours, next_one = prompt_positions(jnp.asarray([row]), pairs, jnp.array([len(row)]), grid)
-        np.testing.assert_array_equal(ours[0].T, theirs[:, 0].numpy())
-        assert int(next_one[0]) == len(whole) + int(delta)
+        np.testing.assert_array_equal(ours[: len(whole)].T, theirs[:, 0].numpy())
+        assert next_one == len(whole) + int(delta)
 
 
 def test_axes_of_the_published_model():
@@ -268,9 +267,7 @@ def their_inputs(reference, answerer, ids, frames):
     return dict(input_ids=whole, pixel_values_videos=patches, video_grid_thw=grid, mm_token_type_ids=kinds)
 
 
-@pytest.mark.parametrize(
-    ("times", "size"), [(EVEN, (64, 96)), (UNEVEN, (96, 32)), ([2.5], (32, 64))], ids=["even", "uneven", "one"]
-)
+@pytest.mark.parametrize(("times", "size"), [(UNEVEN, (96, 32)), ([2.5], (32, 64))], ids=["odd", "one"])
 def test_answers_of_hugging_face(reference, answerer, times, size):
     """Logits of the first token, and 32 greedy ones, once with the repetition penalty too."""
     K = len(times)
@@ -293,10 +290,10 @@ def test_answers_of_hugging_face(reference, answerer, times, size):
 
 
 def test_sets_with_times_of_their_own(reference, answerer):
-    """Two questions, three sets of three frames each, in one batch: a set's text tells its own times."""
+    """Two questions, three sets of four frames each, in one batch: a set's text tells its own times."""
     rng = np.random.default_rng(3)
     frames = rng.integers(0, 256, (2, 5, 64, 64, 3)).astype(np.uint8)
-    index = np.sort(np.stack([[rng.permutation(5)[:3] for _ in range(3)] for _ in range(2)]), axis=-1)
+    index = np.sort(np.stack([[rng.permutation(5)[:4] for _ in range(3)] for _ in range(2)]), axis=-1)
     seconds = np.cumsum(rng.uniform(0.1, 60, (2, 5)), axis=1)
     texts = [prompts.render(text, answerer.template, "") for text in ("Why?", "Who is it?")]
     times = [[FrameTimes.of(seconds[b, picks]) for picks in index[b]] for b in range(2)]
@@ -347,15 +344,14 @@ def unsharded(answerer):
     return options, arrays, Rollout.of(answerer, **options)(answerer.params, *arrays)
 
 
-@pytest.mark.parametrize(("shape", "split_over_data"), [((8, 1), False), ((2, 4), True)])
-def test_sharded_gives_the_same_logits(folder, unsharded, shape, split_over_data):
-    devices = jax.devices()[: shape[0] * shape[1]]
-    mesh = sharding.make_mesh(list(zip(sharding.AXES, shape, strict=True)), devices)
-    where = sharding.answerer_sharding(mesh, weights.read_config(folder), split_over_data=split_over_data)
+def test_sharded_gives_the_same_logits(folder, unsharded):
+    """Questions over `data`, and the weights over `data` and `model`."""
+    mesh = sharding.make_mesh([("data", 2), ("model", 4)], jax.devices()[:8])
+    where = sharding.answerer_sharding(mesh, weights.read_config(folder), split_over_data=True)
     options, arrays, expected = unsharded
     split = load_answerer(folder, sharding=where)
     kernel = split.params["language_model"]["layers"]["mlp"]["up_proj"]["kernel"]
-    assert kernel.addressable_shards[0].data.size * shape[1] * (shape[0] if split_over_data else 1) == kernel.size
+    assert kernel.addressable_shards[0].data.size * 8 == kernel.size
     actual = Rollout.of(split, mesh=mesh, **options)(split.params, *sharding.put_batch(mesh, arrays))
     np.testing.assert_allclose(np.asarray(actual.first_logits), np.asarray(expected.first_logits), atol=1e-5)
     np.testing.assert_array_equal(np.asarray(actual.tokens), np.asarray(expected.tokens))
@@ -467,7 +463,7 @@ def test_trains_and_evaluates(golden, folder, tmp_path):
     program = Rollout.of(answerer, max_new_tokens=2)
     rows = read_rows(tmp_path / "evaluated" / "evaluation" / "rows.jsonl")
     assert len(rows) == 4
-    for row in rows:
+    for row in rows[:2]:  # of a long and of a short video
         frames = list(clip_store.frames(row["video"], row["candidate_idx"]))
         question = json.loads((tmp_path / "questions.jsonl").read_text().splitlines()[int(row["id"])])
         text = question["original_question"].removeprefix("<image>\n")

@@ -2,14 +2,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from toy_bank import conversation_tokenizer
+from toy_bank import reader
 
-from tspo_jax.checkpoints.folders import Generation
 from tspo_jax.data.questions import question_of_row
 from tspo_jax.toy import model_quality
 from tspo_jax.toy.model_quality import candidate_times, measure
 from tspo_jax.toy.questions import questions_for
 from tspo_jax.toy.scenes import World, make_video_plan, video_seed
+from tspo_jax.toy.tiny_answerers import TINY_ANSWERERS
 
 SEEDS = [video_seed("models", 2, i) for i in range(3)]
 PLANS = [make_video_plan(seed, World()) for seed in SEEDS]
@@ -42,7 +42,8 @@ def oracle(monkeypatch):
 
     def answers(rollout, answerer, sets):
         right = []
-        for frames, question in sets:
+        for frames, times, question in sets:
+            np.testing.assert_array_equal(frames, times)
             assert len(np.unique(frames)) == len(frames) and np.all(np.diff(frames) > 0)
             seen = [any(start <= time < end for time in frames) for start, end in question.evidence]
             right.append(float(all(seen)))
@@ -72,26 +73,32 @@ def test_sets_hold_the_evidence_or_nothing_of_it(oracle, num_frames):
     np.testing.assert_allclose(quality["spread"], np.mean(spreads), rtol=1e-5)
 
 
-def test_answers_come_back_in_order_whatever_the_batch(monkeypatch):
+@pytest.mark.parametrize("name", list(TINY_ANSWERERS))
+def test_answers_come_back_in_order_whatever_the_batch(name):
     """An answerer that says the letter of its first frame's number, asked 7 questions in batches of 3."""
-    tokenizer = conversation_tokenizer()
+    answerer = reader(name)
+    tokenizer = answerer.tokenizer
     letters = [tokenizer(letter)["input_ids"][0] for letter in "ABCD"]
-    shapes = []
+    shapes, told = [], []
 
-    def rollout(params, frames, index, ids, lengths):
-        shapes.append((frames.shape, index.shape))
+    def rollout(params, frames, index, ids, lengths, options, steps):
+        shapes.append((frames.shape, index.shape, ids.shape[:2], lengths.shape))
+        assert options is None and steps is None  # both families' times are in the text, or nowhere
         np.testing.assert_array_equal(index[:, 0], np.tile(np.arange(2), (3, 1)))
-        assert all(row[length - 1] != 0 for row, length in zip(ids, lengths, strict=True))
+        assert all(row[0, length[0] - 1] != 0 for row, length in zip(ids, lengths, strict=True))
+        told.extend(
+            tokenizer.decode(np.maximum(row[0, : length[0]], 0)) for row, length in zip(ids, lengths, strict=True)
+        )
         tokens = [[[letters[frame.flat[0] % 4], tokenizer.eos_token_id]] for frame in frames[:, 0]]
         return SimpleNamespace(tokens=np.array(tokens), lengths=np.full((3, 1), 2))
 
     rows = [row for plan in PLANS for row in questions_for(plan, "a.mp4")]
     rows = [question_of_row(row, i, "", None) for i, row in enumerate(rows[:7])]
-    sets = [(np.full((2, 4, 4, 3), i, np.uint8), question) for i, question in enumerate(rows)]
-    answerer = SimpleNamespace(
-        params={}, tokenizer=tokenizer, generation=Generation((tokenizer.eos_token_id,), tokenizer.pad_token_id, 1.0)
-    )
+    times = [np.array([i, 20.0 + i]) for i in range(7)]
+    sets = [(np.full((2, 4, 4, 3), i, np.uint8), times[i], question) for i, question in enumerate(rows)]
     right = model_quality._answers(rollout, answerer, sets, batch_size=3)
     assert right == [float("ABCD"[i % 4] == row.answer) for i, row in enumerate(rows)]
     assert 0 < sum(right) < 7
-    assert shapes == [((3, 2, 4, 4, 3), (3, 1, 2))] * 3
+    assert shapes == [((3, 2, 4, 4, 3), (3, 1, 2), (3, 1), (3, 1))] * 3
+    for i, text in enumerate(told[:7]):
+        assert ((f"<{i}.0 seconds>" in text) and (f"<{20 + i}.0 seconds>" in text)) == (name == "qwen3_vl")

@@ -11,8 +11,9 @@ from rich.progress import Progress
 
 from tspo_jax.checkpoints.folders import load_answerer, load_clip
 from tspo_jax.models.clip import Clip
-from tspo_jax.toy import answerer_training, clip_training, train_models
+from tspo_jax.toy import answerer_training, clip_training, tiny_answerers, train_models
 from tspo_jax.toy.fitting import fresh_params
+from tspo_jax.toy.tiny_answerers import TINY_ANSWERERS
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +28,14 @@ def made(tmp_path_factory):
         report(num_steps, 1.5)
         return seen.clip_params
 
-    def train_projection(graphdef, params, bank, tokenizer, *, seed, num_steps, run_dir, report):
-        assert bank.pixels.shape == (train_models.LLAVA_FRAMES, 48, 48, 3)
-        return params
+    def train_projection(tiny, answerer, bank, *, seed, num_steps, run_dir, report):
+        assert bank.pixels.shape == (600, 48, 48, 3) and num_steps == 7
+        return answerer.params
 
-    def train_language(graphdef, params, bank, tokenizer, *, seed, num_steps, run_dir, report):
-        seen.llava_params, seen.prompt_ids = params, tokenizer("<|im_start|>A. red<|im_end|>")["input_ids"]
-        return params
+    def train_language(tiny, answerer, bank, *, seed, num_steps, run_dir, report, batch_size):
+        seen.llava_params, seen.tokenizer = answerer.params, answerer.tokenizer
+        assert (num_steps, batch_size) == (9, 5)
+        return answerer.params
 
     def measure(clip, answerer, seeds, world):
         seen.seeds = seeds
@@ -41,13 +43,19 @@ def made(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_models, "CLIP_FRAMES", 300)
-        patch.setattr(train_models, "LLAVA_FRAMES", 600)
         patch.setattr(clip_training, "train_clip", train_clip)
         patch.setattr(answerer_training, "train_projection", train_projection)
         patch.setattr(answerer_training, "train_language", train_language)
         patch.setattr(train_models, "measure", measure)
-        given = SimpleNamespace(output=str(seen.folder), run_dir=str(seen.folder / "runs"), seed=3)
+        numbers = dict(num_frames=600, tower_steps=7, language_steps=9, batch_size=5, seed=3)
+        given = SimpleNamespace(
+            output=str(seen.folder), run_dir=str(seen.folder / "runs"), answerer="llava_video", clip="", **numbers
+        )
         patch.setattr(train_models.flags, "FLAGS", given)
+        train_models.main()
+        given.answerer, given.clip = "qwen3_vl", str(seen.folder / "clip")
+        patch.setattr(clip_training, "train_clip", None)  # the one that is there is taken
+        patch.setattr(answerer_training, "train_language", lambda tiny, answerer, *_, **__: answerer.params)
         train_models.main()
     return seen
 
@@ -72,13 +80,18 @@ def test_clip_loads_back(made):
 
 def test_llava_video_loads_back(made):
     answerer = load_answerer(made.folder / "llava_video")
-    assert answerer.config == answerer_training.llava_config(len(answerer.tokenizer))
-    assert answerer.processor.size == answerer_training.IMAGE_SIZE
+    assert answerer.config == tiny_answerers.llava_config(len(answerer.tokenizer))
+    assert answerer.processor.size == tiny_answerers.IMAGE_SIZE
     assert answerer.generation.eos_token_ids == (answerer.tokenizer.convert_tokens_to_ids("<|im_end|>"),)
-    assert answerer.generation.pad_token_id == answerer.tokenizer.pad_token_id
-    assert answerer.generation.repetition_penalty == 1.0
-    assert answerer.tokenizer("<|im_start|>A. red<|im_end|>")["input_ids"] == made.prompt_ids
+    text = "<|im_start|>A. red<|im_end|>"
+    assert answerer.tokenizer(text)["input_ids"] == made.tokenizer(text)["input_ids"]
     assert_saved(answerer.params, made.llava_params)
+
+
+def test_qwen3_vl_is_made_where_it_is_asked_for(made):
+    answerer = load_answerer(made.folder / "qwen3_vl")
+    assert answerer.config == TINY_ANSWERERS["qwen3_vl"].architecture(len(answerer.tokenizer)).config
+    assert len(answerer.tokenizer("9.5 seconds")["input_ids"]) == 4  # times are among what the tokenizer learned from
 
 
 def test_files_have_the_formats_of_the_big_ones(made):
@@ -87,7 +100,7 @@ def test_files_have_the_formats_of_the_big_ones(made):
     llava = json.loads((made.folder / "llava_video" / "config.json").read_text())
     assert llava["architectures"] == ["LlavaQwenForCausalLM"] and llava["model_type"] == "llava_qwen"
     # The published tower's last layer is counted, but neither run nor kept.
-    assert llava["vision_config"]["num_hidden_layers"] == answerer_training.llava_config(9).vision.num_hidden_layers + 1
+    assert llava["vision_config"]["num_hidden_layers"] == tiny_answerers.llava_config(9).vision.num_hidden_layers + 1
     for name in ("clip", "llava_video"):
         files = {path.name for path in (made.folder / name).iterdir()}
         assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files

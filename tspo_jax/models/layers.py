@@ -80,24 +80,29 @@ def stack_layers(make_layer: Callable[[nnx.Rngs], nnx.Module], num_layers: int, 
     return nnx.merge(graphdef, jax.vmap(lambda key: nnx.split(make_layer(nnx.Rngs(key)))[1])(keys))
 
 
-def scan_layers(layers: nnx.Module, x: jax.Array, *args, per_layer=None) -> tuple[jax.Array, jax.Array]:
+def scan_layers(
+    layers: nnx.Module, x: jax.Array, *args, per_layer=None, behind: Callable | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Applies stacked `layers` one after another.
 
     Args:
       layers: from `stack_layers`; each is called as `layer(x, *args)`, with one more argument, its slice
         of `per_layer`, when that is given. It returns the new x, or (new x, output).
       per_layer: pytree with a leading layer axis, e.g. a KV cache.
+      behind: (number of the layer, its x) -> what goes on.
     Returns:
       the last x, and the layers' outputs stacked on a leading axis (None where they return x only).
     """
     graphdef, params = nnx.split(layers)
 
     def step(x, xs):
-        layer_params, extra = xs
+        i, layer_params, extra = xs
         out = nnx.merge(graphdef, layer_params)(x, *args, *(() if extra is None else (extra,)))
-        return out if isinstance(out, tuple) else (out, None)
+        x, output = out if isinstance(out, tuple) else (out, None)
+        return (x if behind is None else behind(i, x)), output
 
-    return jax.lax.scan(step, x, (params, per_layer))
+    number = None if behind is None else jnp.arange(len(jax.tree.leaves(params)[0]))
+    return jax.lax.scan(step, x, (number, params, per_layer))
 
 
 def take_apart(layers: nnx.Module, num_layers: int) -> nnx.List:

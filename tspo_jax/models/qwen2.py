@@ -1,6 +1,7 @@
 """Qwen2: the language model of LLaVA-Video. Layers are stacked and scanned."""
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -203,6 +204,7 @@ class Qwen2(nnx.Module):
         positions: jax.Array,
         cache: KVCache | None = None,
         angles: jax.Array | None = None,
+        added: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Hidden states after the final norm, and the keys and values.
 
@@ -213,11 +215,13 @@ class Qwen2(nnx.Module):
             different lengths decode as one batch, each overwriting its own padding.
           cache: from an earlier call, extended by the number of tokens to come.
           angles: rotary angles float32 [B, N, head_dim // 2], where they are not those of `positions`.
+          added: without a cache, [B, D, N, hidden] that is added to the outputs of the first D layers.
         """
         if angles is None:
             angles = rope_angles(positions, self.cfg.head_dim, self.cfg.rope_theta)
         if cache is None:
-            h, kv = scan_layers(self.layers, embeddings, angles, positions)
+            behind = partial(add_behind, added=added)
+            h, kv = scan_layers(self.layers, embeddings, angles, positions, behind=behind)
             return self.norm(h), KVCache.of(*kv)
         # A scan would copy each layer's weights out of the stack before it multiplies with them, and decoding is as
         # fast as it reads them.

@@ -33,7 +33,8 @@ from tspo_jax.toy import tokenizers
 from tspo_jax.toy.fitting import Fitting, fit, fresh_params
 from tspo_jax.toy.frame_bank import BALL_NAMES, CONTENTS, SETTING_NAMES, THING_NAMES
 from tspo_jax.toy.scenes import render_with_boxes
-from tspo_jax.toy.train_models import steps, write_json
+from tspo_jax.toy.tiny_answerers import write_json
+from tspo_jax.toy.train_models import steps
 
 IMAGE_SIZE, PATCH_SIZE, MAX_TOKENS = 192, 16, 16
 GRID = 4  # rows and columns of a grid: its cells are 48 px, a frame alone is 192 px

@@ -30,7 +30,7 @@ def fresh_params(make_module: Callable[[nnx.Rngs], nnx.Module], seed: int) -> tu
     def rescale(path: str, leaf: jax.Array) -> jax.Array:
         if path.endswith("embed_tokens.embedding"):
             return leaf / 0.02
-        if path.endswith("kernel") and "patch_embedding" not in path:
+        if path.endswith("kernel") and "patch_embed" not in path:
             return leaf * (leaf.shape[-2] ** -0.5 / 0.02)
         return leaf
 

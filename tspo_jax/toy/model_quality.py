@@ -10,6 +10,7 @@ from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import Answerer, ClipEncoder
 from tspo_jax.data.questions import question_of_row
 from tspo_jax.models.clip import cosine_similarity
+from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.selection.methods import topk
 from tspo_jax.toy.questions import questions_for
 from tspo_jax.toy.scenes import VideoPlan, World, make_video_plan, render_frame
@@ -34,7 +35,7 @@ def measure(clip: ClipEncoder, answerer: Answerer, seeds: Sequence[int], world: 
     Returns: {"spread": mean standard deviation of the cosines of a lookup within its video,
       "families": {family: {"with_evidence", "without_evidence", "clip_topk", "clip_topk_finds", "questions"}}}, shares.
     """
-    shown: dict[tuple, list] = defaultdict(list)  # condition -> (frames, question)
+    shown: dict[tuple, list] = defaultdict(list)  # condition -> (frames, their times, question)
     spreads, found = [], defaultdict(list)
     for seed in seeds:
         plan, rng = make_video_plan(seed, world), np.random.default_rng(seed)
@@ -56,7 +57,8 @@ def measure(clip: ClipEncoder, answerer: Answerer, seeds: Sequence[int], world: 
             scores = np.asarray(cosine_similarity(text, features))
             top = topk(scores, num_frames)
             for name, picks in (("with_evidence", with_it), ("without_evidence", without), ("clip_topk", top)):
-                shown[question.family, name].append((crops[np.sort(picks)], question))
+                picks = np.sort(picks)
+                shown[question.family, name].append((crops[picks], times[picks], question))
             found[question.family].append(inside[top].any())
             if question.family == "lookup":
                 spreads.append(scores.std())
@@ -70,15 +72,17 @@ def measure(clip: ClipEncoder, answerer: Answerer, seeds: Sequence[int], world: 
 
 
 def _answers(rollout: Rollout, answerer: Answerer, sets: list[tuple], batch_size: int = 32) -> list[float]:
-    """Whether each (frames [K, S, S, 3], question) is answered right, in batches of one shape."""
-    ids = [prompts.tokenize(prompts.render(question.question), answerer.tokenizer) for _, question in sets]
-    padded, lengths = prompts.pad(ids, answerer.generation.pad_token_id, multiple=32)
+    """Whether each (frames [K, S, S, 3], times [K], question) is answered right, in batches of one shape."""
+    rendered = [prompts.render(question.question, answerer.template) for *_, question in sets]
+    times = [[FrameTimes.of(seconds)] for _, seconds, _ in sets]
+    ids, lengths, steps = prompts.write(rendered, times, answerer, multiple=32)
     rewards = []
     for start in range(0, len(sets), batch_size):
         rows = np.arange(start, start + batch_size) % len(sets)
         frames = np.stack([sets[i][0] for i in rows])
         index = np.broadcast_to(np.arange(frames.shape[1]), (batch_size, 1, frames.shape[1]))
-        answers = rollout(answerer.params, frames, index, padded[rows], lengths[rows])
+        of_rows = None if steps is None else steps[rows]
+        answers = rollout(answerer.params, frames, index, ids[rows], lengths[rows], None, of_rows)
         texts = prompts.decode(np.asarray(answers.tokens), np.asarray(answers.lengths), answerer.tokenizer)
-        rewards += [accuracy(text[0], sets[i][1].answer) for i, text in zip(rows, texts, strict=True)]
+        rewards += [accuracy(text[0], sets[i][2].answer) for i, text in zip(rows, texts, strict=True)]
     return rewards[: len(sets)]

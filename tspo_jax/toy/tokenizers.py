@@ -21,15 +21,15 @@ def clip_tokenizer(texts: Iterable[str], max_length: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
 
 
-def qwen2_tokenizer(texts: Iterable[str], max_length: int) -> Qwen2Tokenizer:
-    """Qwen2's form: no start token, <|endoftext|>, <|im_start|> and <|im_end|> behind the vocabulary."""
+def qwen2_tokenizer(texts: Iterable[str], max_length: int, special_tokens: Iterable[str] = ()) -> Qwen2Tokenizer:
+    """Qwen2's form: no start token, <|endoftext|>, <|im_start|>, <|im_end|> and more behind the vocabulary."""
     vocab, merges = _train(Qwen2Tokenizer(), texts, "")
     return Qwen2Tokenizer(
         vocab=vocab,
         merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        additional_special_tokens=["<|im_start|>", "<|im_end|>", *special_tokens],
         model_max_length=max_length,
     )
 

@@ -1,15 +1,15 @@
-"""Makes the toy world's tiny checkpoints: CLIP and LLaVA-Video, from a fixed seed, in the big ones' folder formats.
+"""Makes the toy world's tiny checkpoints: CLIP and a Video-MLLM, from a fixed seed, in the big ones' folder formats.
 
     python -m tspo_jax.toy.train_models --output=tspo_jax/toy/checkpoints [--seed=0 --run_dir=runs/toy_models]
+    python -m tspo_jax.toy.train_models --output=toy_qwen3 --answerer=qwen3_vl --clip=tspo_jax/toy/checkpoints/clip
 
-CLIP learns from pairs of frames and sentences. LLaVA-Video first learns to see (tower, projector and embeddings agree
-on what a frame shows), then to converse about sets of frames. Both see single rendered frames of random contents, no
-video of the agent's training or evaluation. At the end both are measured on videos that nothing is trained on (printed
-as JSON, and kept as OUTPUT/quality.json).
+CLIP learns from pairs of frames and sentences. The Video-MLLM (LLaVA-Video, or Qwen3-VL, whose frames come with random
+times) first learns to see (tower, projector and embeddings agree on what a frame shows), then to converse about sets
+of frames. Both see single rendered frames of random contents, no video of the agent's training or evaluation. At the
+end both are measured on videos that nothing is trained on (printed as JSON, and kept as OUTPUT/quality.json).
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,17 +24,17 @@ from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_answerer, load_clip
 from tspo_jax.command_line import entry_point
 from tspo_jax.models.clip import ClipConfig
-from tspo_jax.models.llava_video import LlavaVideoConfig
 from tspo_jax.models.preprocessing import ImageProcessor
 from tspo_jax.toy import answerer_training, clip_training, tokenizers
+from tspo_jax.toy.conversations import ConversationWriter, training_texts
 from tspo_jax.toy.frame_bank import draw_frame_bank
 from tspo_jax.toy.model_quality import measure
 from tspo_jax.toy.scenes import World, video_seed
+from tspo_jax.toy.tiny_answerers import TINY_ANSWERERS, write_json
 
 CLIP_FRAMES, CLIP_STEPS = 16_000, 600
-LLAVA_FRAMES, PROJECTION_STEPS, LANGUAGE_STEPS = 24_000, 800, 1000
 QUALITY_VIDEOS = 48
-MAX_TEXT = 1024  # tokens of a conversation that the tiny LLaVA-Video may meet
+MAX_TEXT = 1024  # tokens of a conversation that the tiny Video-MLLM may meet
 
 
 @contextmanager
@@ -70,39 +70,23 @@ def make_clip(folder: Path, run_dir: Path, seed: int, progress: Progress) -> Non
     write_json(folder / "preprocessor_config.json", clip_processor_json(processor))
 
 
-def make_llava_video(folder: Path, run_dir: Path, seed: int, progress: Progress) -> None:
+def make_answerer(folder: Path, run_dir: Path, args: flags.FlagValues, progress: Progress) -> None:
+    tiny, seed = TINY_ANSWERERS[args.answerer], args.seed
     rng = np.random.default_rng(seed)
-    processor = ImageProcessor.siglip(answerer_training.IMAGE_SIZE)
-    bank = draw_frame_bank(rng, LLAVA_FRAMES, processor.crop, lambda rows: progress.track(rows, description="Frames"))
-    writer = answerer_training.ConversationWriter(bank)
-    tokenizer = tokenizers.qwen2_tokenizer(answerer_training.training_texts(writer, rng, 1000), MAX_TEXT)
-    config = answerer_training.llava_config(len(tokenizer))
-    graphdef, params = answerer_training.initial_params(config, seed)
-    with steps(progress, "LLaVA-Video, tower", PROJECTION_STEPS) as report:
-        params = answerer_training.train_projection(
-            graphdef,
-            params,
-            bank,
-            tokenizer,
-            seed=seed,
-            num_steps=PROJECTION_STEPS,
-            run_dir=run_dir / "tower",
-            report=report,
-        )
-    with steps(progress, "LLaVA-Video, language", LANGUAGE_STEPS) as report:
-        params = answerer_training.train_language(
-            graphdef,
-            params,
-            bank,
-            tokenizer,
-            seed=seed,
-            num_steps=LANGUAGE_STEPS,
-            run_dir=run_dir / "language",
-            report=report,
-        )
-    weights.save_params(folder, params, weights.LLAVA_VIDEO, ml_dtypes.bfloat16)
-    tokenizer.save_pretrained(folder)
-    write_json(folder / "config.json", llava_config_json(config, tokenizer.eos_token_id, tokenizer.pad_token_id))
+    crop = tiny.architecture(0).processor.crop
+    bank = draw_frame_bank(rng, args.num_frames, crop, lambda rows: progress.track(rows, description="Frames"))
+    texts = training_texts(ConversationWriter(bank), rng, 1000, tiny.architecture(0))
+    tokenizer = tokenizers.qwen2_tokenizer(texts, MAX_TEXT, tiny.special_tokens.values())
+    answerer = tiny.untrained(tokenizer, folder, seed)
+    stages = (
+        ("tower", answerer_training.train_projection, args.tower_steps, {}),
+        ("language", answerer_training.train_language, args.language_steps, {"batch_size": args.batch_size}),
+    )
+    for stage, train, num_steps, options in stages:
+        with steps(progress, f"{tiny.title}, {stage}", num_steps) as report:
+            options |= dict(seed=seed, num_steps=num_steps, run_dir=run_dir / stage, report=report)
+            answerer = dataclasses.replace(answerer, params=train(tiny, answerer, bank, **options))
+    tiny.save(answerer)
 
 
 def clip_config_json(config: ClipConfig, bos_token_id: int) -> dict:
@@ -128,43 +112,28 @@ def clip_processor_json(processor: ImageProcessor) -> dict:
     }
 
 
-def llava_config_json(config: LlavaVideoConfig, eos_token_id: int, pad_token_id: int) -> dict:
-    """config.json of the LLaVA-Video folder, in lmms-lab's fields; the tower is named with its unused last layer."""
-    tower = dataclasses.asdict(config.vision)
-    tower["num_hidden_layers"] += 1
-    return {
-        "architectures": ["LlavaQwenForCausalLM"],
-        "model_type": "llava_qwen",
-        **dataclasses.asdict(config.language),
-        "use_sliding_window": False,
-        "eos_token_id": eos_token_id,
-        "pad_token_id": pad_token_id,
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_hidden_size": config.vision.hidden_size,
-        "mm_patch_merge_type": "spatial_unpad",
-        "mm_newline_position": config.newline,
-        "mm_spatial_pool_mode": config.pool_mode,
-        "vision_config": tower,
-    }
-
-
-def write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
 def main() -> None:
-    output, run_dir, seed = Path(flags.FLAGS.output), Path(flags.FLAGS.run_dir), flags.FLAGS.seed
+    args = flags.FLAGS
+    output, run_dir, name = Path(args.output), Path(args.run_dir), args.answerer
     with Progress(console=Console(stderr=True)) as progress:
-        make_clip(output / "clip", run_dir / "clip", seed, progress)
-        make_llava_video(output / "llava_video", run_dir / "llava_video", seed, progress)
+        if not args.clip:
+            make_clip(output / "clip", run_dir / "clip", args.seed, progress)
+        clip = load_clip(args.clip or output / "clip")
+        make_answerer(output / name, run_dir / name, args, progress)
     seeds = [video_seed("models", 1, i) for i in range(QUALITY_VIDEOS)]
-    quality = measure(load_clip(output / "clip"), load_answerer(output / "llava_video"), seeds, World())
+    quality = measure(clip, load_answerer(output / name), seeds, World())
     write_json(output / "quality.json", quality)
     entry_point.write_result(quality, "")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", None, "Folder to write clip/ and llava_video/ to.", required=True)
+    flags.DEFINE_string("output", None, "Folder to write clip/, ANSWERER/ and quality.json to.", required=True)
+    flags.DEFINE_enum("answerer", "llava_video", list(TINY_ANSWERERS), "The Video-MLLM that is made.")
+    flags.DEFINE_string("clip", "", "Folder of a CLIP to measure with; none = one is made too.")
+    flags.DEFINE_integer("num_frames", 24_000, "Rendered frames that the Video-MLLM learns from.")
+    flags.DEFINE_integer("tower_steps", 800, "Of training the Video-MLLM to see.")
+    flags.DEFINE_integer("language_steps", 1000, "Of training it to converse.")
+    flags.DEFINE_integer("batch_size", 32, "Conversations of a step.")
     flags.DEFINE_integer("seed", 0, "Of everything that is drawn.")
     flags.DEFINE_string("run_dir", "runs/toy_models", "Folder of what a stopped start goes on from.")
     entry_point.run(main)
