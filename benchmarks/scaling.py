@@ -38,20 +38,21 @@ PROGRAMS = "sample", "answer", "update", "reference"
 
 class Former(NamedTuple):
     """What this table said before attention was computed by the TPU's kernel and decoding read the cache in place:
-    bytes that `answer` moves, and the least seconds of a step."""
+    bytes that `answer` moves, the least seconds of a step, and the most memory that a program needs."""
 
     traffic_bytes: float
     seconds: float
+    memory_bytes: float
 
 
 FORMER = {  # of commit 2e7f0f4, by the same compiler
-    ("llava_video_7b", "v5e-8"): Former(2.9e12, 4.82),
-    ("llava_video_7b", "v5e-16"): Former(1.3e12, 2.41),
-    ("llava_video_7b", "v6e-8"): Former(3.2e12, 1.97),
-    ("llava_video_7b", "v5p-8"): Former(6.6e12, 4.14),
-    ("llava_video_7b", "v5e-256"): Former(158.8e9, 0.60),
-    ("llava_video_72b", "v5p-128"): Former(3.0e12, 2.33),
-    ("qwen2_5_vl_7b", "v5e-8"): Former(4.4e12, 5.32),
+    ("llava_video_7b", "v5e-8"): Former(2.9e12, 4.82, 15.1e9),
+    ("llava_video_7b", "v5e-16"): Former(1.3e12, 2.41, 9.8e9),
+    ("llava_video_7b", "v6e-8"): Former(3.2e12, 1.97, 14.3e9),
+    ("llava_video_7b", "v5p-8"): Former(6.6e12, 4.14, 25.6e9),
+    ("llava_video_7b", "v5e-256"): Former(158.8e9, 0.60, 6.1e9),
+    ("llava_video_72b", "v5p-128"): Former(3.0e12, 2.33, 34.4e9),
+    ("qwen2_5_vl_7b", "v5e-8"): Former(4.4e12, 5.32, 14.5e9),
 }
 TEXT = """\
 # Scaling
@@ -70,14 +71,15 @@ since the code that it is made of has changed.
 
 ## Training an agent
 
-B questions, {G} sets of {K} frames each, {T} candidate frames, {new} answer tokens, bfloat16. Where `data` exceeds the
-{B} questions of the config, the batch is as large as `data`; train there with that --config.batch_size.
+B questions, {G} sets of {K} frames each, {T} candidate frames, {new} answer tokens, bfloat16. Where `data` exceeds
+the {B} questions of the config, the batch is as large as `data`; train there with that --config.batch_size.
 
 "Formerly" is what this table said of the same slice before attention took the TPU's kernel and decoding read weights
-and cache where they lie. "Token" is what decoding one token of each prompt moves, over the bytes of the language
-model's weights and of the prompts' keys and values. No weights travel in `answer` where its largest all-gather is
-smaller than the smallest matrix of a layer of the language model (both in the last columns); those of frames' tokens
-(`encode`, whose weights are whole) and of prompts (`sharding_constraint`) do not count.
+and cache where they lie (in full: `git show 2e7f0f4:docs/scaling.md`). "Token" is what decoding one token of each
+prompt moves, over the bytes of the language model's weights and of the prompts' keys and values. No weights travel in
+`answer` where its largest all-gather is smaller than the smallest matrix of a layer of the language model (both in the
+last columns); those of frames' tokens (`encode`, whose weights are whole) and of prompts (`sharding_constraint`) do not
+count.
 
 {agents}
 ## Training an answerer
@@ -222,7 +224,8 @@ def section(name: str, tokens: int, results: list[dict], smallest_matrix: int) -
     for topology in (t for t in CASES[name] if t not in {r["topology"] for r in results}):
         former = FORMER.get((name, topology))
         told = (f"{former.seconds:.2f}", "", decimal(former.traffic_bytes)) if former else ("", "", "")
-        slices.append((topology, "not compiled", "", *told, "", "", "", ""))
+        memory = f"not compiled, formerly {decimal(former.memory_bytes)}" if former else "not compiled"
+        slices.append((topology, memory, "", *told, "", "", "", ""))
     headings = ("slice", "memory in use", "step at least s", "formerly", "bytes of `answer`", "formerly", "token")
     parts = [
         f"### configs/{name}.py\n",

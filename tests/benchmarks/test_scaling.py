@@ -43,7 +43,7 @@ def test_a_step_is_the_sum_of_its_programs(kept):
     (row,) = (line for line in page.splitlines() if line.startswith("| v5e-16 |"))
     figures = "7.0 GB of 16.0 GB | 4.75 | 2.41 | 700.0 GB | 1.3 TB | 1.20 | none | 512 bytes | 3.7 MB |"
     assert row == f"| v5e-16 | {figures}"
-    assert "| v5p-8 | not compiled |  | 4.14 |  | 6.6 TB |" in page
+    assert "| v5p-8 | not compiled, formerly 25.6 GB |  | 4.14 |  | 6.6 TB |" in page
 
 
 def test_a_step_with_a_missing_program_has_no_time(kept, tmp_path):
