@@ -20,7 +20,7 @@ combinations: agent before or after, answerer before (untuned) or after (tpo).
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -79,7 +79,8 @@ def picked_sets(config: TpoConfig, questions: Sequence[Question], store: FrameSt
 
 
 def accuracies(config: TpoConfig, questions: Sequence[Question], sets: Sequence[Sets], adapter: str) -> dict:
-    """Share of the questions that are answered right from each kind of frames, and the number of questions."""
+    """Share of questions that are answered right, by kind of frames and by "KIND FAMILY" of questions; and their
+    number."""
     store, a = FrameStore(config.data.store), config.answerer
     requests = [
         Request((i, name), question.video, picks, building.text_of(question, config))
@@ -94,7 +95,8 @@ def accuracies(config: TpoConfig, questions: Sequence[Question], sets: Sequence[
     for batch in answer_requests(requests, store, answerer, rollout, mesh, config.build.batch_size):
         for request, texts in batch:
             i, name = request.id
-            right.setdefault(name, []).append(option_letter(texts[0]) == questions[i].answer)
+            for group in (name, f"{name} {questions[i].family}"):
+                right.setdefault(group, []).append(option_letter(texts[0]) == questions[i].answer)
     return {name: float(np.mean(values)) for name, values in right.items()} | {"questions": len(questions)}
 
 
@@ -152,12 +154,14 @@ class Study:
         return "" if answerer == UNTUNED else str(self._run_dir(answerer) / "adapter")
 
 
-def measure(study: Study, seeds: range, kinds: Sequence[str]) -> None:
-    """Every result, the method's first: it is what the others are compared with."""
+def measure(study: Study, seeds: range, kinds: Sequence[str], agents: bool) -> None:
+    """Every result of these seeds and kinds."""
     study.answerer(UNTUNED)
     for kind in kinds:
         for seed in seeds:
             study.answerer(f"{kind} {seed}")
+    for kind in kinds if agents else ():
+        for seed in seeds:
             study.picks(UNTUNED, f"before {seed}")
             study.picks(f"{kind} {seed}", f"before {seed}")
             if kind == "tpo":
@@ -177,6 +181,7 @@ def summarise(rows: Sequence[Mapping]) -> dict:
         if not of_kind:
             continue
         found[kind] = {name: _over([row[name] for row in of_kind.values()]) for name in (*SHOWN, *OF_PAIRS)}
+        found[kind]["families"] = _families(of_kind.values())
         for name in SHOWN:
             found[kind][name]["gain"] = _over([row[name] - before[name] for row in of_kind.values()])
         pairs = [
@@ -188,6 +193,7 @@ def summarise(rows: Sequence[Mapping]) -> dict:
         for name in PICKED if pairs else ():
             found[kind][name] = _over([tuned[name] for tuned, _ in pairs])
             found[kind][name]["gain"] = _over([tuned[name] - untuned[name] for tuned, untuned in pairs])
+    found[UNTUNED]["families"] = _families([before])
     found["table"] = {}
     for agent in (UNTUNED, "after"):
         for answerer in (UNTUNED, "after"):
@@ -199,6 +205,12 @@ def summarise(rows: Sequence[Mapping]) -> dict:
                 of_cell = {name: _over([row[name] for row in cell]) for name in PICKED}
                 found["table"][f"agent {agent}, answerer {answerer}"] = of_cell
     return found
+
+
+def _families(rows: Collection[Mapping]) -> dict[str, float]:
+    """Mean shares by "KIND FAMILY"."""
+    names = [name for name in next(iter(rows)) if name.partition(" ")[0] in SHOWN and " " in name]
+    return {name: float(np.mean([row[name] for row in rows])) for name in names}
 
 
 def _agent(name: str) -> str:
@@ -221,6 +233,7 @@ def define_flags() -> None:
     flags.DEFINE_string("folder", None, "Folder of the runs and results.", required=True)
     flags.DEFINE_integer("seeds", 3, "Runs of each kind.", lower_bound=0)
     flags.DEFINE_multi_enum("kinds", list(KINDS), list(KINDS), "What is trained.")
+    flags.DEFINE_bool("agents", True, "Train TSPO's agents too, and answer from their picks.")
     flags.DEFINE_integer("num_questions", 192, "Questions, drawn at random.", lower_bound=1)
 
 
@@ -232,7 +245,7 @@ def main() -> int:
     places = np.random.default_rng(0).permutation(len(questions))[: args.num_questions]
     asked = [questions[i] for i in sorted(places)]
     with RowFile(Path(args.folder) / "results.jsonl") as file:
-        measure(Study(config, agent, asked, Path(args.folder), file), range(args.seeds), args.kinds)
+        measure(Study(config, agent, asked, Path(args.folder), file), range(args.seeds), args.kinds, args.agents)
         rows = list(file.rows.values())
     entry_point.write_result(summarise(rows), "")
     return 0

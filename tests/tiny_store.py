@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 from video_files import write_video
 
 from tspo_jax import config as cfg
@@ -36,6 +37,15 @@ def store_videos(store: Path, videos: dict[str, Path], clip_folder: Path) -> Pat
         entry = frame_store.write_frames(store, entry, (frame_store.encode_jpeg(f, 95) for f in frames))
         frame_store.write_features(store, entry, clip.identity, [clip.image_features(frames)], clip.width)
     return store
+
+
+def store_lengths(folder: Path, lengths: dict[str, int]) -> frame_store.FrameStore:
+    """Videos of so many frames at 1 fps, without real pictures."""
+    frame_store.open_settings(folder, frame_store.StoreSettings())
+    for name, T in lengths.items():
+        entry = frame_store.VideoEntry(name, 1.0, T, np.arange(T) * 1.0, np.arange(T), 16, 8, "", 1, "x")
+        frame_store.write_frames(folder, entry, [b"jpeg"] * T)
+    return frame_store.FrameStore(folder)
 
 
 def write_questions(path: Path, num: int = 12, kind: str = "general") -> Path:
@@ -84,6 +94,13 @@ def fake_answerer(monkeypatch, answered=None):
     monkeypatch.setattr(evaluate, "answer", answer)
     monkeypatch.setattr(evaluate, "_load_answerer", lambda *_: None)
     monkeypatch.setattr(evaluate.Rollout, "of", lambda *_, **__: None)
+
+
+def write_config(path: Path, config: ConfigDict) -> Path:
+    """A file for --config that gives this config."""
+    text = "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({!r})\n"
+    path.write_text(text.format(config.to_dict()))
+    return path
 
 
 def needle_config(golden, folder):

@@ -6,7 +6,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from tiny_store import needle_config
+from tiny_store import needle_config, write_config
 from xla_flags import xla_flags
 
 from benchmarks import kill_resume
@@ -25,19 +25,10 @@ def config(golden, tmp_path):
     return config
 
 
-def written(config, folder):
-    """The argument that names a file of this config."""
-    path = folder / "needles.py"
-    path.write_text(
-        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
-    )
-    return f"--config={path}"
-
-
 def test_killed_at_random_moments(config, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
     config.mesh.axes = (("data", 1), ("model", 1))
-    command = [written(config, tmp_path)]
+    command = [f"--config={write_config(tmp_path / 'needles.py', config)}"]
     pace = kill_resume.undisturbed(tmp_path / "whole", command)
     kills = kill_resume.disturbed(tmp_path / "killed", command, 2, pace, NUM_STEPS)
     assert len(kills) == 2
@@ -50,7 +41,7 @@ def test_one_of_two_processes_is_killed(config, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", xla_flags(4))
     config.held_out.every, config.held_out.num_questions = NUM_STEPS // 2, 4
     config.evaluation.budgets, config.evaluation.batch_size = (2,), 2
-    command = [written(config, tmp_path)]
+    command = [f"--config={write_config(tmp_path / 'needles.py', config)}"]
     whole, killed, alone = (tmp_path / name for name in ("whole", "killed", "alone"))
     kill_resume.undisturbed(whole, command, 2)
     run = kill_resume.Run(killed, command, 2)

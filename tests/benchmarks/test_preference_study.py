@@ -8,7 +8,7 @@ PAIRS = dict.fromkeys(OF_PAIRS, 0.9)
 
 
 def row(name, full, **more):
-    return {"id": name} | dict.fromkeys(SHOWN, full) | {"questions": 100, **more}
+    return {"id": name, "full relation": full / 2} | dict.fromkeys(SHOWN, full) | {"questions": 100, **more}
 
 
 def picks(name, share):
@@ -36,6 +36,8 @@ def test_means_gains_and_intervals():
     assert found["tpo"]["full"]["low"] < 0.7 and found["tpo"]["full"]["high"] > 0.8
     assert found["tpo"]["full"]["gain"]["value"] == pytest.approx(0.25)
     assert found["sft"]["full"]["low"] is None and "dpo" not in found
+    assert found["before"]["families"] == {"full relation": 0.25}
+    assert found["tpo"]["families"] == {"full relation": pytest.approx(0.375)}
 
 
 def test_gain_from_an_agents_picks_is_over_the_untuned_answerer_with_the_same_agent():

@@ -1,5 +1,7 @@
 """Run folders: whose they are, checkpoints written and read back exactly, and only whole ones."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
+from xla_flags import xla_flags
 
 from tspo_jax.checkpoints.folders import load_agent
 from tspo_jax.devices import sharding
@@ -19,6 +23,7 @@ from tspo_jax.runs.run_folder import (
     differences,
     find_checkpoint,
     in_use,
+    read_part,
     write_content,
     write_run_config,
 )
@@ -40,6 +45,55 @@ def state(golden):
 def assert_equal(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+SPLIT = """
+import sys
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from tspo_jax.runs.run_folder import Checkpoints
+
+address, index, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+jax.distributed.initialize(address, 2, index)
+mesh = jax.make_mesh((4,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+values = np.arange(8 * 512, dtype=np.float32).reshape(8, 512)
+
+def put(x, *axes):
+    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, PartitionSpec(*axes)), lambda i: x[i])
+
+state = {"weights": put(values, "model"), "count": put(np.int32(3))}
+with Checkpoints(folder, 1) as checkpoints:
+    checkpoints.save(1, state, {"next_batch": 5})
+like = jax.tree.map(lambda x: jax.device_put(jax.numpy.zeros_like(x), x.sharding), state)
+with Checkpoints(folder, 1) as checkpoints:
+    restored, place = checkpoints.restore(1, like)
+assert place == {"next_batch": 5} and int(restored["count"]) == 3
+shards = restored["weights"].addressable_shards
+assert len(shards) == 2
+for shard in shards:
+    np.testing.assert_array_equal(shard.data, values[shard.index])
+"""
+
+
+def test_arrays_split_over_processes_are_saved_shard_by_shard(tmp_path):
+    """Two processes, neither of which holds the whole; one alone reads it back."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": xla_flags(2)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SPLIT, address, str(i), str(tmp_path)], cwd=ROOT, env=environment)
+        for i in range(2)
+    ]
+    try:
+        assert [process.wait(300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    of_process = [list((tmp_path / "checkpoints" / "1" / "state").glob(f"ocdbt.process_{i}/d/*")) for i in range(2)]
+    assert all(of_process)
+    whole = read_part(tmp_path, "state")
+    np.testing.assert_array_equal(whole["weights"], np.arange(8 * 512, dtype=np.float32).reshape(8, 512))
 
 
 def test_a_run_folder_belongs_to_one_config(tmp_path):

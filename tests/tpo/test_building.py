@@ -5,10 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_store import LONG, SHORT, make_store, write_questions
+from tiny_store import LONG, SHORT, make_store, store_lengths, write_questions
 
 from tspo_jax import config as cfg
-from tspo_jax.data.frame_store import FrameStore, StoreSettings, VideoEntry, open_settings, write_frames
 from tspo_jax.data.questions import Question
 from tspo_jax.tpo import building
 from tspo_jax.tpo import config as tpo_config
@@ -20,13 +19,7 @@ LENGTHS = {f"{i}.mp4": 40 + i for i in range(8)}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Videos of 1 fps without real pictures."""
-    folder = tmp_path_factory.mktemp("store")
-    open_settings(folder, StoreSettings())
-    for name, T in LENGTHS.items():
-        entry = VideoEntry(name, 1.0, T, np.arange(T) * 1.0, np.arange(T), 16, 8, "", 1, "x")
-        write_frames(folder, entry, [b"jpeg"] * T)
-    return FrameStore(folder)
+    return store_lengths(tmp_path_factory.mktemp("store"), LENGTHS)
 
 
 def question(video="3.mp4", kind="general", evidence=((10.0, 13.0),), answer="B"):

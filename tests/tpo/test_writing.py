@@ -2,12 +2,11 @@
 
 import json
 
-import numpy as np
 import pytest
+from tiny_store import store_lengths
 
 from tspo_jax import config as cfg
 from tspo_jax.answering.writers import FunctionWriter
-from tspo_jax.data.frame_store import FrameStore, StoreSettings, VideoEntry, open_settings, write_frames
 from tspo_jax.tpo import config as tpo_config
 from tspo_jax.tpo import writing
 from tspo_jax.tpo.config import TpoConfig
@@ -15,12 +14,7 @@ from tspo_jax.tpo.config import TpoConfig
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    open_settings(folder, StoreSettings())
-    for name in ("a.mp4", "b.mp4"):
-        entry = VideoEntry(name, 1.0, 20, np.arange(20) * 1.0, np.arange(20), 16, 8, "", 1, "x")
-        write_frames(folder, entry, [b"jpeg"] * 20)
-    return FrameStore(folder)
+    return store_lengths(tmp_path_factory.mktemp("store"), {"a.mp4": 20, "b.mp4": 20})
 
 
 def config_of(output):

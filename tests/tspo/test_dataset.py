@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_store import LONG, SHORT, make_store
+from tiny_store import LONG, SHORT, make_store, store_lengths
 
 from tspo_jax.command_line.job_array import Shard
-from tspo_jax.data.frame_store import FrameStore, StoreError, StoreSettings, VideoEntry, open_settings, write_frames
+from tspo_jax.data.frame_store import StoreError
 from tspo_jax.data.questions import QuestionError, question_of_row, read_questions
 from tspo_jax.data.stages import number
 from tspo_jax.runs.run_folder import RunFolderError, in_use, write_run_config
@@ -31,13 +31,7 @@ LENGTHS = {f"b/{i}.mp4": 80 + i for i in range(12)} | {"b/short.mp4": 30}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Videos of 1 fps without real pictures."""
-    folder = tmp_path_factory.mktemp("store")
-    open_settings(folder, StoreSettings())
-    for name, T in LENGTHS.items():
-        entry = VideoEntry(name, 1.0, T, np.arange(T) * 1.0, np.arange(T), 16, 8, "", 1, "x")
-        write_frames(folder, entry, [b"jpeg"] * T)
-    return FrameStore(folder)
+    return store_lengths(tmp_path_factory.mktemp("store"), LENGTHS)
 
 
 def record(name, video, turns=2):

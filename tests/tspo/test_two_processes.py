@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 from conftest import ROOT
-from tiny_store import needle_config
+from tiny_store import needle_config, write_config
 from xla_flags import xla_flags
 
 from tspo_jax import config as cfg
@@ -54,10 +54,7 @@ def test_two_processes_reach_the_parameters_of_one(golden, tmp_path):
     config = needle_config(golden, tmp_path)
     config.held_out.update(every=config.num_steps, num_questions=3)
     config.evaluation.update(methods=("uniform", "topk"), budgets=(3,), batch_size=2)
-    config_file = tmp_path / "needles.py"
-    config_file.write_text(
-        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
-    )
+    config_file = write_config(tmp_path / "needles.py", config)
     train_in_two_processes(config_file, tmp_path / "two")
     training.train(cfg.read(config), tmp_path / "one")
 

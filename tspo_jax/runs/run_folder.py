@@ -174,9 +174,11 @@ class Checkpoints:
         return int(multihost_utils.broadcast_one_to_all(np.int32(self._manager.latest_step() or 0)))
 
     def save(self, step: int, state: State, iterator: Mapping[str, Any], score: float | None = None) -> None:
-        """Starts to save a state of whole arrays (replicated, or split over devices of this process alone); returns as
-        soon as it is copied from the devices."""
-        state = jax.tree.map(np.asarray, state)  # given device arrays, Orbax compiles programs to cut them up
+        """Starts to save a state; returns as soon as it is copied from the devices.
+
+        Of an array that is split over processes each process writes what its own devices hold: no host holds the whole.
+        """
+        state = jax.tree.map(_on_host, state)
         items = {name: ocp.args.StandardSave(tree) for name, tree in _parts(state).items()}
         args = ocp.args.Composite(**items, **{ITERATOR: ocp.args.JsonSave(dict(iterator))})
         metrics = None if score is None else {SCORE: score, SETTING: self._setting}
@@ -202,6 +204,13 @@ def _parts(state: State) -> dict[str, Any]:
     """What is saved in folders of its own: the fields of a named tuple that are not None, or all of another state."""
     named = state._asdict() if hasattr(state, "_asdict") else {STATE: state}
     return {name: tree for name, tree in named.items() if tree is not None}
+
+
+def _on_host(x: jax.Array) -> np.ndarray | jax.Array:
+    """A whole copy, where this process holds all of the array: given device arrays, Orbax compiles programs to cut them
+    up. One that is split over processes stays as it is."""
+    is_split = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    return x if is_split else np.asarray(x)
 
 
 def _check_shapes(folder: Path, here: Any) -> None:
