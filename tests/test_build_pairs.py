@@ -1,4 +1,4 @@
-"""The command that makes pairs: what it prints, what it takes over from a run before, errors of one line."""
+"""The command that makes pairs: what it prints, and what it takes over from a run before."""
 
 import json
 import subprocess
@@ -53,9 +53,3 @@ def test_pairs_of_answers_that_are_there(arguments):
         (LONG, "It is B.", "It is A."),
         (SHORT, "It is B.", "It is A."),
     }
-
-
-def test_a_field_that_does_not_exist(arguments):
-    refused = command(*arguments[1], "--config.build.frame=3")
-    assert refused.returncode == 1 and refused.stdout == ""
-    assert refused.stderr.startswith("error: config.build.frame does not exist") and refused.stderr.count("\n") == 1

@@ -1,6 +1,7 @@
 """The plugin inside the real lmms-eval: registration, and what wrapped models get to see, its own ones among them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: pip install
 from lmms_eval import models
 from lmms_eval.api.instance import Instance
 from lmms_eval.models.model_utils.load_video import read_video
+from safetensors.numpy import load_file
 
 from tspo_jax import lmms_eval_plugin
+from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.data.decode import Video
+from tspo_jax.models.layers import merge_params
 
 FRAMES = [0, 100, 275, 975]
 
@@ -192,9 +196,35 @@ def test_models_of_lmms_eval_answer_from_the_chosen_frames(
     assert [every_second[i] for i in nearest] == FRAMES
 
 
+def test_adapters_change_the_wrapped_model_as_they_change_ours(golden, tmp_path):
+    """The golden adapters on a torch model, by peft, give the logits of our answerer with them."""
+    torch, _ = pytest.importorskip("torch"), pytest.importorskip("peft")
+    import transformers
+
+    base = golden / "llava_video_grid"
+    network = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**json.loads((base / "config.json").read_text())))
+    tensors = load_file(base / "model.safetensors")
+    own = {name: torch.tensor(tensors[name].astype(np.float32)) for name in network.state_dict()}
+    network.load_state_dict(own)
+    wrapped, ids = SimpleNamespace(_model=network.float().eval()), np.arange(3, 40)[None]
+    lmms_eval_plugin.put_adapter(wrapped, str(golden / "lora_peft"))
+    with torch.no_grad():
+        found = wrapped._model(torch.tensor(ids)).logits.numpy()
+    for adapter, is_same in (("", False), (golden / "lora_peft", True)):
+        answerer = load_answerer(base, adapter=adapter)
+        language = merge_params(answerer.graphdef, answerer.params).language_model
+        hidden, _ = language(language.embed_tokens(ids), np.arange(ids.shape[1])[None])
+        assert np.allclose(found, language.logits(hidden), atol=1e-4) == is_same
+    other = SimpleNamespace(_model=torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="(?i)target modules"):
+        lmms_eval_plugin.put_adapter(other, str(golden / "lora_peft"))
+
+
 def test_mistakes(golden, index_file):
     with pytest.raises(ValueError, match="give either frame_idx"):
         make(model="dummy")
+    with pytest.raises(ValueError, match="Dummy.* holds no torch model"):
+        make(model="dummy", frame_idx=index_file, benchmark="mlvu", adapter=golden / "lora_peft")
     with pytest.raises(ValueError, match="frame_idx needs benchmark"):
         make(model="dummy", frame_idx=index_file)
     with pytest.raises(ValueError, match="dummy has the other interface of lmms-eval; use --model=tspo$"):

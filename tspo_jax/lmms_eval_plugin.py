@@ -18,6 +18,7 @@ import functools
 import hashlib
 import shutil
 import tempfile
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class ChosenFrames(lmms):
         it has; or
       agent, num_frames, method, window: as in select_frames; or
       method=tstar with detector, and targets and cues (names with ; between) or an answerer that names them.
+      adapter: PEFT folder of adapters for the wrapped model (python -m tspo_jax.export writes one); needs peft.
       wrapped: arguments of the wrapped model.
 
     Raises: ValueError for arguments that do not fit, and for questions that the index file does not have.
@@ -71,6 +73,7 @@ class ChosenFrames(lmms):
         targets: str = "",
         cues: str = "",
         answerer: str = "",
+        adapter: str = "",
         **wrapped,
     ):
         searches = method == methods.SEARCH
@@ -94,6 +97,8 @@ class ChosenFrames(lmms):
         else:
             self._choose = _of_agent(agent, num_frames, method, window)
         self.model = cls(**wrapped)
+        if adapter:
+            put_adapter(self.model, adapter)
         self.model.task_dict = self.task_dict
         self._folder = Path(tempfile.mkdtemp(prefix="tspo_frames_"))
         atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
@@ -157,6 +162,26 @@ class ChosenFrames(lmms):
         if not clip.is_file():
             write_clip(video, frames, clip)
         return clip
+
+
+def put_adapter(model: lmms, adapter: str) -> None:
+    """Puts the adapters of a PEFT folder on the torch model inside a model of lmms-eval, in place.
+
+    Raises ValueError without peft, for a model without a torch model, and for adapters of another model.
+    """
+    network = getattr(model, "_model", None)
+    if network is None:
+        raise ValueError(f"model_args: adapter: {type(model).__name__} holds no torch model to put adapters on")
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise ValueError("model_args: adapter needs the package peft: pip install peft") from None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay without effect
+        try:
+            PeftModel.from_pretrained(network, adapter)
+        except (UserWarning, RuntimeError) as error:
+            raise ValueError(f"{adapter}: does not fit {type(network).__name__}: {error}") from None
 
 
 class ChosenFramesChat(ChosenFrames):
