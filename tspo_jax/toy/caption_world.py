@@ -81,6 +81,11 @@ def by_keywords(prompt: str) -> str:
     return f'{{"Time Period": [({best[0]}, {best[1]})], "Instruction": "Look closely.", "Reason": "words"}}'
 
 
+def keyword_writer(prompts: Sequence[str]) -> list[str]:
+    """`by_keywords` as a writer of the command line: tspo_jax.toy.caption_world:keyword_writer."""
+    return [by_keywords(prompt) for prompt in prompts]
+
+
 THINGS = ["key", "hat", "bag", "cup", "rope", "drum", "kite", "lamp", "coin", "boot", "fish", "flag"]
 COLOURS = ["red", "blue", "green", "grey", "white", "black"]
 PLACES = ["harbour", "kitchen", "garden", "station", "market", "library", "forest", "workshop"]
