@@ -13,19 +13,6 @@ from tspo_jax.evaluation.results import difference_text, table
 from tspo_jax.pages import report
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, golden):
-    folder = tmp_path_factory.mktemp("beside")
-    tiny_store.make_store(folder, golden)
-    tiny_store.write_questions(folder / "questions.jsonl")
-    return folder
-
-
-@pytest.fixture
-def config(golden, folder):
-    return tiny_store.make_config(golden, folder / "store", folder / "questions.jsonl")
-
-
 @pytest.fixture
 def first(golden, config, tmp_path, monkeypatch):
     """A run folder with the evaluation of the golden agent, and its summary."""

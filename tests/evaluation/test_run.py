@@ -32,19 +32,6 @@ from tspo_jax.selection.video_source import stored_source
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, golden):
-    folder = tmp_path_factory.mktemp("evaluate")
-    tiny_store.make_store(folder, golden)
-    tiny_store.write_questions(folder / "questions.jsonl")
-    return folder
-
-
-@pytest.fixture
-def config(golden, folder):
-    return tiny_store.make_config(golden, folder / "store", folder / "questions.jsonl")
-
-
-@pytest.fixture(scope="module")
 def run(golden, folder):
     """A whole evaluation: summary and rows by (id, method, k)."""
     config = tiny_store.make_config(golden, folder / "store", folder / "questions.jsonl")

@@ -1,12 +1,11 @@
 """A run of captioner training on the shared loop: masked words, and the sparsity of the learned mask."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from tspo_jax.captioning.config import MAY_DIFFER, CaptioningConfig
@@ -16,7 +15,7 @@ from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.models.bert_captioner import masked_loss
 from tspo_jax.models.layers import merge_params
-from tspo_jax.runs.loop import Batches, Loop
+from tspo_jax.runs.loop import fit
 
 COLUMNS = {
     "step": "step",
@@ -101,31 +100,21 @@ def train(config: CaptioningConfig, run_dir: Path, devices: Sequence[jax.Device]
     sharding.check_batch_size(mesh, config.batch_size)
     captioner = start_captioner(config.model, mask=config.mask.kind, video_swin=config.video_swin, seed=config.seed)
     optimizer = make_optimizer(config)
-    update = make_update(config, captioner, optimizer)
     with ThreadPoolExecutor(config.data.decode_threads) as pool:
         store = FrameStore(config.data.store)
         batches = CaptionBatches(config, captioner, store, pool, sharding.data_slice(mesh))
-        loop = Loop(
+        params = sharding.put_replicated(mesh, captioner.params)
+        moments = jax.jit(optimizer.init, out_shardings=sharding.replicated(mesh))(params)
+        is_done, newest = fit(
             run_dir,
             config,
-            Batches(batches.start),
+            batches.start,
+            {"params": params, "moments": moments},
+            make_update(config, captioner, optimizer),
             put=partial(sharding.put_batch, mesh),
             may_differ=MAY_DIFFER,
             columns=COLUMNS,
         )
-        with loop:
-            params = sharding.put_replicated(mesh, captioner.params)
-            moments = jax.jit(optimizer.init, out_shardings=sharding.replicated(mesh))(params)
-            state = loop.restore({"params": params, "moments": moments})
-
-            newest = state
-
-            def step(number: int, state: Mapping):
-                nonlocal newest
-                newest, metrics = update(jnp.int32(number), state, loop.batch(number))
-                return newest, metrics
-
-            is_done = loop.run(state, step)
         if is_done and jax.process_index() == 0:
             save_captioner(Path(run_dir) / "captioner", captioner, newest["params"])
     return is_done

@@ -24,7 +24,7 @@ from tspo_jax.models.layers import merge_params
 from tspo_jax.models.testa import unit
 from tspo_jax.retrieval.config import MAY_DIFFER, RetrievalConfig
 from tspo_jax.retrieval.embeddings import evenly
-from tspo_jax.runs.loop import Batches, Loop
+from tspo_jax.runs.loop import fit
 
 TEMPERATURES = 0.001, 0.5  # between which the learned temperature is kept
 COLUMNS = {
@@ -208,26 +208,18 @@ def train(config: RetrievalConfig, run_dir: Path, devices: Sequence[jax.Device])
     if not model.width:
         raise ValueError(f"config.model: {config.model} answers questions only, it has no features to compare")
     optimizer = make_optimizer(config)
-    update = make_update(config, model, optimizer)
     with ThreadPoolExecutor(config.data.decode_threads) as pool:
         batches = VideoBatches(config, model, FrameStore(config.data.store), pool, sharding.data_slice(mesh))
-        loop = Loop(
+        is_done, newest = fit(
             run_dir,
             config,
-            Batches(batches.start),
+            batches.start,
+            sharding.put_replicated(mesh, first_state(config, model, optimizer)),
+            make_update(config, model, optimizer),
             put=partial(sharding.put_batch, mesh),
             may_differ=MAY_DIFFER,
             columns=COLUMNS,
         )
-        with loop:
-            newest = loop.restore(sharding.put_replicated(mesh, first_state(config, model, optimizer)))
-
-            def step(number: int, state):
-                nonlocal newest
-                newest, metrics = update(jnp.int32(number), state, loop.batch(number))
-                return newest, metrics
-
-            is_done = loop.run(newest, step)
         if is_done and jax.process_index() == 0:
             save_testa(Path(run_dir) / "retriever", model, newest["params"])
     return is_done

@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
@@ -265,6 +266,23 @@ class Loop(ExitStack):
 
 
 # ---- command line ----------------------------------------------------------------------------------------
+
+
+def fit(
+    run_dir: Path, config: General, start: Callable[[int], Iterator], state: State, update: Callable, **options: Any
+) -> tuple[bool, State]:
+    """A training whose every step is one update of the state from one batch.
+
+    Args:
+      start: as Batches takes it.
+      state: before the first update; a run that has begun goes on from its own.
+      update: (step, state, batch) -> (state, metrics).
+      options: of Loop.
+    Returns: whether all steps are done (False where SIGTERM stopped it before), and the newest state.
+    """
+    with Loop(run_dir, config, Batches(start), **options) as loop:
+        step = lambda number, state: update(np.int32(number), state, loop.batch(number))  # noqa: E731
+        return loop.run(loop.restore(state), step), loop.state
 
 
 def define_flags() -> None:
