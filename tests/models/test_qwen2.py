@@ -111,6 +111,23 @@ def test_prefill_is_a_call_of_which_one_token_is_used(model):
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), cache, whole)
 
 
+def test_what_is_added_behind_layers_is_added_by_a_call_as_by_prefill(model):
+    """Behind the first two of three layers (deepstack)."""
+    added = jnp.asarray(np.random.default_rng(4).normal(size=(3, 2, 9, 24)), jnp.float32)
+    embeddings = model.embed_tokens(IDS[:, :9])
+    slots, last = jnp.broadcast_to(jnp.arange(9), (3, 9)), jnp.array([8, 3, 6])
+
+    @jax.jit
+    def states(lm, added):
+        whole, cache = lm(embeddings, slots, added=added)
+        return whole[jnp.arange(3), last], cache, *lm.prefill(embeddings, slots, last, added=added)
+
+    hidden, cache, expected, expected_cache = states(model, added)
+    np.testing.assert_allclose(hidden, expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), cache, expected_cache)
+    assert np.abs(hidden - states(model, 0 * added)[0]).max() > 0.1
+
+
 def test_half_precision_keeps_float32_logits(model):
     graphdef, params = split_params(model)
     half = merge_params(graphdef, jax.tree.map(lambda p: p.astype(jnp.bfloat16), params))

@@ -173,9 +173,9 @@ def test_conversations_follow_the_template():
 def test_batches_are_conversations_as_the_rollout_would_see_them(name, num_frames):
     answerer = reader(name)
     tokenizer, writer = answerer.tokenizer, ConversationWriter(BANK)
-    batch = draw_batch(np.random.default_rng(5), writer, answerer, num_frames=num_frames, batch_size=40)
+    batch = draw_batch(np.random.default_rng(5), writer, answerer, num_frames=num_frames, batch_size=12)
     rng, times, B, N = np.random.default_rng(5), np.random.default_rng(5), *batch.ids.shape
-    assert batch.frames.shape == (40, num_frames) and batch.weights.shape == (40, N) and B == 40 and N % 64 == 0
+    assert batch.frames.shape == (12, num_frames) and batch.weights.shape == (12, N) and B == 12 and N % 64 == 0
     assert batch.ids.dtype == np.int32 and batch.weights.dtype == np.float32
     for frames, ids, length, weights in zip(*batch, strict=True):
         conversation = writer(rng, num_frames, 3)

@@ -86,10 +86,10 @@ def test_attention_starts_out_finding_its_like_and_what_came_before(made):
     np.testing.assert_array_equal(np.argmax(logits, axis=-1), np.arange(len(answerer.tokenizer)))
 
 
-def test_every_token_of_a_fresh_qwen3_vl_has_the_constant():
+@pytest.mark.parametrize("made", ["qwen3_vl"], indirect=True)
+def test_every_token_of_a_fresh_qwen3_vl_has_the_constant(made):
     """Text and frames, behind every layer: what the heads that look back rest on."""
-    tiny = TINY_ANSWERERS["qwen3_vl"]
-    answerer = tiny.untrained(conversation_tokenizer("qwen3_vl"), "", 0)
+    _, answerer, _ = made
     written = answerer.config.write_times(prompts.render("Why?", answerer.template), FrameTimes.of([3.5, 70, 120]))
     ids = jnp.asarray([prompts.tokenize(written, answerer.tokenizer)])
 
