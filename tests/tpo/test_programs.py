@@ -52,7 +52,7 @@ def setup(trajectory, kind: str, num_devices: int, accumulate: int = 1):
     base, total, warmup = meta["learning_rate"][kind], meta["total_steps"], meta["warmup_steps"]
     rates = programs.learning_rates(base, total, warmup)
     optimizer = programs.make_optimizer(rates, max_grad_norm=meta["clip"], **meta["adamw"])
-    places = programs.optimizer_sharding(optimizer, trained, mesh)
+    places = sharding.optimizer_sharding(optimizer, trained, mesh)
     state = State(trained, jax.jit(optimizer.init, out_shardings=places)(trained))
     objective = Objective(*(meta[name] for name in Objective._fields))
     model = model_of(answerer, graphdef, mesh)

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -174,6 +175,18 @@ def free_host_memory() -> int:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def optimizer_sharding(optimizer: optax.GradientTransformation, trained: Mapping, mesh: Mesh) -> Any:
+    """Where the optimiser's state lies: each moment as its parameter. `trained` are arrays or shapes with shardings."""
+    abstract = jax.eval_shape(optimizer.init, trained)
+    return optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, parameter: parameter.sharding,
+        abstract,
+        trained,
+        transform_non_params=lambda _: replicated(mesh),
+    )
 
 
 def over_questions(mesh: Mesh) -> NamedSharding:

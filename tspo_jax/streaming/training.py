@@ -78,7 +78,12 @@ def train(config: StreamingTraining, run_dir: Path, devices: Sequence[jax.Device
     warmup = max(1, math.ceil(config.optimizer.warmup * config.num_steps))
     rate = optax.warmup_cosine_decay_schedule(0.0, config.optimizer.learning_rate, warmup, config.num_steps)
     optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.max_grad_norm), optax.adam(rate))
-    update = jax.jit(make_update(config, graphdef, answerer, optimizer, schedule, rate, mesh), donate_argnums=0)
+    moments = jax.jit(optimizer.init, out_shardings=sharding.optimizer_sharding(optimizer, params, mesh))(params)
+    fresh = State(params, moments)
+    # Where the state comes from it goes to: else the second step would compile once more.
+    out = jax.tree.map(lambda x: x.sharding, fresh), sharding.replicated(mesh)
+    update = make_update(config, graphdef, answerer, optimizer, schedule, rate, mesh)
+    update = jax.jit(update, donate_argnums=0, out_shardings=out)
 
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(config.data.decode_threads))
@@ -106,7 +111,7 @@ def train(config: StreamingTraining, run_dir: Path, devices: Sequence[jax.Device
         )
         for line in bad:
             loop.note(f"left out: {line}")
-        state = loop.restore(State(params, jax.jit(optimizer.init)(params)))
+        state = loop.restore(fresh)
 
         def step(number: int, state: State) -> tuple[State, Mapping]:
             return update(state, answerer.params, loop.batch(number), jnp.int32(number))

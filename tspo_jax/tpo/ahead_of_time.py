@@ -46,7 +46,7 @@ def training_step(config: TpoConfig, answerer: Architecture, mesh: jax.sharding.
         frozen = answerer.abstract
     trained, frozen = placed(trained, jnp.float32), placed(frozen, dtype)
     optimizer = training.make_optimizer(config, training.learning_rates(config))
-    places = programs.optimizer_sharding(optimizer, trained, mesh)
+    places = sharding.optimizer_sharding(optimizer, trained, mesh)
     moments = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         jax.eval_shape(optimizer.init, trained),

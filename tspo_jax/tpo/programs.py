@@ -166,18 +166,6 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw)
 
 
-def optimizer_sharding(optimizer: optax.GradientTransformation, trained: Mapping, mesh: Mesh) -> Any:
-    """Where the optimiser's state lies: each moment as its parameter. `trained` are arrays or shapes with shardings."""
-    abstract = jax.eval_shape(optimizer.init, trained)
-    return optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, parameter: parameter.sharding,
-        abstract,
-        trained,
-        transform_non_params=lambda _: sharding.replicated(mesh),
-    )
-
-
 def make_reference(model: Model) -> Callable[[dict, Pairs], AnswerLogProbs]:
     """The program (params, pairs) -> log-probabilities [B, 2], for a reference that is computed once."""
     return jax.jit(model.log_probs)

@@ -81,7 +81,7 @@ def train(config: TpoConfig, run_dir: Path, devices: Sequence[jax.Device]) -> bo
     graphdef, trained, frozen = trained_parts(config, answerer, where)
     model = Model(graphdef, answerer.processor.normalize, jnp.dtype(a.dtype), a.encode_chunk, mesh, a.attention)
     optimizer = make_optimizer(config, rates)
-    places = programs.optimizer_sharding(optimizer, trained, mesh)
+    places = sharding.optimizer_sharding(optimizer, trained, mesh)
     state = State(trained, jax.jit(optimizer.init, out_shardings=places)(trained))
     where_state = jax.tree.map(lambda x: x.sharding, state)
     check_disk(config, run_dir, state)
