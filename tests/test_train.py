@@ -356,7 +356,7 @@ def test_one_long_question_does_not_set_the_length_of_all_prompts(config, tmp_pa
     assert few.count(max(few)) == 1 and len(set(few)) == 2, "an epoch is four batches"
     said = " ".join(capsys.readouterr().err.split())
     assert f"prompts of 1 general questions are padded to {max(few)} tokens of text, the shortest to {min(few)}" in said
-    assert re.search(r"prefills1\.\d\dtimesasmuch\(\S*questions.jsonl:1\)", said.replace(" ", ""))  # it wraps
+    assert re.search(r"prefills\d\.\d\dtimesasmuch\(\S*questions.jsonl:1\)", said.replace(" ", ""))  # it wraps
     monkeypatch.setattr(shapes, "ladder", partial(shapes.ladder, rungs=1))
     lengths.clear()
     rows, one = run(config, tmp_path / "one")

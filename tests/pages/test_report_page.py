@@ -25,7 +25,7 @@ def test_text_of_others_cannot_break_the_page():
     example = report_page.Example(
         bad, bad, [bad, "x"], "A", bad, 2.0, [(0.0, 1.0)], np.array([0.0, 1.0]), scores, scores, [choice]
     )
-    summary = {"num_questions": 1, "num_videos": 1, "accuracy": [], "differences": [], "controls": []}
+    summary = {"num_questions": 1, "num_videos": 1, "accuracy": [], "differences": [], "controls": [], "rounds": []}
     page = report_page.page(bad, {bad: bad}, {}, summary, {}, [example])
     texts = list(ElementTree.fromstring(page.partition("\n")[2]).itertext())
     assert sum(text.strip().endswith(bad) for text in texts) >= 4

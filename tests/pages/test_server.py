@@ -228,7 +228,7 @@ def test_the_page_runs_only_files_of_the_server(server):
         rules, html = response.headers["Content-Security-Policy"], response.read().decode()
     assert "default-src 'self'" in rules and "frame-ancestors 'none'" in rules and "unsafe" not in rules
     files = re.findall(r"(?:src|href)='(/[^']*)'", html)
-    assert len(files) == 3 and all(fetch(server, path)[0] == 200 for path in files)
+    assert len(files) == 4 and all(fetch(server, path)[0] == 200 for path in files)
     assert request(server, "/static/../server.py")[0] == request(server, "/static/none.css")[0] == 404
     for site, at_once in (("none", True), ("same-origin", True), ("cross-site", False), ("same-site", False)):
         assert ("data-at-once" in request(server, "/", **{"Sec-Fetch-Site": site})[1]) == at_once
