@@ -125,6 +125,7 @@ def test_the_page_holds_commands_for_all_that_it_tells():
     assert set(commands) == {"select_frames", "answer", "predecode", "train", "doctor", "evaluate", "report"}
 
 
+@pytest.mark.slow
 def test_every_command_does_what_the_page_says(outputs, folder):
     picks = json.loads((folder / "picks.json").read_text())
     assert len(picks["frame_idx"]) == 8 and len(picks["scores"]) > 50
@@ -135,6 +136,7 @@ def test_every_command_does_what_the_page_says(outputs, folder):
     assert len(json.loads((folder / "picked" / "manifest.json").read_text())["frames"]) == 8
 
 
+@pytest.mark.slow
 def test_both_question_files_are_read_whole(outputs, folder):
     by_hand, errors = read_questions(folder / "held_out.jsonl", folder / "my_videos")
     assert not errors and [question.answer for question in by_hand] == ["B", "B"]
@@ -143,6 +145,7 @@ def test_both_question_files_are_read_whole(outputs, folder):
     assert table[0].options == ("the cat", "a dog", "nobody")
 
 
+@pytest.mark.slow
 def test_the_table_has_both_agents(outputs, folder):
     summary = json.loads((folder / "mine.json").read_text())
     methods = {row["method"] for row in summary["accuracy"]}

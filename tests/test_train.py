@@ -258,6 +258,7 @@ def test_command_line_errors_are_one_line(tmp_path):
     assert result.stderr.strip() == ("error: config.optimizer.learnin_rate does not exist; did you mean learning_rate?")
 
 
+@pytest.mark.slow
 def test_everything_beyond_the_paper_at_once(config, tmp_path):
     """Two steps on labels, four of RL with random K, soft rewards, inner steps and a KL: it runs, and resumes."""
     policy = dataclasses.replace(

@@ -98,6 +98,7 @@ def test_resuming_is_exact(world, lora_run, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_full_training_on_a_mesh_with_a_stored_reference(world, tmp_path):
     """One device, and data 2 x model 2 with accumulation; the second uses the reference of the first."""
     stored = tmp_path / "reference.jsonl"
@@ -134,6 +135,7 @@ def text_logits(answerer, ids) -> np.ndarray:
     return np.asarray(language.logits(hidden))
 
 
+@pytest.mark.slow
 def test_full_run_loads_as_a_folder_and_in_hugging_faces_class(world, golden, tmp_path):
     """Exported by the command; its language model in torch gives the same logits."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
@@ -157,6 +159,7 @@ def test_full_run_loads_as_a_folder_and_in_hugging_faces_class(world, golden, tm
     np.testing.assert_allclose(text_logits(answerer, ids), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_adapter_where_an_answerer_is_named(world, lora_run, golden, tmp_path):
     """The commands answer and evaluate's loader take it; a folder of another model is refused."""
     run_dir, _ = lora_run

@@ -18,6 +18,7 @@ def bench(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["ceilings", "prefill", "decode", "answer", "siglip", "clip", "qwen"])
+@pytest.mark.slow
 def test_a_stage_is_timed(bench, name, monkeypatch):
     monkeypatch.setattr(accelerator, "REPEATS", 1)
     found = accelerator.STAGES[name].run(bench)
@@ -32,6 +33,7 @@ def test_a_stage_is_timed(bench, name, monkeypatch):
         assert many - few == few - weights, "twice the prompts are twice the cache beside the same weights"
 
 
+@pytest.mark.slow
 def test_numerics_are_those_of_bfloat16(bench):
     found = accelerator.numerics(bench)
     assert list(found) == [f"{name}, xla" for name in accelerator.TINY.attended]
@@ -41,11 +43,13 @@ def test_numerics_are_those_of_bfloat16(bench):
     assert accelerator._error(same, same) == 0 and accelerator._error(3 * same, 2 * same) == 0.5
 
 
+@pytest.mark.slow
 def test_the_trainer_trains(bench):
     (figures,) = accelerator.trainer(bench).values()
     assert figures["seconds"] > 0 and figures["questions"] == 2 and 0 <= figures["device_idle"] <= 1
 
 
+@pytest.mark.slow
 def test_stages_that_overrun_or_fail_are_recorded_and_the_rest_go_on():
     """With a process that does what it is told: "ceilings" and "clip" end well."""
     rows, limits = [], {"ceilings": 60, "prefill": 60, "decode": 0.5, "answer": 60, "trainer": 60, "clip": 60}
@@ -67,6 +71,7 @@ def test_stages_that_overrun_or_fail_are_recorded_and_the_rest_go_on():
     assert "| ceilings | copy | 1000 | 1 GB/s | 100% |  |" in text and "jax 1" in text
 
 
+@pytest.mark.slow
 def test_the_command_adds_to_its_file_and_prints_the_table(tmp_path, capsys):
     output = tmp_path / "found.json"
     output.write_text(json.dumps([{"stage": "clip", "device": "another", "found": {}}]))
@@ -78,6 +83,7 @@ def test_the_command_adds_to_its_file_and_prints_the_table(tmp_path, capsys):
     assert text.count("| ceilings |") == 2 and "| clip |" not in text
 
 
+@pytest.mark.slow
 def test_an_unknown_stage_is_an_error(tmp_path):
     with pytest.raises(SystemExit, match="--stages: towers: not of ceilings"):
         accelerator.main(["--stages=towers", f"--output={tmp_path / 'x.json'}"])

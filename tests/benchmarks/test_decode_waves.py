@@ -11,6 +11,7 @@ from benchmarks import decode_waves, step_time
 from benchmarks.accelerator import TINY
 
 
+@pytest.mark.slow
 def test_totals_by_hand():
     """Of 4 answers three end after 2, 3 and 5 tokens: a wave of 4 for 2 tokens, of 4 for one more, of 2, of 1."""
     lengths, step = np.array([2, 3, 5, 9]), {1: 1.0, 2: 1.5, 4: 4.0}
@@ -19,6 +20,7 @@ def test_totals_by_hand():
     assert found["in waves"] == pytest.approx(3 * 4 + (0.5 + 2 * 1.5) + (0.25 + 4 * 1))
 
 
+@pytest.mark.slow
 def test_measured_on_tiny_models():
     ours = step_time.Ours(step_time.World(TINY.setting, 1))
     result = decode_waves.measure(ours, prompts=8, tokens=16, prefilled=2)

@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
@@ -13,6 +14,7 @@ from tspo_jax.data.decode import Video
 TOWER = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
 
 
+@pytest.mark.slow
 def test_a_question_about_an_hour_is_quick_and_small(tmp_path, monkeypatch):
     """Below a second and a gigabyte (of which other tests may hold more), and nothing is decoded or encoded."""
     small = {f"{part}_config": hour_long_video.VIT_L[f"{part}_config"] | TOWER for part in ("text", "vision")}

@@ -25,6 +25,7 @@ def config(golden, tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(config, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
     config.mesh.axes = (("data", 1), ("model", 1))
@@ -36,6 +37,7 @@ def test_killed_at_random_moments(config, tmp_path, monkeypatch):
     assert result["parameters"] and result["picks"]
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_is_killed(config, tmp_path, monkeypatch):
     """The rerun of both is exact; one process with all devices goes on too, to float tolerance."""
     monkeypatch.setenv("XLA_FLAGS", xla_flags(4))

@@ -123,6 +123,7 @@ def test_eight_devices_equal_one(config, captioner, batches):
     assert np.abs(moved).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_run(config, tmp_path):
     """Two steps, then a folder that caption takes, with the mask that was trained."""
     assert training.train(config, tmp_path / "run", jax.devices()[:1])

@@ -41,6 +41,7 @@ def test_published_sizes():
     )
 
 
+@pytest.mark.slow
 def test_starts(folder):
     """A new mask on old weights; weights drawn anew where there are none, the tower from its own authors' file."""
     torch = pytest.importorskip("torch")

@@ -174,6 +174,7 @@ def test_a_stopped_evaluation_goes_on(golden, config, tmp_path, fake_answers, mo
     assert sorted(fake_answers) == first_pass
 
 
+@pytest.mark.slow
 def test_killed_five_times(golden, folder, config, tmp_path):
     """SIGKILL before the first answer and in the middle of them: the table of an undisturbed run, no row twice."""
     config.evaluation.questions = str(tiny_store.write_questions(tmp_path / "questions.jsonl", num=20))
@@ -379,6 +380,7 @@ def test_bad_fields_are_named(golden, config, tmp_path, field, value, message):
         evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
 
 
+@pytest.mark.slow
 def test_search_is_one_more_method(golden, folder, config, tmp_path, fake_answers):
     """Rows say what the search cost, and are those of the searcher alone; it may be added later, and goes on where it
     stopped. Lines of the question file name the objects, or the answerer does."""
@@ -490,6 +492,7 @@ def test_a_field_that_does_not_exist():
         cfg.check_overrides(["evaluate", "--config.evaluation.budget=8"])
 
 
+@pytest.mark.slow
 def test_keyframes_by_the_command_line(tmp_path):
     """No config, no video, no model: one JSON object in the output file, nothing on stdout."""
     row = {

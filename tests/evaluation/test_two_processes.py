@@ -49,6 +49,7 @@ def start(golden, tmp_path):
         process.kill()
 
 
+@pytest.mark.slow
 def test_one_table_though_a_process_is_lost(golden, start, tmp_path):
     """The other ends with status 76 and keeps the answers; the rerun goes on; rows and summary are those of one."""
     questions = tiny_store.write_questions(tmp_path / "questions.jsonl", num=14)

@@ -106,6 +106,7 @@ def test_golden_decoding(captioner, data, kind):
         np.testing.assert_allclose(found.log_prob, data[f"decode/{kind}/beam{n}_score"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_straight_through_mask(captioner, data):
     """Forward it is the thresholded mask; backward closed edges get a gradient too."""
     hard, params = of_kind(captioner, "hard")

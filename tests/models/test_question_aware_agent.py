@@ -208,6 +208,7 @@ def found_after_training(kind, num_steps=300):
     return before, found(params)
 
 
+@pytest.mark.slow
 def test_relating_is_learned_where_the_papers_agent_cannot():
     before, paper = found_after_training(TemporalAgent)
     same, question_aware = found_after_training(QuestionAwareAgent)

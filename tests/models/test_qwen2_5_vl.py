@@ -449,6 +449,7 @@ def test_unknown_rule_of_positions(folder):
 # ---- entry points ----
 
 
+@pytest.mark.slow
 def test_trains_and_evaluates(golden, folder, tmp_path):
     """A step of training, and an evaluation whose answers are those of `answer`."""
     store = make_store(tmp_path, golden)

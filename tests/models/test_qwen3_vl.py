@@ -437,6 +437,7 @@ def test_processor_of_another_patch_size(folder, tmp_path):
 # ---- entry points ----
 
 
+@pytest.mark.slow
 def test_trains_and_evaluates(golden, folder, tmp_path):
     """A step of training, and an evaluation whose answer is that of `answer` with the frames' own times."""
     store = make_store(tmp_path, golden)

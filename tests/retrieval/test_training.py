@@ -64,6 +64,7 @@ def test_contrast_loss():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(config):
     model = load_testa(config.model)
     optimizer = training.make_optimizer(config)

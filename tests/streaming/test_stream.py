@@ -180,6 +180,7 @@ def test_a_stored_video(whole, golden, tmp_path):
     assert stream.load(path, whole.encoder, "x").times == one.remembered.times
 
 
+@pytest.mark.slow
 def test_frames_from_standard_input_as_they_come(encoder, encoder_folder, golden, tmp_path):
     """A question is answered while the stream is open; what breaks off in mid-clip is remembered and gone on from."""
     command = [sys.executable, "-m", "tspo_jax.stream", "--video=-", "--max_new_tokens=4"]

@@ -50,6 +50,7 @@ def rows(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_stages(trained):
     config, folder = trained
     clip, video = rows(folder / "clip"), rows(folder / "video")
@@ -65,6 +66,7 @@ def test_stages(trained):
     assert one.config == two.config and one.identity != two.identity
 
 
+@pytest.mark.slow
 def test_sharded_equals_unsharded(trained):
     """The same steps over four devices: questions over two, the weights of encoder and answerer over two."""
     config, folder = trained

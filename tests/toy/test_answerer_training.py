@@ -55,6 +55,7 @@ def changed(before, after):
     return any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), before, after)))
 
 
+@pytest.mark.slow
 def test_projection_leaves_the_language_models_layers_as_they_are(tiny, tmp_path):
     family, answerer = tiny
     params = answerer.params
@@ -84,6 +85,7 @@ def test_projection_leaves_the_language_models_layers_as_they_are(tiny, tmp_path
     assert tower and all(changed(before[path], leaf) for path, leaf in tower.items() if path.endswith("proj.kernel"))
 
 
+@pytest.mark.slow
 def test_language_training_leaves_the_tower_as_it_is(tiny, tmp_path):
     family, answerer = tiny
     reports = []

@@ -70,6 +70,7 @@ def test_processor_keeps_what_the_renderer_draws():
     assert crop[20, 0, 0] > 200 and crop[-1, 20, 0] > 200 and crop[20, 20, 0] < 50
 
 
+@pytest.mark.slow
 def test_training_brings_pictures_and_their_sentences_together(tmp_path):
     tokenizer = sentence_tokenizer()
     config = clip_config(len(tokenizer), tokenizer.eos_token_id)

@@ -58,6 +58,7 @@ def trained():
     return graphdef, params, recipe, reports
 
 
+@pytest.mark.slow
 def test_training_learns_to_pick(trained):
     graphdef, params, recipe, reports = trained
     assert [step for step, _ in reports] == [40, 60]

@@ -46,6 +46,7 @@ def _read(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_command_writes_a_set_and_completes_it(tmp_path):
     output = tmp_path / "set"
     first = _run(f"--output={output}")

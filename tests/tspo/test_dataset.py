@@ -212,6 +212,7 @@ def command(*args):
     return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
+@pytest.mark.slow
 def test_whole_command_with_a_tiny_answerer(golden, tmp_path):
     """The answerer is random: every stage runs, resumes and leaves its file, whatever it keeps."""
     folder = make_store(tmp_path, golden)

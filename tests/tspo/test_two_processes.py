@@ -7,6 +7,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 from conftest import ROOT
 from tiny_store import needle_config, write_config
 from xla_flags import xla_flags
@@ -50,6 +51,7 @@ def answers(run_dir) -> set:
     return {(row["id"], row["method"], tuple(row["candidate_idx"]), row["answer"]) for row in read_rows(path)}
 
 
+@pytest.mark.slow
 def test_two_processes_reach_the_parameters_of_one(golden, tmp_path):
     config = needle_config(golden, tmp_path)
     config.held_out.update(every=config.num_steps, num_questions=3)
