@@ -80,20 +80,23 @@ def selector(args: flags.FlagValues) -> tuple[object, Callable[..., dict]]:
 
 def write_pictures(args: flags.FlagValues, scorer, source, question: str, result: dict, number: int | None) -> None:
     """What the flags ask for beside the result of a question; `number` tells the files of several questions apart."""
-    from tspo_jax.pages import video_page
-    from tspo_jax.pages.contact_sheet import contact_sheet
-    from tspo_jax.selection import frames_folder
-    from tspo_jax.selection.choosing import picks_of
 
     def path(name: str) -> Path:
         return entry_point.numbered(name, number or 0, number is None)
 
     if args.contact_sheet:
+        from tspo_jax.pages.contact_sheet import contact_sheet
+        from tspo_jax.selection.choosing import picks_of
+
         sheet = contact_sheet(source.pictures(picks_of(result, source)), result["timestamps"])
         sheet.save(path(args.contact_sheet))
     if args.frames_dir:
+        from tspo_jax.selection import frames_folder
+
         frames_folder.write(path(args.frames_dir), source, result, question)
     if args.page:
+        from tspo_jax.pages import video_page
+
         html = video_page.page("Chosen frames", [video_page.example(scorer, source, question, args.num_frames)])
         path(args.page).write_text(html, encoding="utf-8")
 
