@@ -143,8 +143,8 @@ class Baseline:
         s, model = self.world.setting, self.world.answerer.config
         N = s.prompt_tokens - 1 + model.num_visual_tokens(s.K)
         options = {"device": self.device, "dtype": self.dtype}
-        pixels = torch.zeros(images, 3, *[model.vision.image_size] * 2, **options)
-        hidden = torch.ones(prompts, N, model.language.hidden_size, **options)
+        pixels = torch.randn(images, 3, *[model.vision.image_size] * 2, **options)
+        hidden = torch.randn(prompts, N, model.language.hidden_size, **options)
 
         @torch.no_grad()
         def encode():

@@ -3,6 +3,8 @@
 import pickle
 import socket
 import struct
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -30,6 +32,19 @@ def test_golden_candidates(golden, decoder):
     means = [frame.mean() for frame in video.frames(candidates)]
     np.testing.assert_allclose(means, numbers["frame_means"], atol=1e-6)
     assert video.decoder.startswith(decoder)
+
+
+def test_training_needs_no_video_decoder(video):
+    """As on an accelerator's machine that has only frames decoded elsewhere; who decodes there is told what lacks."""
+    script = """
+import sys
+sys.modules["av"] = sys.modules["decord"] = None
+import tspo_jax.train, tspo_jax.train_answerer
+from tspo_jax.data.decode import Video
+Video(sys.argv[1])
+"""
+    run = subprocess.run([sys.executable, "-c", script, video], capture_output=True, text=True)
+    assert run.stderr.strip().endswith("PyAV, which is not installed (pip install av)"), run.stderr
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

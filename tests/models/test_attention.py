@@ -80,6 +80,15 @@ def test_new_tokens_see_the_cache_up_to_their_slot():
     np.testing.assert_allclose(attention.cached(q[:, :2], k, v, slots, new), expected, atol=1e-5)
 
 
+def test_one_token_against_the_cache_in_the_form_that_cudnn_takes():
+    """What is turned and counted around the kernel, with XLA's in its place; the kernel's own numbers are in
+    docs/performance.md."""
+    q, k, v = values(11, 11, 6, 2)
+    slots = np.array([[10], [4]])
+    expected = attention.cached(q[:, :1], k.swapaxes(1, 2), v.swapaxes(1, 2), slots)
+    np.testing.assert_allclose(attention._cudnn_cached(q[:, :1], k, v, slots, "xla"), expected, atol=1e-5)
+
+
 def gradients(function, mesh=None, implementation="xla"):
     """Of a loss of q, k and v in which every output counts differently."""
 

@@ -178,8 +178,8 @@ def cached(
 ) -> jax.Array:
     """Attention of new tokens to a cache: [B, N, H, d].
 
-    It reads every key and value once, in the order in which they lie, and has no kernel of its own: there is little
-    arithmetic to fuse.
+    It reads every key and value once, in the order in which they lie. One new token of each row that is in the cache
+    already is what cuDNN's kernel takes; TPUs need none, there is little arithmetic to fuse.
 
     Args:
       q: [B, N, H, d].
@@ -188,6 +188,8 @@ def cached(
       new: keys and values [B, num_key_value_heads, N, d] of the tokens, in successive slots, where the cache does not
         hold them yet. Then nothing that is read has just been written, and the cache need not move for it.
     """
+    if q.shape[1] == 1 and new is None and chosen(q.shape[-1], q.dtype, k.shape[2]) == "cudnn":
+        return _on_each_device(_cudnn_cached, q, k.swapaxes(1, 2), v.swapaxes(1, 2), slots, split_heads=True)
     B, N, H, d = q.shape
     heads, S = k.shape[1:3]
     q = q.reshape(B, N, heads, H // heads, d)
@@ -334,6 +336,22 @@ def _starts(q: jax.Array) -> jax.Array:
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, is_key: jax.Array | None = None, *, causal: bool) -> jax.Array:
     mask = None if is_key is None else jnp.broadcast_to(is_key[:, None, None], (len(q), 1, q.shape[1], k.shape[1]))
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+
+
+def _cudnn_cached(
+    q: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array, implementation: str = "cudnn"
+) -> jax.Array:
+    """One token of each row, [B, 1, H, d], against k and v [B, S, heads, d] up to its slot, int [B, 1].
+
+    A cache lies as [B, heads, S, d]: its heads are rows to the kernel, which wants none beside another, and what
+    shares a head's keys are that row's heads, so that nothing is turned round.
+    """
+    (B, _, H, d), (S, heads) = q.shape, k.shape[1:3]
+    rows = q.reshape(B * heads, 1, H // heads, d)
+    k, v = (x.swapaxes(1, 2).reshape(B * heads, S, 1, d) for x in (k, v))
+    lengths = jnp.repeat(slots[:, 0] + 1, heads).astype(jnp.int32)
+    out = jax.nn.dot_product_attention(rows, k, v, key_value_seq_lengths=lengths, implementation=implementation)
+    return out.reshape(q.shape)
 
 
 def _splash(
