@@ -217,8 +217,8 @@ def in_a_row(piece: Piece, length: int = 10) -> dict[str, float]:
 
 
 def prefill(bench: Bench) -> dict:
-    """All prompts of a question as one batch, with the platform's attention, also of equal numbers (see `ceilings`), and
-    with XLA's."""
+    """All prompts of a question as one batch, with the platform's attention, also of equal numbers (see `ceilings`),
+    and with XLA's."""
     s, piece = bench.scale.setting, bench.ours.prefill(bench.scale.prompts)
     chosen = attention.chosen(bench.ours.world.answerer.config.language.head_dim, s.dtype, bench.ours.prompt_length)
     found, flops = {chosen: timed(piece)}, piece.flops()
