@@ -20,17 +20,20 @@ plus=(--config=configs/toy_plus.py:quick "${config[@]}" "--run_dir=$PLUS")
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
 
-step "1/6  Videos and questions"
+step "1/5  Videos and questions"
 python -m tspo_jax.toy.videos --output="$DATA"
-step "2/6  Decoding at 1 frame per second, CLIP features"
+step "2/5  Decoding at 1 frame per second, CLIP features"
 python -m tspo_jax.predecode --videos="$DATA" --store="$DATA/frames" \
   --clip=tspo_jax/toy/checkpoints/clip --output="$DATA/predecode.json"
-step "3/6  Training the paper's temporal agent"
-python -m tspo_jax.train "${paper[@]}"
-step "4/6  Training an agent that sees the question, most of the steps on labels"
+step "3/5  Training: the paper's temporal agent (see $RUN.log), and beside it one that also sees the question (below)"
+mkdir -p "$(dirname "$RUN")"
+python -m tspo_jax.train "${paper[@]}" >"$RUN.log" 2>&1 &
+trap 'kill $! 2>/dev/null' EXIT
 python -m tspo_jax.train "${plus[@]}"
-step "5/6  Evaluation on held-out videos: uniform sampling, untrained CLIP top-k, and both agents"
+wait $! || { cat "$RUN.log" >&2; exit 1; }
+trap - EXIT
+step "4/5  Evaluation on held-out videos: uniform sampling, untrained CLIP top-k, and both agents"
 python -m tspo_jax.evaluate "${paper[@]}" --output="$RUN/evaluation.json"
 python -m tspo_jax.evaluate "${plus[@]}" --beside="$RUN" --output="$PLUS/evaluation.json"
-step "6/6  Report"
+step "5/5  Report"
 python -m tspo_jax.report "$PLUS"

@@ -24,7 +24,9 @@ wanted=$(cat requirements.txt pyproject.toml; echo "torch ${WITH_TORCH:-0} ${TOR
 if [ ! -f "$VENV/installed" ] || [ "$(cat "$VENV/installed")" != "$wanted" ]; then
   [ -x "$VENV/bin/python" ] || "$(find_python)" -m venv "$VENV"
   echo "Installing the requirements into $VENV (once) ..." >&2
-  install() { "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+  # Compiled are the modules that are used, when they are: but where Python may not keep what it compiled, now.
+  [ -n "${PYTHONDONTWRITEBYTECODE:-}" ] && compile=--compile || compile=--no-compile
+  install() { "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check $compile "$@"; }
   install -r requirements.txt
   install --no-deps --no-build-isolation --editable . 2>/dev/null || install --no-deps --editable .
   if [ "${WITH_TORCH:-0}" = 1 ]; then install "${TORCH:-torch==2.13.0}"; fi

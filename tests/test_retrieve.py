@@ -20,6 +20,7 @@ def run(*flags):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_both_models(folders, golden):
     store, testa = folders
     for model in (f"--clip={golden / 'tspo_agent'}", f"--model={testa}"):

@@ -128,6 +128,7 @@ def test_unusable_folders_and_questions_are_named(golden, scorer, candidates):
         select_frames(scorer, candidates, " \n", 4, "topk")
 
 
+@pytest.mark.slow
 def test_many_questions_about_a_folder(golden, tmp_path):
     """One line per question in the neutral form, pictures and a page for each; a store, shared by two runs, gives the
     same frames. A broken file costs itself."""
@@ -158,6 +159,7 @@ def test_many_questions_about_a_folder(golden, tmp_path):
     ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>"))
 
 
+@pytest.mark.slow
 def test_search_by_the_command_line(golden, tmp_path):
     """T* needs no agent; a question whose objects nobody names, or a folder that is no detector, is one line."""
     shared = dict(video=golden / "tspo_agent.mp4", question="Where?", method="tstar", num_frames=4)

@@ -126,6 +126,7 @@ def test_the_agent_moved(golden, undisturbed):
     assert 1e-4 < change < 1e-2
 
 
+@pytest.mark.slow
 def test_what_a_run_computes_from_is_bound_by_content(config, tmp_path):
     """Other questions under the same path are refused by name; the same ones under another path are not."""
 
@@ -198,6 +199,7 @@ def needles(config, tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 4)])
+@pytest.mark.slow
 def test_same_on_every_mesh(needles, tmp_path, shape):
     config, expected_rows, expected_agent = needles
     mesh = dataclasses.replace(
@@ -302,6 +304,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(config, undisturbed, tmp_path,
     jax.tree.map(np.testing.assert_array_equal, agent, undisturbed[2])
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     """Its batch is saved, and no checkpoint is of it."""
 
@@ -316,6 +319,7 @@ def test_a_step_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
+@pytest.mark.slow
 def test_resuming_on_more_devices(needles, tmp_path):
     """Stopped on one device, continued on eight: the same to float tolerance."""
     config, expected_rows, expected_agent = needles
@@ -328,6 +332,7 @@ def test_resuming_on_more_devices(needles, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), agent, expected_agent)
 
 
+@pytest.mark.slow
 def test_questions_answered_in_parts(config, undisturbed, tmp_path):
     """The same draws, answers and parameters, whatever is fetched meanwhile."""
     config = dataclasses.replace(config, answerer=dataclasses.replace(config.answerer, question_chunk=2))
@@ -336,6 +341,7 @@ def test_questions_answered_in_parts(config, undisturbed, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, agent, undisturbed[2])
 
 
+@pytest.mark.slow
 def test_one_long_question_does_not_set_the_length_of_all_prompts(config, tmp_path, monkeypatch, capsys):
     """Two lengths, told with the question and its cost, and the same run as with one."""
     rows = [json.loads(line) for line in Path(config.data.questions).read_text().splitlines()]
@@ -366,6 +372,7 @@ def test_one_long_question_does_not_set_the_length_of_all_prompts(config, tmp_pa
     assert without_times(rows) == without_times(found)
 
 
+@pytest.mark.slow
 def test_one_step_stale_resumes_exactly(needles, tmp_path, monkeypatch):
     """Picks come from the agent before the last update: first as without, then not; a checkpoint has that agent."""
     config, plain, _ = needles
@@ -390,6 +397,7 @@ def test_one_step_stale_resumes_exactly(needles, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, resumed_agent, agent)
 
 
+@pytest.mark.slow
 def test_held_out_questions_name_the_best_checkpoint(config, undisturbed, tmp_path, monkeypatch, capsys):
     """Evaluated after steps 2, 4 and 6; training is not changed by it; the best stays though one checkpoint is kept.
     That they are those of training is said."""

@@ -86,12 +86,13 @@ def test_what_a_run_says(lora_run):
     assert evaluated["step"] == 4 and evaluated["eval_rewards/margins"] > 0
 
 
-def test_resuming_is_exact(world, lora_run, tmp_path, monkeypatch):
-    """Stopped by the signal after two steps, and started again."""
+def test_resuming_is_exact(world, lora_run, tmp_path, monkeypatch, capfd):
+    """Stopped by the signal after two steps, and started again. That pairs are held out and trained on is said."""
     whole_dir, whole = lora_run
     config = config_of(world)
     monkeypatch.setattr(Preemption, "must_stop", lambda self, done: done == 2)
     assert not train(config, tmp_path, jax.devices()[:1])
+    assert "note: 4 of the 4 held-out questions are trained on as well (about" in " ".join(capfd.readouterr().err.split())
     monkeypatch.undo()
     assert run(config, tmp_path) == whole
     a, b = (read_part(folder, trained.PART) for folder in (whole_dir, tmp_path))

@@ -63,6 +63,7 @@ def test_tokens_of_the_original_by_the_command_line(golden, tmp_path):
         assert result["frame_idx"] is None
 
 
+@pytest.mark.slow
 def test_frames_of_a_video_by_the_command_line(golden):
     shared = dict(answerer=golden / "llava_video_one_token", video=golden / "tspo_agent.mp4", max_new_tokens=2)
     chosen = start(**shared, question=QUESTION, agent=golden / "tspo_agent", method="bin-max")
@@ -164,6 +165,7 @@ def test_bad_input_is_one_line_and_no_traceback(golden, tmp_path):
         assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
 
 
+@pytest.mark.slow
 def test_many_questions_give_a_page_and_pictures(golden, tmp_path):
     """Of a folder; each answer is that of the question alone."""
     (tmp_path / "videos").mkdir()
@@ -181,6 +183,7 @@ def test_many_questions_give_a_page_and_pictures(golden, tmp_path):
     assert {path.name for path in tmp_path.glob("sheet*")} == {"sheet_0.jpg", "sheet_1.jpg"}
 
 
+@pytest.mark.slow
 def test_a_video_of_a_store_by_the_command_line(golden, tmp_path):
     """The video files are gone; the frames are those that the store has."""
     tiny_store.make_store(tmp_path, golden)

@@ -45,6 +45,7 @@ def asked(strategy, videos, answerer, calls_file=None, writer=None, **options):
     return {one.id: one for one in outcomes}
 
 
+@pytest.mark.slow
 def test_a_random_answerer_is_never_sure_and_resumes(store, answerer, tmp_path):
     made = []
     first = asked("backtrack", store, answerer, tmp_path / "calls.jsonl", report=lambda calls: made.append(calls.made))
@@ -54,6 +55,7 @@ def test_a_random_answerer_is_never_sure_and_resumes(store, answerer, tmp_path):
     assert again == first and sum(made[1].values()) == 0 < sum(made[0].values())
 
 
+@pytest.mark.slow
 def test_flat_and_a_writer_of_the_user(store, answerer):
     writer = WriterOptions(name=f"{__name__}:sure", max_new_tokens=8)
     assert asked("flat", store, answerer, writer=writer)["a"].option == "B"
@@ -90,6 +92,7 @@ def command(golden, *more):
     )
 
 
+@pytest.mark.slow
 def test_by_the_command_line(golden, tmp_path):
     page, calls = tmp_path / "trace.html", tmp_path / "calls.jsonl"
     done = command(

@@ -98,6 +98,7 @@ def test_batches(config, captioner, batches):
     np.testing.assert_array_equal(first.targets[::2], parts[0].targets)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(config, captioner, batches):
     optimizer = training.make_optimizer(config)
     update = training.make_update(config, captioner, optimizer)

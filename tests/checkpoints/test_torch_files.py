@@ -111,6 +111,7 @@ def test_tensors_without_their_bytes(tmp_path, loss):
         TorchFile(tmp_path / "b.pth").read("a", ())
 
 
+@pytest.mark.slow
 def test_fuzz(tmp_path, golden):
     """Flipped bytes of the description give an error of ours or a readable file, never another exception."""
     rng = np.random.default_rng(0)

@@ -372,6 +372,7 @@ def decoded_and_compared(job, progress):
     ],
     ids=["files", "streams"],
 )
+@pytest.mark.slow
 def test_mutated_videos_are_decoded_or_quarantined(tmp_path, names, work):
     """300 damaged files: no crash, no hang beyond the limit, no wrong picture, every one accounted for."""
     hevc = {"x265-params": "log-level=none"}

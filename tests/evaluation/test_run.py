@@ -88,6 +88,7 @@ def test_answers_are_those_of_the_answerer(run, golden, folder):
     assert row["answer"] == text
 
 
+@pytest.mark.slow
 def test_videos_below_the_budget_share_a_few_programs(golden, folder, config, tmp_path, monkeypatch):
     """Of eight lengths, with the answers of a program for each; a long question does not pad all others."""
     rng = np.random.default_rng(0)

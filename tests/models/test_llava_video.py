@@ -97,6 +97,7 @@ def test_half_precision(golden_model):
 
 
 @pytest.mark.parametrize("newline", NEWLINES)
+@pytest.mark.slow
 def test_padded_frames_are_not_shown(golden, newline):
     """Prompts of 2, 4 and 1 of 4 frames as those of so many, whatever the frames behind them are."""
     graphdef, params = load(golden / "llava_video_grid")

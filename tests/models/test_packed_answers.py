@@ -66,6 +66,7 @@ def batch(model, shape):
 
 
 @pytest.mark.parametrize("make, block", [(llava_video, 4), (qwen2_5_vl, packed_answers.QUERY_BLOCK)])
+@pytest.mark.slow
 def test_packed_equals_sequences_of_their_own(make, block, monkeypatch):
     monkeypatch.setattr(packed_answers, "QUERY_BLOCK", block)
     model, shape = make()
@@ -95,6 +96,7 @@ def test_packed_equals_sequences_of_their_own(make, block, monkeypatch):
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), gradient, expected)
 
 
+@pytest.mark.slow
 def test_tied_head():
     model, shape = llava_video(Qwen2Config(VOCABULARY, 32, 48, 1, 4, 2, tie_word_embeddings=True))
     graphdef, params = split_params(model)

@@ -29,6 +29,7 @@ def tower(golden, tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 def test_golden(tower, golden):
     data = np.load(golden / "testa_block.npz")
     for i, case in enumerate(json.loads(str(data["meta"]))):

@@ -1,11 +1,18 @@
 """The page of `serve` as a person uses it, in headless Chromium."""
 
 import os
+import threading
+import time
 import urllib.parse
 
 import chromium
 import pytest
 from video_files import write_video
+
+from tspo_jax.answering.backtracking import STRATEGIES, Settings, run
+from tspo_jax.answering.calls import Calls
+from tspo_jax.answering.strategies import facts
+from tspo_jax.toy.caption_world import Replies, World, by_keywords
 
 pytestmark = chromium.NEEDED
 DONE = "['done', 'failed'].includes(document.getElementById('state').textContent)"
@@ -146,6 +153,44 @@ def test_each_methods_answer_at_one_click_in_its_own_colour(page):
     )
     assert len(set(colours)) == 5
     assert browser.run("return document.querySelectorAll('.choice').length") == 5
+
+
+def test_an_answer_in_rounds_grows_and_what_was_opened_stays_open(page):
+    """The writer replies when the test lets it."""
+    library, may_reply = page.server.library, threading.Semaphore(0)
+    world = World([(0, 5, 1e9, "a yard"), (1, 2, 1.5, "a red key")])
+
+    def reply(prompt):
+        assert may_reply.acquire(timeout=60)
+        return by_keywords(prompt)
+
+    def in_rounds(strategy, store, asked, watch):
+        writer = Replies(reply)
+        steps = STRATEGIES[strategy](asked, facts(store, asked.video), Settings(rounds=2), writer, watch)
+        return run([steps], Calls(None, world, writer))[0]
+
+    library.in_rounds = in_rounds
+    question = "What is dropped <b>?\nA. a red key\nB. a blue hat"
+    try:
+        browser = page(link(video="sub/stored.mp4", question=question, method="backtrack"))
+        browser.until("document.getElementById('result').textContent.includes('not answered yet')")
+        parts = "document.querySelectorAll('#result details')"
+        browser.until(f"{parts}.length > 0")
+        before = browser.run(f"{parts}[0].open = true; return {parts}.length")
+        while not browser.run("return document.getElementById('result').textContent.includes('Round 1')"):
+            may_reply.release()
+            time.sleep(0.2)
+        browser.until(f"{parts}.length > {before}")
+        assert browser.run(f"return [...{parts}].map(part => part.open)")[:2] == [True, False]
+        may_reply.release(100)
+        browser.until(DONE)
+        text = browser.run("return document.getElementById('result').textContent")
+        assert browser.run("return document.getElementById('state').textContent") == "done", text
+        assert "ended in phase" in text and "What is dropped <b>?" in text and "a red key" in text
+        assert browser.run(f"return {parts}[0].open")
+    finally:
+        library.in_rounds = None
+        may_reply.release(100)
 
 
 def test_links_hold_video_and_question(page):

@@ -86,6 +86,7 @@ def test_eight_devices_equal_one(config):
     assert (of[8:] == -1).all()
 
 
+@pytest.mark.slow
 def test_run(config, tmp_path):
     """Two steps, then a folder that retrieve takes, with the schedule that was trained."""
     assert training.train(config, tmp_path / "run", jax.devices()[:1])

@@ -38,6 +38,7 @@ def test_recorded_quality_is_what_the_toy_world_asks_for():
     assert 0.5 <= families["lookup"]["clip_topk"] <= 0.8
 
 
+@pytest.mark.slow
 def test_the_committed_answerer_needs_the_evidence():
     """On videos that neither its training nor the recorded quality knows."""
     seeds = [video_seed("models", 3, i) for i in range(6)]
@@ -67,6 +68,7 @@ def one_video(tmp_path_factory) -> tuple[cfg.Config, float]:
     return cfg.read(config), plan.scenes[0].end
 
 
+@pytest.mark.slow
 def test_one_video_is_learned_within_20_steps(one_video, tmp_path):
     """The paper's toy: the reward rises from chance to almost 1, and the scores' peak moves to the beginning."""
     config, end_of_first_scene = one_video

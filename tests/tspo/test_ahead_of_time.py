@@ -203,6 +203,7 @@ def test_published_sizes_and_where_they_lie(name, language, vision, parameters):
 
 
 @pytest.mark.parametrize("name", ["llava_video_7b", "llava_video_72b", "qwen2_5_vl_7b", "qwen3_vl_8b"])
+@pytest.mark.slow
 def test_programs_of_a_step_at_full_size(name, monkeypatch):
     """Traced without a compiler, on CPU devices."""
     monkeypatch.syspath_prepend(ROOT)
@@ -235,6 +236,7 @@ def test_an_update_that_needs_other_agents_too(config):
     assert jax.tree.map(jnp.shape, state.drew) == jax.tree.map(jnp.shape, state.agent) and "kl_after" in metrics
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line():
     for flag, message in (
         ("--topology=v9-8", "error: topology 'v9-8': not CHIP-NUMBER with one of the chips v5e, v6e, v5p"),

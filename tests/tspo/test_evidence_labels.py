@@ -161,6 +161,7 @@ def test_what_makes_no_sense(how, message):
         Labelling(**how)
 
 
+@pytest.mark.slow
 def test_command_line(golden, folder, tmp_path):
     """The written file is a question file with the spans; a wrong one is refused in one line."""
     config = tmp_path / "config.py"

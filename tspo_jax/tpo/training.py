@@ -16,6 +16,7 @@ from flax import nnx
 
 from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
+from tspo_jax.data import overlap
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.models.layers import merge_params
@@ -58,11 +59,12 @@ def train(config: TpoConfig, run_dir: Path, devices: Sequence[jax.Device]) -> bo
     objective = Objective(**vars(config.preference)).check()
     rates = learning_rates(config)
     read, bad = pairs.read_pairs(config.data.pairs, config.data.strict)
-    held_out, bad_held_out = [], []
+    held_out, bad_held_out, in_both = [], [], []
     if config.held_out.every:
         if not config.data.held_out:
             raise ValueError("config.held_out.every is set, but config.data.held_out names no pairs")
         held_out, bad_held_out = pairs.read_pairs(config.data.held_out, config.data.strict)
+        in_both = overlap.shared(*([(pair.video, pair.prompt) for pair in some] for some in (read, held_out)))
         places = np.linspace(0, len(held_out), min(len(held_out), config.held_out.num_pairs), endpoint=False)
         held_out = [held_out[int(place)] for place in places]
 
@@ -131,6 +133,8 @@ def train(config: TpoConfig, run_dir: Path, devices: Sequence[jax.Device]) -> bo
             return True
         if not loop.start:
             loop.note(LOSS_NOTE)
+            for line in in_both:
+                loop.note(f"note: {line}")
             share_right = pairs.length_only_accuracy(batches.answer_lengths.tolist())
             loop.note(f"{len(batches)} pairs; the lengths of the answers alone rank {share_right:.1%} of them right")
         evaluation = asked and HeldOutPairs(config, asked, log_probs, objective, model, answerer, frozen)
