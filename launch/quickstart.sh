@@ -15,6 +15,7 @@ RUN=${RUN:-runs/toy}
 PLUS=${PLUS:-${RUN}_plus}
 config=("--config.data.store=$DATA/frames" "--config.data.questions=$DATA/train.jsonl"
   "--config.evaluation.questions=$DATA/eval.jsonl" "$@")
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(dirname "$RUN")/compiled}"  # most programs are needed twice
 paper=(--config=configs/toy.py "${config[@]}" "--run_dir=$RUN")
 plus=(--config=configs/toy_plus.py:quick "${config[@]}" "--run_dir=$PLUS")
 
@@ -25,15 +26,16 @@ python -m tspo_jax.toy.videos --output="$DATA"
 step "2/5  Decoding at 1 frame per second, CLIP features"
 python -m tspo_jax.predecode --videos="$DATA" --store="$DATA/frames" \
   --clip=tspo_jax/toy/checkpoints/clip --output="$DATA/predecode.json"
-step "3/5  Training: the paper's temporal agent (see $RUN.log), and beside it one that also sees the question (below)"
+step "3/5  The paper's temporal agent (see $RUN.log), and beside it the training of one that also sees the question"
 mkdir -p "$(dirname "$RUN")"
-python -m tspo_jax.train "${paper[@]}" >"$RUN.log" 2>&1 &
-trap 'kill $! 2>/dev/null' EXIT
+{
+  python -m tspo_jax.train "${paper[@]}" && python -m tspo_jax.evaluate "${paper[@]}" --output="$RUN/evaluation.json"
+} >"$RUN.log" 2>&1 &
+trap 'pkill -P $! 2>/dev/null' EXIT
 python -m tspo_jax.train "${plus[@]}"
+step "4/5  Evaluation on held-out videos: uniform sampling, untrained CLIP top-k, and both agents"
 wait $! || { cat "$RUN.log" >&2; exit 1; }
 trap - EXIT
-step "4/5  Evaluation on held-out videos: uniform sampling, untrained CLIP top-k, and both agents"
-python -m tspo_jax.evaluate "${paper[@]}" --output="$RUN/evaluation.json"
 python -m tspo_jax.evaluate "${plus[@]}" --beside="$RUN" --output="$PLUS/evaluation.json"
 step "5/5  Report"
 python -m tspo_jax.report "$PLUS"

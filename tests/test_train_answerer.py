@@ -92,7 +92,9 @@ def test_resuming_is_exact(world, lora_run, tmp_path, monkeypatch, capfd):
     config = config_of(world)
     monkeypatch.setattr(Preemption, "must_stop", lambda self, done: done == 2)
     assert not train(config, tmp_path, jax.devices()[:1])
-    assert "note: 4 of the 4 held-out questions are trained on as well (about" in " ".join(capfd.readouterr().err.split())
+    assert "note: 4 of the 4 held-out questions are trained on as well (about" in " ".join(
+        capfd.readouterr().err.split()
+    )
     monkeypatch.undo()
     assert run(config, tmp_path) == whole
     a, b = (read_part(folder, trained.PART) for folder in (whole_dir, tmp_path))

@@ -8,6 +8,7 @@ video, so "the ball shown with the tree" and "what is shown right after the tree
 import bisect
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -235,25 +236,31 @@ def _paint(
     x, y = round(look.pan_xy[0] + dx), round(look.pan_xy[1] + dy)
     frame = background(setting)[y : y + FRAME_SIZE, x : x + FRAME_SIZE].copy()
     if thing:
-        sprite = thing_sprite(thing, look.thing_size)
-        _paste(frame, sprite, look.thing_xy[0] + dx, look.thing_xy[1] + dy)
+        _paste(frame, *_layers(thing_sprite, thing, look.thing_size), look.thing_xy[0] + dx, look.thing_xy[1] + dy)
     if ball:
-        _paste(frame, ball_sprite(ball, look.ball_size), look.ball_xy[0] + dx, look.ball_xy[1] - dy)
+        _paste(frame, *_layers(ball_sprite, ball, look.ball_size), look.ball_xy[0] + dx, look.ball_xy[1] - dy)
     frame *= look.brightness * (1 + 0.04 * rng.uniform(-1, 1))
     noise_y, noise_x = rng.integers(0, BACKGROUND_SIZE, 2)
     frame += _sensor_noise()[noise_y : noise_y + FRAME_SIZE, noise_x : noise_x + FRAME_SIZE]
     return np.clip(frame, 0, 255, out=frame).astype(np.uint8)
 
 
-def _paste(frame: np.ndarray, sprite: np.ndarray, center_x: float, center_y: float) -> None:
-    """Lays a premultiplied sprite over the frame, in place; what lies outside of the frame is cut off."""
-    height, width = sprite.shape[:2]
+@functools.cache
+def _layers(draw: Callable[[str, int], np.ndarray], name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A premultiplied sprite's colours, and how much of what lies below it shows through, each [height, width, 3]."""
+    sprite = draw(name, size)
+    return sprite[..., :3].copy(), np.repeat(1 - sprite[..., 3:], 3, axis=-1)
+
+
+def _paste(frame: np.ndarray, colours: np.ndarray, through: np.ndarray, center_x: float, center_y: float) -> None:
+    """Lays a sprite over the frame, in place; what lies outside of the frame is cut off."""
+    height, width = colours.shape[:2]
     x, y = round(center_x - width / 2), round(center_y - height / 2)
     top, left = max(0, -y), max(0, -x)
-    sprite = sprite[top : FRAME_SIZE - y, left : FRAME_SIZE - x]
+    inside = slice(top, FRAME_SIZE - y), slice(left, FRAME_SIZE - x)
     region = frame[y + top : y + height, x + left : x + width]
-    region *= 1 - sprite[..., 3:]
-    region += sprite[..., :3]
+    region *= through[inside]
+    region += colours[inside]
 
 
 @functools.cache
