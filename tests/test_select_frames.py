@@ -167,6 +167,7 @@ def test_search_by_the_command_line(golden, tmp_path):
     bad = [
         (shared | dict(targets="dog"), "--method=tstar needs a --detector"),
         (shared | dict(detector=golden / "owlvit_tiny"), "needs --targets, or an --answerer"),
+        (good | dict(adapter="x"), "--adapter needs the --answerer that it is for"),
         (shared | dict(detector=golden / "tspo_agent", targets="dog"), "model_type is 'clip', not owlvit"),
         (good | dict(search_budget=-1), "share is -1.0"),
     ]

@@ -44,6 +44,7 @@ def test_it_serves_a_folder_and_leaves_nothing_behind(golden, tmp_path):
         (["--agent=x", "--videos=absent"], "--videos: absent is no folder"),
         (["--videos=."], "missing --agent"),
         (["--agent=x", "--videos=.", "--port=70000"], "--port"),
+        (["--agent=x", "--videos=.", "--adapter=y"], "--adapter needs the --answerer that it is for"),
         (["--agent=x", "--videos=.", "--in_rounds"], "--in_rounds needs an --answerer"),
     ],
 )

@@ -45,7 +45,7 @@ def label_evidence(config: Config, labelling: Labelling, output: Path) -> dict:
     mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
     a = config.answerer
     where = sharding.answerer_sharding(mesh, weights.read_config(a.folder), split_over_data=config.mesh.split_over_data)
-    answerer = load_answerer(a.folder, jnp.dtype(a.dtype), where, a.video)
+    answerer = load_answerer(a.folder, jnp.dtype(a.dtype), where, a.video, a.adapter)
     rollout = Rollout.of(answerer, max_new_tokens=a.max_new_tokens, encode_chunk=a.encode_chunk, mesh=mesh)
     data = mesh.shape["data"]
     labels = EvidenceLabels(

@@ -51,7 +51,8 @@ class ChosenFrames(lmms):
       frame_idx, benchmark: index file (either form of evaluation/frame_indices.py) and the benchmark whose question ids
         it has; or
       agent, num_frames, method, window: as in select_frames; or
-      method=tstar with detector, and targets and cues (names with ; between) or an answerer that names them.
+      method=tstar with detector, and targets and cues (names with ; between) or an answerer that names them (a
+        folder for this project; answerer_adapter: PEFT folder of adapters for it).
       adapter: PEFT folder of adapters for the wrapped model (python -m tspo_jax.export writes one); needs peft.
       wrapped: arguments of the wrapped model.
 
@@ -73,6 +74,7 @@ class ChosenFrames(lmms):
         targets: str = "",
         cues: str = "",
         answerer: str = "",
+        answerer_adapter: str = "",
         adapter: str = "",
         **wrapped,
     ):
@@ -83,6 +85,8 @@ class ChosenFrames(lmms):
             )
         if searches and not (detector and (targets or answerer)):
             raise ValueError("model_args: method=tstar needs a detector, and targets or an answerer that names them")
+        if answerer_adapter and not answerer:
+            raise ValueError("model_args: answerer_adapter needs the answerer that it is for")
         if frame_idx and not benchmark:
             raise ValueError("model_args: frame_idx needs benchmark, whose ids its questions have")
         cls = get_model(model, force_simple=self.is_simple)
@@ -93,7 +97,8 @@ class ChosenFrames(lmms):
         if frame_idx:
             self._choose = _of_index_file(frame_idx, benchmark)
         elif searches:
-            self._choose = _of_search(detector, targets.split(";"), cues.split(";"), answerer, num_frames)
+            named_by = answerer, answerer_adapter
+            self._choose = _of_search(detector, targets.split(";"), cues.split(";"), named_by, num_frames)
         else:
             self._choose = _of_agent(agent, num_frames, method, window)
         self.model = cls(**wrapped)
@@ -232,14 +237,14 @@ def _of_agent(agent: str, num_frames: int, method: str, window: int | None):
     return choose
 
 
-def _of_search(detector: str, targets: list[str], cues: list[str], answerer: str, num_frames: int):
+def _of_search(detector: str, targets: list[str], cues: list[str], named_by: tuple[str, str], num_frames: int):
     """(video, document) -> frame numbers that a search finds; only frames that it looks at are decoded."""
     from tspo_jax.answering.grounding import make_searcher
     from tspo_jax.selection.search_options import SearchOptions
     from tspo_jax.selection.searching import search_frames
     from tspo_jax.selection.video_source import file_source
 
-    searcher = make_searcher(detector, SearchOptions(), targets, cues, answerer)
+    searcher = make_searcher(detector, SearchOptions(), targets, cues, *named_by)
 
     def choose(video: Video, document: dict) -> list[int]:
         source = file_source(video.info.path, video.info.path, None)

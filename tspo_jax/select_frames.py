@@ -50,6 +50,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("window", None, "Frames that a frame attends to; default: 12, or as --agent was trained.", 1)
     search_flags.define()
     flags.DEFINE_string("answerer", "", "Folder of a Video-MLLM that names what --method=tstar searches for.")
+    flags.DEFINE_string("adapter", "", "PEFT folder of adapters for the Video-MLLM.")
     flags.DEFINE_string("contact_sheet", "", "Picture of the chosen frames to write, e.g. frames.jpg.")
     flags.DEFINE_string("frames_dir", "", "Folder to write the chosen frames to, as JPEGs with a manifest.json.")
     flags.DEFINE_string("page", "", "HTML page to write: scores over time and the frames of every method.")
@@ -60,11 +61,13 @@ def define_flags() -> None:
 def selector(args: flags.FlagValues) -> tuple[object, Callable[..., dict]]:
     """The Scorer, if the method has one, and (Source, question) -> the result."""
     options = search_flags.check(args)
+    if args.adapter and not args.answerer:
+        raise ValueError("--adapter needs the --answerer that it is for")
     if args.method == methods.SEARCH:
         from tspo_jax.answering.grounding import make_searcher
         from tspo_jax.selection.searching import search_frames
 
-        searcher = make_searcher(args.detector, options, args.targets, args.cues, args.answerer)
+        searcher = make_searcher(args.detector, options, args.targets, args.cues, args.answerer, args.adapter)
         return None, lambda source, question: search_frames(searcher, source, question, args.num_frames)
     if not args.agent:
         raise ValueError("--agent is missing: a folder of CLIP and the temporal agent")

@@ -46,6 +46,8 @@ def main() -> None:
         raise ValueError(f"--videos: {args.videos} is no folder")
     if args.detector and not (args.targets or args.answerer):
         raise ValueError("--detector needs --targets, or an --answerer that names what to look for")
+    if args.adapter and not args.answerer:
+        raise ValueError("--adapter needs the --answerer that it is for")
     if args.in_rounds and not args.answerer:
         raise ValueError("--in_rounds needs an --answerer, which describes the clips")
     from tspo_jax.answering.backtracking import Settings

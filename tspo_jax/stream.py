@@ -34,6 +34,7 @@ from tspo_jax.streaming.stream import Stream
 
 def define_flags() -> None:
     flags.DEFINE_string("answerer", None, "Folder of a LLaVA-Video.", required=True)
+    flags.DEFINE_string("adapter", "", "PEFT folder of adapters for it, with which the encoder was trained.")
     flags.DEFINE_string("encoder", None, "Folder of its streaming encoder, or run that trained it.", required=True)
     flags.DEFINE_string("video", None, "Video file, - for standard input, or with --store a name.", required=True)
     flags.DEFINE_string("store", "", "Frame store, instead of a video file.")
@@ -88,7 +89,7 @@ def main() -> None:
     if store and args.video not in store:
         raise ValueError(f"--video: {args.video} is not in {args.store}")
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    answerer = load_answerer(args.answerer, jnp.dtype(dtype))
+    answerer = load_answerer(args.answerer, jnp.dtype(dtype), adapter=args.adapter)
     encoder = folders.load(args.encoder, answerer)
     path = Path(args.memory) if args.memory else stream.path_of(args.store, encoder, args.video) if store else None
     content = _content(store, args.video)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from tiny_streams import save_encoder
 
-from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.checkpoints.folders import load_answerer
+from tspo_jax.models.lora import LoraConfig
 from tspo_jax.streaming import folders
 
 
@@ -38,6 +39,18 @@ def test_encoders_that_are_refused(golden, answerer, tmp_path):
     (folder / "config.json").write_text(json.dumps(record | {"width": 32}))
     with pytest.raises(weights.CheckpointError, match="not as config.json says"):
         folders.load(folder, answerer)
+
+
+def test_adapters_are_part_of_the_answerer(answerer, tmp_path):
+    """An encoder that saw with adapters is refused without them, and the other way round."""
+    graphdef, abstract = adapters.add(answerer.graphdef, answerer.params, LoraConfig(r=2))
+    params = adapters.beside(answerer.params, adapters.fresh(abstract, seed=0))
+    tuned = dataclasses.replace(answerer, graphdef=graphdef, params=params)
+    for trained_with, used_with in ((tuned, answerer), (answerer, tuned)):
+        folder = save_encoder(tmp_path / str(used_with is tuned), trained_with)
+        folders.load(folder, trained_with)
+        with pytest.raises(weights.CheckpointError, match="was trained with the answerer"):
+            folders.load(folder, used_with)
 
 
 def test_answerers_of_another_family(answerer):

@@ -46,13 +46,16 @@ def make_searcher(
     targets: Sequence[str] = (),
     cues: Sequence[str] = (),
     answerer: Answerer | str = "",
+    adapter: str = "",
 ) -> Searcher:
-    """A searcher with the detector of a folder. Where no targets are given, an answerer (or that of a folder, loaded
-    only then) names them."""
+    """A searcher with the detector of a folder. Where no targets are given, an answerer names them, or that of a folder
+    (loaded only then, with the adapters of a PEFT folder if given)."""
     loaded = load_detector(detector)
     targets, cues = objects(targets, cues)
     ground = None
     if not targets and answerer:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        ground = grounder(load_answerer(answerer, dtype) if isinstance(answerer, str) else answerer)
+        if isinstance(answerer, str):
+            answerer = load_answerer(answerer, dtype, adapter=adapter)
+        ground = grounder(answerer)
     return Searcher(loaded, options, targets, cues, ground)

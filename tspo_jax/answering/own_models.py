@@ -2,7 +2,6 @@
 replies to prompts without a video."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 
 import jax
@@ -14,13 +13,12 @@ from tspo_jax.answering import prompts
 from tspo_jax.answering.calls import CaptionCall, Reply
 from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.rollout import Rollout, greedy_decode, penalized_tokens
-from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.models import attention
 from tspo_jax.models.layers import merge_params
-from tspo_jax.models.lora import is_adapter
 from tspo_jax.models.video_prompt import text_prompt
 
 _MULTIPLE = 256  # tokens; prompts are padded to this times a power of 2: few lengths, few compilations
@@ -174,13 +172,11 @@ def nearest(timestamps: np.ndarray, times: Sequence[float]) -> np.ndarray:
 
 def identity_of(answerer: Answerer, template: str, max_new_tokens: int) -> str:
     """What a text of this answerer depends on, besides its prompt: its checkpoint, the adapters on it, and so on."""
-    adapters = hashlib.sha256()
-    for path, leaf in sorted(weights.flatten(answerer.params).items()):
-        if is_adapter(path):
-            adapters.update(np.asarray(leaf, np.float32).tobytes())
     dtype = jax.tree.leaves(answerer.params)[0].dtype
     video = dataclasses.asdict(video) if (video := getattr(answerer.config, "video", None)) else ""
-    of_weights = f"{weights.checkpoint_identity(answerer.folder)} {adapters.hexdigest()[:12]} {jnp.dtype(dtype)}"
+    of_weights = (
+        f"{weights.checkpoint_identity(answerer.folder)} {adapters.identity(answerer.params)} {jnp.dtype(dtype)}"
+    )
     return f"{of_weights} {template} {max_new_tokens} {video}"
 
 

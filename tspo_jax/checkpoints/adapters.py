@@ -174,6 +174,15 @@ def write(
 # ---- reading ---------------------------------------------------------------------------------------------
 
 
+def identity(params: dict) -> str:
+    """Tells the adapters among a model's parameters apart: a short hash, "" without any."""
+    found = {path: leaf for path, leaf in flatten(params).items() if is_adapter(path)}
+    digest = hashlib.sha256()
+    for path in sorted(found):
+        digest.update(np.asarray(found[path], np.float32).tobytes())
+    return digest.hexdigest()[:12] if found else ""
+
+
 def read(folder: str | Path, abstract: dict, fmt: Format, identity: str = "") -> Adapter:
     """The adapters of a PEFT folder, for the model with parameters `abstract` and names `fmt`.
 

@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.models.layers import abstract_module
 from tspo_jax.models.llava_video import LlavaVideoConfig
@@ -46,12 +46,17 @@ def check_answerer(answerer: Answerer) -> None:
         )
 
 
+def identity_of(answerer: Answerer) -> str:
+    """What an encoder is trained with: a checkpoint, and the adapters on it."""
+    return f"{weights.checkpoint_identity(answerer.folder)} {adapters.identity(answerer.params)}".strip()
+
+
 def save(folder: str | Path, config: StreamingConfig, params: dict, answerer: Answerer) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     flat = {path: np.asarray(jax.device_get(leaf), np.float32) for path, leaf in weights.flatten(params).items()}
     save_file(flat, folder / "model.safetensors", {"format": "np"})
-    record = {"model_type": MODEL_TYPE, "answerer": weights.checkpoint_identity(answerer.folder)}
+    record = {"model_type": MODEL_TYPE, "answerer": identity_of(answerer)}
     (folder / "config.json").write_text(json.dumps(record | dataclasses.asdict(config), indent=1) + "\n")
 
 
@@ -63,7 +68,7 @@ def load(folder: str | Path, answerer: Answerer) -> Encoder:
     record = weights.read_config(folder)
     if record.pop("model_type", None) != MODEL_TYPE:
         raise weights.CheckpointError(f"{folder}/config.json: is of no streaming encoder")
-    seen_by, identity = record.pop("answerer", ""), weights.checkpoint_identity(answerer.folder)
+    seen_by, identity = record.pop("answerer", ""), identity_of(answerer)
     if seen_by != identity:
         raise weights.CheckpointError(
             f"{folder}: was trained with the answerer {seen_by}, not {identity} ({answerer.folder})"
