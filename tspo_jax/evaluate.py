@@ -25,6 +25,7 @@ from absl import flags
 
 from tspo_jax import config as config_module
 from tspo_jax.command_line import entry_point
+from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import processes
 from tspo_jax.evaluation import benchmarks, keyframe_metrics
 from tspo_jax.evaluation.run import evaluate
@@ -43,6 +44,7 @@ def keyframes(args: flags.FlagValues) -> Mapping:
         _numbers("tolerances", args.tolerances, float),
         args.time_base,
         args.allow_missing,
+        FrameStore(args.pictures) if args.pictures else None,
     )
 
 
@@ -66,6 +68,7 @@ def define_flags() -> None:
     flags.DEFINE_string("frame_idx", None, "With --keyframes: its rows, each with `frame_idx`.")
     flags.DEFINE_list("num_frames", [], "With --keyframes: numbers of evenly spaced frames to compare with.")
     flags.DEFINE_list("tolerances", [], "With --keyframes: seconds around a moment; by default the benchmark's.")
+    flags.DEFINE_string("pictures", "", "With --keyframes: frame store whose pictures are compared too (SSIM).")
     flags.DEFINE_enum(
         "time_base", "capped", keyframe_metrics.TIME_BASES, "With --keyframes: how frame rates are recovered."
     )
@@ -80,6 +83,9 @@ def main() -> int:
     if args.keyframes:
         entry_point.write_result(keyframes(args), args.output)
         return 0
+    for name in ("benchmark", "annotations", "frame_idx", "num_frames", "tolerances", "pictures"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} is for --keyframes")
     if not args.run_dir:
         raise ValueError("--run_dir is needed: the run folder whose agent is evaluated")
     config = config_module.from_flags()

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from tspo_jax.data.frame_store import FrameStore, StoreSettings, VideoEntry, encode_jpeg, open_settings, write_frames
 from tspo_jax.evaluation import benchmarks, keyframe_metrics
 from tspo_jax.evaluation.benchmarks import BenchmarkError
 from tspo_jax.evaluation.keyframe_metrics import Clock
@@ -233,6 +234,28 @@ def test_questions_without_a_row_may_be_left_out(tmp_path):
     report = keyframe_metrics.evaluate(*files, allow_missing=True)
     assert (report["num_questions"], report["num_missing"]) == (1, 1)
     assert report["selections"]["frame_idx"]["all"]["n"] == report["selections"]["uniform_2"]["all"]["n"] == 1
+
+
+def test_pictures_beside_times(tmp_path):
+    """A question whose moment is second 50 of a video that is white there and noise elsewhere: the frame of that second
+    is its picture again, another one is not; an empty store names the video."""
+    files = annotated(tmp_path, frame_idx=[10 * 30, 50 * 30], fps=30)
+    open_settings(tmp_path / "store", StoreSettings())
+    with pytest.raises(BenchmarkError, match="store lacks 1 of the 1 videos: v.mp4"):
+        keyframe_metrics.evaluate(*files, store=FrameStore(tmp_path / "store"))
+    rng, numbers = np.random.default_rng(0), np.arange(100)
+    pictures = [rng.integers(0, 256, (24, 32, 3), np.uint8) for _ in numbers]
+    pictures[50] = np.full((24, 32, 3), 255, np.uint8)
+    entry = VideoEntry("v.mp4", 30, 3000, numbers.astype(float), 30 * numbers, 32, 24, "none", 0, "")
+    write_frames(tmp_path / "store", entry, (encode_jpeg(picture, 95) for picture in pictures))
+    store = FrameStore(tmp_path / "store")
+    found = keyframe_metrics.evaluate(*files, store=store)["selections"]
+    own, even = found["frame_idx"]["all"], found["uniform_2"]["all"]
+    assert own["ssim_recall"] == 100 and 50 <= own["ssim_precision"] < 75 and even["ssim_recall"] < 50
+    precision, recall = own["ssim_precision"], own["ssim_recall"]
+    assert own["ssim_f1"] == pytest.approx(2 * precision * recall / (precision + recall), abs=0.1)
+    plain = keyframe_metrics.evaluate(*files)["selections"]["frame_idx"]["all"]
+    assert plain == {name: value for name, value in own.items() if not name.startswith("ssim")}
 
 
 @pytest.mark.parametrize("asked", [{"num_frames": [0]}, {"tolerances": [-1.0]}, {"tolerances": [float("nan")]}])

@@ -10,6 +10,9 @@ Distances are in seconds, so frame numbers need the right clock. The published i
 
 `annd_s` are the mean distances of a chosen frame to the nearest moment and of a moment to the nearest chosen frame.
 
+With a frame store, `ssim_precision` and `ssim_recall` say in LV-Haystack's way how alike the pictures of chosen frames
+and of annotated moments are, each by its best partner, and `ssim_f1` is that of both means.
+
 They stand beside two references: as many frames evenly spaced, and the frames chosen for the next question about the
 same video. A selection that follows the question beats the second one.
 """
@@ -20,10 +23,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
+from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.evaluation import benchmarks, frame_indices, statistics
 from tspo_jax.evaluation.benchmarks import BenchmarkError, Item
-from tspo_jax.evaluation.temporal_search_metrics import agreement
+from tspo_jax.evaluation.temporal_search_metrics import agreement, f1, ssim_agreement, ssim_matrix
 
 CANDIDATE_CAP = 5000  # the published MLVU run thinned videos out to so many candidates
 HIGHEST_RATE = 120  # a greater divisor is that of too few frame numbers
@@ -112,6 +118,22 @@ def hits(times: np.ndarray, moments: Sequence[tuple[float, float]], tolerances: 
 def near(times: np.ndarray, moments: Sequence[tuple[float, float]], tolerances: Sequence[float]) -> dict[str, float]:
     """`hits`, and the precision and F1 of temporal_search_metrics.agreement (whose recall is `frac`)."""
     return agreement(times, moments, tolerances) | hits(times, moments, tolerances)
+
+
+def likeness(store: FrameStore, item: Item, times: np.ndarray) -> dict[str, float]:
+    """`ssim_agreement` of the stored pictures that are nearest to the chosen times and to the middles of the moments;
+    nothing without moments."""
+    if not len(item.moments):
+        return {}
+    timestamps = store.video(item.video).timestamps
+
+    def pictures(seconds: Sequence[float]) -> list[np.ndarray]:
+        nearest = np.abs(timestamps - np.asarray(seconds)[:, None]).argmin(axis=1)
+        which, places = np.unique(nearest, return_inverse=True)
+        shown = list(store.frames(item.video, which))
+        return [shown[place] for place in places]
+
+    return ssim_agreement(ssim_matrix(pictures(np.mean(item.moments, axis=1)), pictures(times)))
 
 
 def spread(times: np.ndarray, duration: float | None, spacing: float = 1.0) -> dict[str, float]:
@@ -226,6 +248,7 @@ def evaluate(
     tolerances: Sequence[float] = (),
     time_base: str = "capped",
     allow_missing: bool = False,
+    store: FrameStore | None = None,
 ) -> dict:
     """Keyframe metrics of an index file beside their references, as one JSON object.
 
@@ -237,6 +260,8 @@ def evaluate(
       tolerances: seconds around a moment; by default those of the benchmark.
       time_base: of `Clock.recover`.
       allow_missing: measure the questions that the index file has, `num_missing` says how many it lacks.
+      store: frames of the videos; then pictures are compared too, which takes a part of a second for each question and
+        way of choosing.
 
     Returns: {"selections": {"frame_idx" | "uniform_K" | "other_question": {"all": metrics, grouping: {label: ...}}}}
       with percentages (one decimal) for shares, seconds (two decimals) for times.
@@ -254,34 +279,47 @@ def evaluate(
     for item in items:
         of_video.setdefault(item.video, []).append(item)
 
+    if store and (absent := sorted({item.video for item in items if item.moments and item.video not in store})):
+        listed = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+        raise BenchmarkError(f"{store.folder} lacks {len(absent)} of the {len(of_video)} videos: {listed}")
+
+    def alike(item: Item, times: np.ndarray) -> dict[str, float]:
+        return likeness(store, item, times) if store else {}
+
+    def each(name: str) -> Iterable[Item]:
+        return track(items, f"pictures of {name}", console=Console(stderr=True), transient=True) if store else items
+
     selections: dict[str, list[dict[str, float]]] = {}
     if chosen:
         selections["frame_idx"] = []
-        for item in items:
+        for item in each("frame_idx"):
             own = chosen[item.id]
             others = [chosen[other.id].frames for other in of_video[item.video] if other is not item]
             selections["frame_idx"].append(
                 near(own.times, item.moments, tolerances)
+                | alike(item, own.times)
                 | spread(own.times, item.duration, own.clock.spacing)
                 | overlap(own.frames, others)
             )
     if all(item.duration is not None for item in items):
         for k in num_frames:
             selections[f"uniform_{k}"] = []
-            for item in items:
+            for item in each(f"uniform_{k}"):
                 # Where the annotations tell the frame rate, the reference is the same with and without an index file.
                 clock = chosen[item.id].clock if chosen and item.fps is None else None
                 times = uniform_times(k, item.duration, clock)
                 selections[f"uniform_{k}"].append(
                     near(times, item.moments, tolerances)
+                    | alike(item, times)
                     | spread(times, item.duration, clock.spacing if clock else 1.0)
                 )
     if chosen and any(item.moments for item in items):
         selections["other_question"] = []
-        for item in items:
+        for item in each("other_question"):
             of_same = of_video[item.video]
             other = of_same[(of_same.index(item) + 1) % len(of_same)]
-            rows = {} if other is item else near(chosen[other.id].times, item.moments, tolerances)
+            times = chosen[other.id].times
+            rows = {} if other is item else near(times, item.moments, tolerances) | alike(item, times)
             selections["other_question"].append(rows)
     return {
         "benchmark": benchmark,
@@ -344,6 +382,9 @@ def _summary(rows: Sequence[tuple[str, dict[str, float]]], tolerances: Sequence[
             summary[f"median_{name}"] = round(float(np.median(values(name)[0])), 2)
         else:
             summary[name] = _percent(mean)
+    if len(values("ssim_recall")[0]):
+        means = (float(values(f"ssim_{side}")[0].mean()) for side in ("precision", "recall"))
+        summary["ssim_f1"] = _percent(f1(*means))
     return summary
 
 
