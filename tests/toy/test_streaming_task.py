@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +14,8 @@ from tspo_jax.toy.streaming_task import (
     Toy,
     accuracies,
     draw,
+    drawn_for,
     forward,
-    of_seed,
     sizes,
     train,
     vectors,
@@ -49,30 +47,47 @@ def test_what_is_asked_is_shown():
     assert np.mean(np.abs(seen - np.minimum(number, TASK.clips)) <= 1) > 0.7 and FLASH > 1
 
 
+def test_many_questions_about_a_video():
+    """Lookups ask about clips of their own video, and counts of one video agree."""
+    batch = draw(TASK, np.random.default_rng(2), 6, questions=16)
+    assert batch.clips.shape[0] == 6 and batch.answers.shape == (6 * 16,)
+    counts = np.where(batch.is_lookup, -1, batch.answers).reshape(6, 16)
+    assert all(len(set(row) - {-1}) == 1 for row in counts)
+    asked = {}
+    for i in np.flatnonzero(batch.is_lookup):  # an object has one clip and one colour in a video
+        asked.setdefault((i // 16, batch.prompts[i, 2]), set()).add((batch.answers[i], batch.evidence[i].argmax()))
+    assert len(asked) > 10 and all(len(found) == 1 for found in asked.values())
+
+
 @pytest.fixture(scope="module")
 def trained():
-    """A few steps with two seeds."""
+    """A few steps of both stages."""
     reports = []
-    recipe = Recipe(Schedule(60, 40, 0.1), batch_size=16)
-    graphdef, params = train(TASK, CFG, recipe, [0, 1], lambda *report: reports.append(report), evaluate_every=40)
-    return graphdef, params, recipe, reports
+    recipe = Recipe(Schedule(60, 40, 0.1), one_clip=20, videos=4, questions=4)
+    graphdef, state = train(TASK, CFG, recipe, 0, lambda *report: reports.append(report), report_every=40)
+    return graphdef, state.params, recipe, reports
 
 
 @pytest.mark.slow
 def test_training_learns_to_pick(trained):
     graphdef, params, recipe, reports = trained
-    assert [step for step, _ in reports] == [40, 60]
-    assert np.mean([one["found"] for one in reports[-1][1]]) > 0.75  # chance is 2 of 3
-    assert reports[-1][1][0] == accuracies(graphdef, of_seed(params, 0), TASK, recipe)
+    assert [step for step, *_ in reports] == [40, 60]
+    assert accuracies(graphdef, params, TASK, recipe)["found"] > 0.75  # chance is 2 of 3
+
+
+def test_what_is_drawn_depends_on_seed_and_step_alone():
+    one, again, other = (drawn_for(TASK, (2, 3), 1, step) for step in (5, 5, 6))
+    np.testing.assert_array_equal(one[0].clips, again[0].clips)
+    np.testing.assert_array_equal(one[1], again[1])
+    assert np.any(one[0].clips != other[0].clips)
 
 
 def test_fixed_selections_and_what_they_see(trained):
-    graphdef, params, recipe, _ = trained
+    graphdef, params, _, _ = trained
     batch = draw(TASK, np.random.default_rng(5), 8)
     for selection, picks in (("last", [1, 2]), ("uniform", [0, 2])):
-        fixed = dataclasses.replace(recipe, selection=selection)
-        run = jax.jit(lambda p, fixed=fixed: forward(merge_params(graphdef, p), batch, fixed, None))
-        logits, _, chosen = run(of_seed(params, 0))
+        run = jax.jit(lambda p, name=selection: forward(merge_params(graphdef, p), batch, None, name))
+        logits, _, chosen = run(params)
         assert np.all(np.asarray(chosen) == np.array(picks)) and logits.shape == (8, TASK.vocab_size)
 
 
