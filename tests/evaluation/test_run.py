@@ -510,3 +510,5 @@ def test_keyframes_by_the_command_line(tmp_path):
     assert table["any"] == {"1": 100.0, "2": 100.0, "5": 100.0} and table["mean_distance_s"] == 1.0
     failed = subprocess.run([*command, "--annotations=lost.json"], capture_output=True, text=True)
     assert failed.returncode == 1 and failed.stderr.startswith("error: ") and "lost.json" in failed.stderr
+    alone = subprocess.run([part for part in command if part != "--keyframes"], capture_output=True, text=True)
+    assert alone.returncode == 1 and "--benchmark is for --keyframes" in alone.stderr
