@@ -13,6 +13,7 @@ def run(*flags):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_stretches_of_a_file(golden):
     done = run(f"--model={golden / 'swinbert_tiny'}", f"--video={golden / 'tspo_agent.mp4'}", "--stretch=20")
     assert done.returncode == 0, done.stderr

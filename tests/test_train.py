@@ -288,6 +288,7 @@ def test_everything_beyond_the_paper_at_once(config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_next_start_goes_on(config, undisturbed, tmp_path, monkeypatch):
     def terminate_in_step_2(self, measured, original=TrainingLog.start_row):
         original(self, measured)

@@ -40,6 +40,7 @@ def of_kind(captioner, kind):
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.slow
 def test_golden_training(captioner, data, kind):
     graphdef, params = of_kind(captioner, kind)
     pixels = captioner.processor.normalize(data["frames"])

@@ -80,6 +80,7 @@ def test_sharded_equals_unsharded(trained):
         np.testing.assert_allclose(two[path], leaf, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_sizes_of_another_encoder(trained):
     config, folder = trained
     other = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, width=32))

@@ -82,6 +82,7 @@ def test_what_is_drawn_depends_on_seed_and_step_alone():
     assert np.any(one[0].clips != other[0].clips)
 
 
+@pytest.mark.slow
 def test_fixed_selections_and_what_they_see(trained):
     graphdef, params, _, _ = trained
     batch = draw(TASK, np.random.default_rng(5), 8)

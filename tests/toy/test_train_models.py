@@ -67,6 +67,7 @@ def assert_saved(loaded, params):
     )
 
 
+@pytest.mark.slow
 def test_clip_loads_back(made):
     clip = load_clip(made.folder / "clip")
     assert clip.config == made.clip_config
@@ -78,6 +79,7 @@ def test_clip_loads_back(made):
     assert np.all(ids[:, made.clip_ids.shape[1] :] == clip.config.text.eos_token_id)
 
 
+@pytest.mark.slow
 def test_llava_video_loads_back(made):
     answerer = load_answerer(made.folder / "llava_video")
     assert answerer.config == tiny_answerers.llava_config(len(answerer.tokenizer))
@@ -88,12 +90,14 @@ def test_llava_video_loads_back(made):
     assert_saved(answerer.params, made.llava_params)
 
 
+@pytest.mark.slow
 def test_qwen3_vl_is_made_where_it_is_asked_for(made):
     answerer = load_answerer(made.folder / "qwen3_vl")
     assert answerer.config == TINY_ANSWERERS["qwen3_vl"].architecture(len(answerer.tokenizer)).config
     assert len(answerer.tokenizer("9.5 seconds")["input_ids"]) == 4  # times are among what the tokenizer learned from
 
 
+@pytest.mark.slow
 def test_files_have_the_formats_of_the_big_ones(made):
     clip = json.loads((made.folder / "clip" / "config.json").read_text())
     assert clip["architectures"] == ["CLIPModel"] and clip["model_type"] == "clip"
@@ -107,6 +111,7 @@ def test_files_have_the_formats_of_the_big_ones(made):
     assert (made.folder / "clip" / "preprocessor_config.json").is_file()
 
 
+@pytest.mark.slow
 def test_quality_is_measured_on_videos_of_the_models_split_and_kept(made):
     assert json.loads((made.folder / "quality.json").read_text()) == {"spread": 0.04}
     assert made.seeds == [train_models.video_seed("models", 1, i) for i in range(train_models.QUALITY_VIDEOS)]
