@@ -167,7 +167,8 @@ def test_an_answer_in_rounds_grows_and_what_was_opened_stays_open(page):
     def in_rounds(strategy, store, asked, watch):
         writer = Replies(reply)
         steps = STRATEGIES[strategy](asked, facts(store, asked.video), Settings(rounds=2), writer, watch)
-        return run([steps], Calls(None, world, writer))[0]
+        (outcome,) = run([steps], Calls(None, world, writer))
+        return outcome
 
     library.in_rounds = in_rounds
     question = "What is dropped <b>?\nA. a red key\nB. a blue hat"
