@@ -34,7 +34,9 @@ def group(cls):
 class Agent:
     clip: str = ""  # folder of the frozen CLIP: encodes the questions, and made the features of the frame store
     clip_dtype: str = "float32"  # or bfloat16: of its weights and arithmetic; features of each are kept apart
-    kind: str = "paper"  # or question_aware: the same at first, but its attention can learn to look at the question
+    # or question_aware: the same at first, but its attention can learn to look at the question; or span: that, and
+    # policy.warm_start_steps teach it where the evidence begins and ends, for method span
+    kind: str = "paper"
     init: str = ""  # folder of the agent to start from; "" = that of `clip`, a fresh one where it holds CLIP alone
     window: int = 12  # frames that a frame attends to
     num_heads: int = 8
@@ -282,7 +284,7 @@ AT_LEAST = {
     "distributed.heartbeat_seconds": 1,
 }
 ONE_OF = {
-    "agent.kind": ("paper", "question_aware"),
+    "agent.kind": ("paper", "question_aware", "span"),
     "answerer.dtype": ("bfloat16", "float32"),
     "agent.clip_dtype": ("float32", "bfloat16"),
     "answerer.float32_precision": ("highest", "high", "default"),

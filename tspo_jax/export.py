@@ -37,6 +37,7 @@ TOKENIZER_AND_PROCESSOR = (
 LAYOUTS = {  # kind of agent -> prefix of its tensors, architecture in config.json
     "paper": (weights.SELECTOR, "TSPOModel"),
     "question_aware": (weights.QUESTION_AWARE, "QuestionAwareTSPOModel"),
+    "span": (weights.SPAN, "SpanTSPOModel"),
 }
 
 
@@ -57,7 +58,7 @@ def export(agent: dict, clip: str | Path, output: str | Path) -> None:
     agent_graphdef(agent, load_clip(clip).width, num_heads=num_heads, window=window)
     _check_output(clip, output)
     files = weights.SafetensorsFolder(clip)
-    names = [name for name in files.names() if not name.startswith(weights.AGENTS)]
+    names = [name for name in files.names() if not name.startswith(tuple(weights.AGENTS))]
     tensors = {name: files.read(name, ()) for name in sorted(names)}
     dtype = tensors["visual_projection.weight"].dtype
     prefix, architecture = LAYOUTS[agent_kind(agent)]

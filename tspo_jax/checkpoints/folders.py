@@ -29,6 +29,7 @@ from tspo_jax.models.question_aware_agent import QuestionAwareAgent
 from tspo_jax.models.qwen2_5_vl import Qwen25VLConfig
 from tspo_jax.models.qwen3_vl import Qwen3VLConfig
 from tspo_jax.models.siglip2 import Siglip2, Siglip2Config
+from tspo_jax.models.span_agent import SpanAgent
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO, VideoOptions
 
@@ -159,7 +160,11 @@ ENCODERS = {
 
 
 # config.agent.kind -> module.
-AGENT_KINDS = {"paper": TemporalAgent, "question_aware": QuestionAwareAgent}
+AGENT_KINDS = {"paper": TemporalAgent, "question_aware": QuestionAwareAgent, "span": SpanAgent}
+
+
+# Kinds of agents in a folder that may be asked for as another one, which scores the same until it is trained.
+GROWS_INTO = (("paper", "question_aware"), ("paper", "span"), ("question_aware", "span"))
 
 
 def load_agent(
@@ -177,7 +182,7 @@ def load_agent(
     Raises: weights.CheckpointError where the folder holds an agent of another kind, window or number of heads.
     """
     prefix = agent_prefix(folder)
-    found = "question_aware" if prefix == weights.QUESTION_AWARE else "paper"
+    found = weights.AGENTS.get(prefix, "paper")
     kind = kind or found
 
     def fresh(width: int) -> tuple[nnx.GraphDef, dict]:
@@ -185,7 +190,7 @@ def load_agent(
 
     if prefix is None:
         return fresh(read_clip_config(folder).projection_dim)
-    if kind != found and found != "paper":
+    if kind != found and (found, kind) not in GROWS_INTO:
         raise weights.CheckpointError(f"{folder}: its agent is {found}, it cannot be used as {kind} (agent.kind)")
     files = weights.SafetensorsFolder(folder)
     bias = f"{prefix}offset_bias"
@@ -218,7 +223,8 @@ def agent_prefix(folder: str | Path) -> str | None:
 
 def agent_kind(params: dict) -> str:
     """The kind of an agent, by its parameters."""
-    return "question_aware" if "modulation" in params else "paper"
+    own = {"span": "edge_weight", "question_aware": "modulation", "paper": "temporal"}
+    return next(kind for kind, name in own.items() if name in params)
 
 
 def agent_graphdef(params: dict, width: int, *, window: int = 12, num_heads: int = 8) -> nnx.GraphDef:

@@ -30,7 +30,8 @@ from tspo_jax.models.families import FAMILIES
 STACKED = ("layers", "blocks", *(node for family in FAMILIES for node in family.stacked))
 SELECTOR, TRAINING = "selector.", "multiModal_align."  # the agent's prefix in TSPO-0.4B and in training checkpoints
 QUESTION_AWARE = "question_aware_selector."  # that of the other kind of agent, which the original's code cannot load
-AGENTS = (SELECTOR, TRAINING, QUESTION_AWARE)
+SPAN = "span_selector."  # and that of an agent that predicts spans
+AGENTS = {SELECTOR: "paper", TRAINING: "paper", QUESTION_AWARE: "question_aware", SPAN: "span"}  # prefix -> kind
 PROVENANCE = ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path")  # fields of config.json
 # Axes of the file's tensor in our order: Linear, Conv2d, Conv3d (which keeps the order of a flattened patch).
 KERNEL_AXES = {2: (1, 0), 4: (2, 3, 1, 0), 5: (1, 2, 3, 4, 0)}
@@ -399,7 +400,7 @@ def tensors_identity(files: Tensors, config: dict) -> str:
     """`checkpoint_identity` of tensors of any kind of file, with what describes them."""
     kept = {key: value for key, value in config.items() if key not in PROVENANCE}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-    for name in sorted(name for name in files.names() if not name.startswith(AGENTS)):
+    for name in sorted(name for name in files.names() if not name.startswith(tuple(AGENTS))):
         shape = files.shape(name)
         digest.update(f"{name} {shape}".encode())
         for row in (slice(0, 1), slice(-1 % shape[0], None)) if shape else ():

@@ -18,7 +18,7 @@ from tspo_jax.devices import processes, sharding
 from tspo_jax.evaluation import benchmarks, results
 from tspo_jax.evaluation.benchmarks import Item
 from tspo_jax.selection import methods
-from tspo_jax.selection.scoring import Scorer, pick
+from tspo_jax.selection.scoring import Scorer, pick, pick_by
 from tspo_jax.selection.search_options import SearchOptions
 from tspo_jax.selection.searching import Searcher
 from tspo_jax.selection.video_source import stored_source
@@ -107,7 +107,7 @@ def choose(
                     found = searcher(source, with_options(item), k, item.targets, item.cues)
                     picks, searched[method, k] = found.picks.tolist(), found.searched
                 else:
-                    picks = pick(method, clip_scores, scores, k).tolist()
+                    picks = pick_by(scorer, method, features, text, (clip_scores, scores), k).tolist()
                 asked_as = method if method in (results.PERMUTED, results.BLANK) else ""
                 agreeing.setdefault((tuple(picks), asked_as), []).append((method, k))
             for (picks, asked_as), chosen_by in agreeing.items():

@@ -38,12 +38,12 @@ class QuestionAwareAgent(TemporalAgent):
 
     def __call__(self, features, text, clip_scores, mask, temperature=0.025):
         logits = super().__call__(features, text, clip_scores, mask, temperature)
-        weights = MATCH_UNIT * self.match_weight(_direction(text.astype(jnp.float32)))
+        weights = MATCH_UNIT * self.match_weight(direction(text.astype(jnp.float32)))
         best = best_matches(clip_scores.astype(jnp.float32), mask, self.window)
         return logits + jnp.einsum("bts,bs->bt", best, weights) / temperature
 
     def _attention(self, y, inner, text, clip_scores, is_valid):
-        scale, shift = jnp.split(self.modulation(_direction(text))[:, None], 2, axis=-1)
+        scale, shift = jnp.split(self.modulation(direction(text))[:, None], 2, axis=-1)
         return super()._attention(
             y * (1 + scale) + shift,
             inner,
@@ -79,5 +79,6 @@ def best_matches(clip_scores: jax.Array, mask: jax.Array, window: int) -> jax.Ar
     return jnp.where(mask[..., None], best, 0.0)
 
 
-def _direction(text):
+def direction(text: jax.Array) -> jax.Array:
+    """Text features [B, D] of length 1."""
     return text / (jnp.linalg.norm(text, axis=-1, keepdims=True) + 1e-6)

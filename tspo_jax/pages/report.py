@@ -32,6 +32,7 @@ NAMES = {
     "topk": "trained agent, top-k",
     "bin-max": "trained agent, bin-max",
     "aks": "trained agent, AKS",
+    methods.SPAN: "trained agent, its span",
     methods.SEARCH: "T*, search by a detector",
     INDEX_FILE: "index file",
     results.PLAIN: "captions, one answer",

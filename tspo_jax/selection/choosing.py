@@ -4,7 +4,7 @@ import numpy as np
 
 from tspo_jax.data.questions import split_options
 from tspo_jax.selection import methods
-from tspo_jax.selection.scoring import Candidates, Scorer, check_method, pick
+from tspo_jax.selection.scoring import Candidates, Scorer, check_method, pick_by
 from tspo_jax.selection.video_source import Source
 
 
@@ -13,8 +13,9 @@ def select_frames(scorer: Scorer, candidates: Candidates, question: str, num_fra
     check_method(scorer, method)
     if not question.strip():
         raise ValueError("the question is empty")
-    clip_scores, scores = scorer.ask(candidates.features, query(question))
-    picks = pick(method, clip_scores, scores, num_frames)
+    text = scorer.clip.text_features([query(question)], batch_size=1)[0]
+    clip_scores, scores = scorer(candidates.features, text)
+    picks = pick_by(scorer, method, candidates.features, text, (clip_scores, scores), num_frames)
     return {
         "frame_idx": candidates.frame_idx[picks].tolist(),
         "timestamps": candidates.timestamps[picks].tolist(),

@@ -63,8 +63,9 @@ def fill_evenly(picks: np.ndarray, num_frames: int, k: int) -> np.ndarray:
 
 
 METHODS = {"topk": topk, "bin-max": bin_max, "aks": aks, "uniform": uniform, "clip-topk": topk}
+SPAN = "span"  # frames of the span that an agent of kind span predicts: scoring.py
 SEARCH = "tstar"  # looks for named objects instead of scoring candidates: searching.py
-NAMES = (*METHODS, SEARCH)
+NAMES = (*METHODS, SPAN, SEARCH)
 
 
 def select(method: str, scores: np.ndarray, clip_scores: np.ndarray, k: int) -> np.ndarray:

@@ -18,10 +18,12 @@ from tspo_jax.data.decode import Video
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.models.clip import cosine_similarity
 from tspo_jax.models.layers import merge_params
-from tspo_jax.selection.methods import select
+from tspo_jax.models.span_agent import SpanAgent
+from tspo_jax.selection.methods import SPAN, select
+from tspo_jax.selection.spans import best_span, frames_of_span
 
 TEMPERATURE = 0.025  # that scores are given at; the order of the frames does not depend on it
-AGENT_METHODS = ("topk", "bin-max", "aks")  # the others look at no agent's scores
+AGENT_METHODS = ("topk", "bin-max", "aks", SPAN)  # the others look at no agent's scores
 FRAME_BATCH = 64  # frames decoded and encoded at a time
 LENGTH_MULTIPLE = 256  # videos are padded to multiples of it for scoring, so that few lengths are compiled
 
@@ -109,8 +111,26 @@ class Scorer:
         """`__call__` with the question as text."""
         return self(features, self.clip.text_features([question], batch_size=1)[0])
 
+    def span(self, features: np.ndarray, text: np.ndarray) -> tuple[int, int]:
+        """The first and the last candidate of the evidence, as an agent of kind span predicts it."""
+        T = len(features)
+        padded = np.pad(features, ((0, -T % LENGTH_MULTIPLE), (0, 0)))
+        logits = np.asarray(self._span_logits(self.agent[1], padded, text, T)[1])[:T]
+        return best_span(*logits.T)
+
+    @property
+    def gives_spans(self) -> bool:
+        return self.agent is not None and isinstance(merge_params(*self.agent), SpanAgent)
+
     @cached_property
     def _score(self):
+        return self._program(lambda agent: agent)
+
+    @cached_property
+    def _span_logits(self):
+        return self._program(lambda agent: agent.span_logits)
+
+    def _program(self, of_agent: Callable[[nnx.Module], Callable]):
         graphdef = self.agent[0]
 
         @jax.jit
@@ -118,7 +138,7 @@ class Scorer:
             mask = jax.numpy.arange(len(features)) < num_frames
             clip_scores = cosine_similarity(text, features)
             with jax.default_matmul_precision("highest"):  # as in training, see programs.score
-                logits = merge_params(graphdef, params)(
+                logits = of_agent(merge_params(graphdef, params))(
                     features[None], text[None], clip_scores[None], mask[None], TEMPERATURE
                 )
             return clip_scores, logits[0]
@@ -159,11 +179,28 @@ def check_method(scorer: Scorer, method: str) -> None:
             f"{scorer.clip.folder}: holds no temporal agent (selector.* tensors), which method {method} needs; "
             "give a TSPO folder (python -m tspo_jax.export makes one), or choose uniform or clip-topk"
         )
+    if method == SPAN and not scorer.gives_spans:
+        raise ValueError(f"{scorer.clip.folder}: its agent predicts no spans (agent.kind), which method {SPAN} needs")
 
 
 def pick(method: str, clip_scores: np.ndarray, scores: np.ndarray | None, k: int) -> np.ndarray:
     """Ascending indices into the candidates, all of them where there are fewer than k; see selection.select."""
     return select(method, clip_scores if scores is None else scores, clip_scores, k)
+
+
+def pick_by(
+    scorer: Scorer,
+    method: str,
+    features: np.ndarray,
+    text: np.ndarray,
+    scores: tuple[np.ndarray, np.ndarray | None],
+    k: int,
+) -> np.ndarray:
+    """`pick`, by any method of an agent: `scores` are those that the scorer gave for features and text."""
+    if method != SPAN:
+        return pick(method, *scores, k)
+    check_method(scorer, method)
+    return frames_of_span(scorer.span(features, text), len(features), min(k, len(features)))
 
 
 def _batches(items: Iterator, size: int) -> Iterator[list]:

@@ -20,6 +20,7 @@ from tspo_jax.devices import sharding
 from tspo_jax.models.clip import cosine_similarity
 from tspo_jax.models.layers import merge_params
 from tspo_jax.tspo import policy
+from tspo_jax.tspo.span_loss import longest_run, span_loss
 
 
 class TrainState(NamedTuple):
@@ -36,11 +37,19 @@ class TrainState(NamedTuple):
     drew: Any = None
 
 
-def score(graphdef: nnx.GraphDef, agent: dict, batch: dict, tau: jax.Array) -> jax.Array:
-    """Logits float32 [B,T] of a batch's candidate frames at temperature tau; -inf on padding."""
+def score(
+    graphdef: nnx.GraphDef,
+    agent: dict,
+    batch: dict,
+    tau: jax.Array,
+    of_agent: Callable[[nnx.Module], Callable] = lambda agent: agent,
+) -> jax.Array:
+    """Logits float32 [B,T] of a batch's candidate frames at temperature tau, -inf on padding; or what another method
+    of the agent, called like it, gives."""
     with jax.default_matmul_precision("highest"):  # float32 is bfloat16 passes on a TPU otherwise
         clip_scores = cosine_similarity(batch["text"], batch["features"])
-        return merge_params(graphdef, agent)(batch["features"], batch["text"], clip_scores, batch["mask"], tau)
+        call = of_agent(merge_params(graphdef, agent))
+        return call(batch["features"], batch["text"], clip_scores, batch["mask"], tau)
 
 
 def temperature(config: Config, step) -> jax.Array:
@@ -142,7 +151,11 @@ def make_warm_start(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Calla
 
         def loss_of(agent):
             logits = score(graphdef, agent, batch, tau)
-            return policy.label_loss(logits, labels), {"score_entropy": policy.score_entropy(logits).mean()}
+            further = {"score_entropy": policy.score_entropy(logits).mean()}
+            if config.agent.kind == "span":
+                of_edges = score(graphdef, agent, batch, tau, lambda agent: agent.span_logits)
+                return span_loss(of_edges, *longest_run(labels)), further
+            return policy.label_loss(logits, labels), further
 
         agent, opt_state, metrics = policy.descend(loss_of, optimizer, state.agent, state.optimizer)
         metrics = {"label_loss": metrics.pop("loss"), **metrics}

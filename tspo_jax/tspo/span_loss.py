@@ -1,4 +1,5 @@
-"""The loss of a network that predicts the first and the last frame of a span (after LSTP, arXiv 2402.16050)."""
+"""The loss of a network that predicts the first and the last frame of a span (after LSTP, arXiv 2402.16050), and the
+span to learn where frames are labelled."""
 
 import jax
 import jax.numpy as jnp
@@ -21,3 +22,21 @@ def span_loss(logits: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
         return -right.sum() / jnp.maximum(counts.sum(), 1)
 
     return (mean_of(log_probs[..., 0], start) + mean_of(log_probs[..., 1], end)) / 2
+
+
+def longest_run(labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first and the last frame, int [B] each, of the longest stretch of labelled frames, the first of several.
+
+    labels: bool [B, T]; of a row without any both are T, which `span_loss` does not count.
+    """
+    T = labels.shape[1]
+
+    def grow(length, is_labelled):
+        length = jnp.where(is_labelled, length + 1, 0)
+        return length, length
+
+    lengths = jax.lax.scan(grow, jnp.zeros(len(labels), jnp.int32), labels.T)[1].T
+    last = jnp.argmax(lengths, axis=1)
+    first = last - lengths.max(axis=1) + 1
+    has_some = labels.any(axis=1)
+    return jnp.where(has_some, first, T), jnp.where(has_some, last, T)
