@@ -23,7 +23,7 @@ def test_a_stage_is_timed(bench, name, monkeypatch):
     monkeypatch.setattr(accelerator, "REPEATS", 1)
     found = accelerator.STAGES[name].run(bench)
     for figures in found.values():
-        assert 0 < figures["seconds"] < figures["first_seconds"]
+        assert 0 < figures["seconds"] < figures.get("first_seconds", np.inf)
         assert figures.get("flops", figures.get("bytes")) > 0
     if name == "decode":
         few, many = (figures["bytes"] for figures in found.values())
