@@ -118,6 +118,7 @@ def test_full_training_on_a_mesh_with_a_stored_reference(world, tmp_path):
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-4), name
 
 
+@pytest.mark.slow
 def test_reference_of_other_weights_is_refused(world, tmp_path):
     stored = tmp_path / "reference.jsonl"
     changes = {"reference__mode": "stored", "reference__file": str(stored), "held_out__every": 0, "num_steps": 2}

@@ -24,6 +24,7 @@ def store(tmp_path_factory, golden):
     return FrameStore(make_store(tmp_path_factory.mktemp("frame_answers"), golden))
 
 
+@pytest.mark.slow
 def test_as_one_by_one(store, golden):
     """By a model split over two devices, with the batch dealt out to two such pairs."""
     folder = golden / "llava_video_grid"

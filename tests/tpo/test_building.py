@@ -141,6 +141,7 @@ def test_settings_that_make_no_pairs(tmp_path, build, said):
         building.check(cfg.read(config, TpoConfig))
 
 
+@pytest.mark.slow
 def test_the_whole_with_a_tiny_answerer(golden, tmp_path):
     """Its answers name nothing: every stage is asked and filed, and the run says that no pair came of them."""
     config = tpo_config.default()

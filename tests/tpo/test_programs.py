@@ -75,6 +75,7 @@ def setup(trajectory, kind: str, num_devices: int, accumulate: int = 1):
 
 @pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.slow
 def test_golden_trajectory(trajectory, kind, num_devices):
     expected = trajectory.of(f"{kind}/")
     model, state, frozen, update, batch, answerer, rates = setup(trajectory, kind, num_devices)
@@ -168,6 +169,7 @@ def gradient_and_metrics(trajectory, loss_type, accumulate, online=False):
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "kto_pair"])
+@pytest.mark.slow
 def test_accumulation_changes_nothing(trajectory, loss_type):
     whole, parts = (gradient_and_metrics(trajectory, loss_type, accumulate) for accumulate in (1, 4))
     assert max(np.abs(x).max() for x in jax.tree.leaves(whole[0])) > 1e-3
