@@ -140,5 +140,7 @@ def test_the_method_takes_frames_of_the_span(folder, golden):
     np.testing.assert_array_equal(
         scoring.pick_by(scorer, "topk", features, text, scores, 3), scoring.pick("topk", *scores, 3)
     )
+    with pytest.raises(ValueError, match="the logits of 20 candidates are not finite"):
+        scorer.span(np.full_like(features, np.nan), text)
     with pytest.raises(ValueError, match="predicts no spans"):
         scoring.check_method(scoring.load_scorer(golden / "tspo_agent"), "span")

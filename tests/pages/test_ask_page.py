@@ -7,12 +7,10 @@ import urllib.parse
 
 import chromium
 import pytest
+import scripted_rounds
 from video_files import write_video
 
-from tspo_jax.answering.backtracking import STRATEGIES, Settings, run
-from tspo_jax.answering.calls import Calls
-from tspo_jax.answering.strategies import facts
-from tspo_jax.toy.caption_world import Replies, World, by_keywords
+from tspo_jax.toy.caption_world import by_keywords
 
 pytestmark = chromium.NEEDED
 DONE = "['done', 'failed'].includes(document.getElementById('state').textContent)"
@@ -158,22 +156,14 @@ def test_each_methods_answer_at_one_click_in_its_own_colour(page):
 def test_an_answer_in_rounds_grows_and_what_was_opened_stays_open(page):
     """The writer replies when the test lets it."""
     library, may_reply = page.server.library, threading.Semaphore(0)
-    world = World([(0, 5, 1e9, "a yard"), (1, 2, 1.5, "a red key")])
 
     def reply(prompt):
         assert may_reply.acquire(timeout=60)
         return by_keywords(prompt)
 
-    def in_rounds(strategy, store, asked, watch):
-        writer = Replies(reply)
-        steps = STRATEGIES[strategy](asked, facts(store, asked.video), Settings(rounds=2), writer, watch)
-        (outcome,) = run([steps], Calls(None, world, writer))
-        return outcome
-
-    library.in_rounds = in_rounds
-    question = "What is dropped <b>?\nA. a red key\nB. a blue hat"
+    library.in_rounds = scripted_rounds.in_rounds_by(reply)
     try:
-        browser = page(link(video="sub/stored.mp4", question=question, method="backtrack"))
+        browser = page(link(video="sub/stored.mp4", question=scripted_rounds.QUESTION, method="backtrack"))
         browser.until("document.getElementById('result').textContent.includes('not answered yet')")
         parts = "document.querySelectorAll('#result details')"
         browser.until(f"{parts}.length > 0")

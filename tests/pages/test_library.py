@@ -3,18 +3,16 @@
 import shutil
 
 import pytest
+import scripted_rounds
 import tiny_store
 from video_files import write_video
 
-from tspo_jax.answering.backtracking import STRATEGIES, Settings, run
-from tspo_jax.answering.calls import Calls
-from tspo_jax.answering.strategies import facts
 from tspo_jax.checkpoints.detector import load_detector
 from tspo_jax.pages import library as library_module
 from tspo_jax.pages.library import Job, Library, RequestError
 from tspo_jax.selection import scoring
 from tspo_jax.selection.searching import Searcher
-from tspo_jax.toy.caption_world import Replies, World, by_keywords
+from tspo_jax.toy.caption_world import by_keywords
 
 
 @pytest.fixture(scope="module")
@@ -75,20 +73,13 @@ def test_a_search_is_one_more_method(golden, library):
 def test_an_answer_in_rounds_is_shown_while_it_goes_on(library):
     """Each reply of the writer is asked for when the page shows all that came before it."""
     job, pages = Job(), []
-    world = World([(0, 5, 1e9, "a yard"), (1, 2, 1.5, "a red key")])
 
     def reply(prompt):
         pages.append((job.state, job.html))
         return by_keywords(prompt)
 
-    def in_rounds(strategy, store, asked, watch):
-        writer = Replies(reply)
-        steps = STRATEGIES[strategy](asked, facts(store, asked.video), Settings(rounds=2), writer, watch)
-        (outcome,) = run([steps], Calls(None, world, writer))
-        return outcome
-
-    library.in_rounds = in_rounds
-    html = library.ask(job, "sub/b.mp4", "What is dropped <b>?\nA. a red key\nB. a blue hat", 4, "backtrack")
+    library.in_rounds = scripted_rounds.in_rounds_by(reply)
+    html = library.ask(job, "sub/b.mp4", scripted_rounds.QUESTION, 4, "backtrack")
     library.in_rounds = None
     assert len(pages) >= 4 and {state for state, _ in pages} == {"answering"}
     assert all("not answered yet" in page and "a yard" in page for _, page in pages)

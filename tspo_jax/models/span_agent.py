@@ -47,7 +47,7 @@ def reaches(window: int) -> list[int]:
     """Frames before (below 0) or after a frame that are looked at together: of a window of 12, the next 1, 3 and 6
     before it, the next 1, 2 and 5 after it."""
     before, after = window // 2, window - 1 - window // 2
-    near = [[max(1, min(1, side)), max(1, side // 2), max(1, side)] for side in (before, after)]
+    near = [[1, max(1, side // 2), max(1, side)] for side in (before, after)]
     return [*(-reach for reach in near[0]), *near[1]]
 
 
@@ -59,10 +59,9 @@ def matches_beside(clip_scores: jax.Array, mask: jax.Array, window: int) -> jax.
     T = above.shape[1]
 
     def beside(reach):
-        steps = range(1, abs(reach) + 1)
-        padded = jnp.pad(above, ((0, 0), (abs(reach), abs(reach))))
-        first = abs(reach)
-        moved = [padded[:, first + (step if reach > 0 else -step) :][:, :T] for step in steps]
-        return sum(moved) / abs(reach)
+        number = abs(reach)
+        padded = jnp.pad(above, ((0, 0), (number, number)))
+        starts = range(number + 1, 2 * number + 1) if reach > 0 else range(number)
+        return sum(padded[:, start : start + T] for start in starts) / number
 
     return jnp.stack([beside(reach) for reach in reaches(window)], axis=-1)

@@ -13,12 +13,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tspo_jax.checkpoints.folders import ClipEncoder, agent_graphdef, agent_prefix, load_agent, load_clip
+from tspo_jax.checkpoints.folders import ClipEncoder, agent_graphdef, agent_kind, agent_prefix, load_agent, load_clip
 from tspo_jax.data.decode import Video
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.models.clip import cosine_similarity
 from tspo_jax.models.layers import merge_params
-from tspo_jax.models.span_agent import SpanAgent
 from tspo_jax.selection.methods import SPAN, select
 from tspo_jax.selection.spans import best_span, frames_of_span
 
@@ -100,27 +99,30 @@ class Scorer:
         Returns:
           clip_scores float32 [T], cosines; and the agent's logits float32 [T], None without an agent.
         """
-        T = len(features)
         if self.agent is None:
             return np.asarray(cosine_similarity(text, features)), None
-        padded = np.pad(features, ((0, -T % LENGTH_MULTIPLE), (0, 0)))
-        clip_scores, scores = self._score(self.agent[1], padded, text, T)
-        return np.asarray(clip_scores)[:T], np.asarray(scores)[:T]
+        clip_scores, scores = self._of_frames(self._score, features, text)
+        return clip_scores, scores
 
     def ask(self, features: np.ndarray, question: str) -> tuple[np.ndarray, np.ndarray | None]:
         """`__call__` with the question as text."""
         return self(features, self.clip.text_features([question], batch_size=1)[0])
 
     def span(self, features: np.ndarray, text: np.ndarray) -> tuple[int, int]:
-        """The first and the last candidate of the evidence, as an agent of kind span predicts it."""
-        T = len(features)
-        padded = np.pad(features, ((0, -T % LENGTH_MULTIPLE), (0, 0)))
-        logits = np.asarray(self._span_logits(self.agent[1], padded, text, T)[1])[:T]
+        """The first and the last candidate of the evidence, as an agent of kind span predicts it.
+
+        Raises: ValueError where its logits are not finite.
+        """
+        logits = self._of_frames(self._span_logits, features, text)[1]
+        if not np.isfinite(logits).all():
+            raise ValueError(f"the logits of {np.count_nonzero(~np.isfinite(logits).all(1))} candidates are not finite")
         return best_span(*logits.T)
 
-    @property
-    def gives_spans(self) -> bool:
-        return self.agent is not None and isinstance(merge_params(*self.agent), SpanAgent)
+    def _of_frames(self, program: Callable, features: np.ndarray, text: np.ndarray) -> list[np.ndarray]:
+        """What a program of the agent gives for each candidate."""
+        T = len(features)
+        padded = np.pad(features, ((0, -T % LENGTH_MULTIPLE), (0, 0)))
+        return [np.asarray(values)[:T] for values in program(self.agent[1], padded, text, T)]
 
     @cached_property
     def _score(self):
@@ -179,7 +181,7 @@ def check_method(scorer: Scorer, method: str) -> None:
             f"{scorer.clip.folder}: holds no temporal agent (selector.* tensors), which method {method} needs; "
             "give a TSPO folder (python -m tspo_jax.export makes one), or choose uniform or clip-topk"
         )
-    if method == SPAN and not scorer.gives_spans:
+    if method == SPAN and agent_kind(scorer.agent[1]) != SPAN:
         raise ValueError(f"{scorer.clip.folder}: its agent predicts no spans (agent.kind), which method {SPAN} needs")
 
 

@@ -150,12 +150,13 @@ def make_warm_start(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Calla
         tau = temperature(config, step)
 
         def loss_of(agent):
-            logits = score(graphdef, agent, batch, tau)
-            further = {"score_entropy": policy.score_entropy(logits).mean()}
             if config.agent.kind == "span":
-                of_edges = score(graphdef, agent, batch, tau, lambda agent: agent.span_logits)
-                return span_loss(of_edges, *longest_run(labels)), further
-            return policy.label_loss(logits, labels), further
+                of_ends = score(graphdef, agent, batch, tau, lambda agent: agent.span_logits)
+                loss, logits = span_loss(of_ends, *longest_run(labels)), of_ends.mean(axis=-1)
+            else:
+                logits = score(graphdef, agent, batch, tau)
+                loss = policy.label_loss(logits, labels)
+            return loss, {"score_entropy": policy.score_entropy(logits).mean()}
 
         agent, opt_state, metrics = policy.descend(loss_of, optimizer, state.agent, state.optimizer)
         metrics = {"label_loss": metrics.pop("loss"), **metrics}
