@@ -6,7 +6,8 @@ import tiny_testa
 from tspo_jax.checkpoints.folders import load_clip
 from tspo_jax.checkpoints.testa_folders import load_testa
 from tspo_jax.data.frame_store import FrameStore, StoreError
-from tspo_jax.retrieval.embeddings import ClipEmbedder, Index, TestaEmbedder, VideoRows, evenly, stretches
+from tspo_jax.retrieval import embeddings
+from tspo_jax.retrieval.embeddings import ClipEmbedder, Index, VideoRows, evenly, stretches
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_clip_alone(store, golden):
 
 
 def test_testa_keeps_what_it_computed(store, model, monkeypatch):
-    embedder = TestaEmbedder(store, model, 10.0)
+    embedder = embeddings.TestaEmbedder(store, model, 10.0)
     assert not embedder.has(tiny_store.LONG)
     first = Index(embedder.names, embedder).search("a red ball", 2, rerank=2)
     assert all(x.matching is not None for x in first)
@@ -55,15 +56,15 @@ def test_testa_keeps_what_it_computed(store, model, monkeypatch):
         raise AssertionError("computed again")
 
     monkeypatch.setattr(type(model), "video_features", refuse)
-    again = TestaEmbedder(store, model, 10.0)
+    again = embeddings.TestaEmbedder(store, model, 10.0)
     assert again.has(tiny_store.LONG)
     assert Index(again.names, again).search("a red ball", 2, rerank=2) == first
     with pytest.raises(AssertionError, match="computed again"):
-        TestaEmbedder(store, model, 11.0).video(tiny_store.LONG)
+        embeddings.TestaEmbedder(store, model, 11.0).video(tiny_store.LONG)
 
 
 def test_damaged_and_foreign(store, model):
-    embedder = TestaEmbedder(store, model, 7.0)
+    embedder = embeddings.TestaEmbedder(store, model, 7.0)
     embedder.video(tiny_store.SHORT)
     path = next((store / "embeddings").glob("*-7/*.npz"))
     whole = path.read_bytes()
