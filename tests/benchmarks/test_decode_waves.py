@@ -8,7 +8,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
 from benchmarks import decode_waves, step_time
-from benchmarks.accelerator import TINY
+from benchmarks.accelerator_stages import TINY
 
 
 @pytest.mark.slow
