@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The tests of what computes, on the newest version of everything that pyproject.toml admits and pip finds, under a newer
 # Python than the pinned set's. Skipped, in words, on a machine without one.
-#   bash launch/test_newest.sh [pytest's arguments; default: the tests of models, devices, tspo, runs and training]
+#   bash launch/test_newest.sh [pytest's arguments; default: the tests of models, devices, tspo and runs, and of the
+#                               quickstart's path: the toy world, pre-decoding, training, evaluation, report]
 #   NEWEST_VENV=DIR     where its virtual environment lies (default: .venv-newest in the project)
 #   NEWEST_PYTHON=FILE  the interpreter it is made with (default: the newest of Python 3.13 and 3.12, pyenv's among them)
 set -euo pipefail
@@ -34,5 +35,6 @@ if [ ! -f "$VENV/installed" ] || [ "$(cat "$VENV/installed")" != "$wanted" ]; th
   echo "$wanted" >"$VENV/installed"
 fi
 "$VENV/bin/python" -m pip list --disable-pip-version-check 2>/dev/null | grep -E '^(jax|jaxlib|flax|orbax-checkpoint|numpy) '
-[ $# -gt 0 ] || set -- tests/models tests/devices tests/tspo tests/runs tests/test_train.py
+[ $# -gt 0 ] || set -- -m "not slow" tests/models tests/devices tests/tspo tests/runs tests/toy \
+  tests/data/test_predecoding.py tests/test_train.py tests/evaluation tests/test_report.py
 exec "$VENV/bin/python" -m pytest --numprocesses=2 --dist=loadfile "$@"
