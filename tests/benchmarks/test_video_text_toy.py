@@ -55,6 +55,15 @@ def test_starts(folder):
     assert model.config.vision.tokens_after(32)[-1] == (16, 8)
 
 
+@pytest.mark.slow
+def test_a_retriever_is_trained_and_asked(folder, monkeypatch):
+    for name in ("SCENE_SEARCH", "WHOLE_SEARCH"):
+        monkeypatch.setattr(study, name, study.Sizes(1, 2, 1e-3))
+    found = study.measure_retriever(folder, "testa", 0)
+    assert found == {"recall_1": 1.0, "recall_5": 1.0, "queries": 3}  # of one video
+    assert study.measure_retriever(folder, "clip", 0) == found
+
+
 def test_cider():
     pytest.importorskip("pycocoevalcap")
     right = ["a tree with a red ball in the desert", "a boat with a blue ball on the sea", "a car at night"]
