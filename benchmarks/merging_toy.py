@@ -92,6 +92,7 @@ def evenly_spaced(store: FrameStore) -> Picker:
 
 def of_agent(run_dir: Path, questions: Sequence[Question], store: FrameStore) -> Picker:
     scorer = load_scorer(run_dir)
+    store = FrameStore(store.folder, scorer.clip.identity)
     texts = scorer.clip.text_features([question.query for question in questions])
     scores = [scorer(store.features(q.video), text) for q, text in zip(questions, texts, strict=True)]
     place = {question.index: i for i, question in enumerate(questions)}

@@ -31,13 +31,13 @@ def test_captions_are_of_the_frames_of_their_scenes(folder):
     for i, event in enumerate(examples["events"]):
         plan = make_video_plan(video_seed("train", study.RUN, i), study.WORLD)
         shown = [plan.scenes[plan.scene_index(t)] for t in store.video(event.video).timestamps[frames_of(event, store)]]
-        (thing,) = {scene.thing for scene in shown} - {None}  # those of the first and last scene are not in it
-        assert f" {thing} with a" in event.caption and len(shown) in (30, 31)
+        (ball,) = {scene.ball for scene in shown} - {None}  # those of the first and last scene are not in it
+        assert f" {ball} ball " in event.caption and len(shown) in (30, 31)
         for row in (row for row in examples["scenes"] if row.video == event.video):
             times = store.video(row.video).timestamps[frames_of(row, store)]
             assert len({plan.scene_index(t) for t in times}) == 1
-            thing = plan.scenes[plan.scene_index(times[0])].thing
-            assert (thing or " ball") in row.caption or " ball" not in row.caption
+            ball = plan.scenes[plan.scene_index(times[0])].ball
+            assert f" {ball} ball " in row.caption if ball else " ball " not in row.caption
     assert FrameStore(folder / "eval", load_clip(study.CLIP).identity).names_with_features() == ["0000"]
 
 
