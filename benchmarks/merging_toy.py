@@ -10,7 +10,7 @@ patches of a frame are merged (answerer.merge), or random ones are dropped, whic
 2 K frames untouched, at twice the tokens. Frames are evenly spaced (uniform) and an agent's top-k (agent).
 
 Each result goes to --output at once, and what is there is not done again. stdout has a table: accuracy with 95 %
-intervals (bootstrap over videos), and its difference to K frames on the same questions.
+intervals (bootstrap over videos), and its differences to K frames and to random dropping on the same questions.
 """
 
 import argparse
@@ -125,18 +125,18 @@ def ask(folder: Path, arm: Arm, k: int, questions: Sequence[Question], picker: P
 
 def table(rows: Sequence[dict], videos: Sequence[str]) -> str:
     lines = [
-        "| frames | shown | visual tokens | right | minus K frames |",
-        "| --- | --- | --- | --- | --- |",
+        "| frames | shown | visual tokens | right | minus K frames | minus random |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    plain = {row["picks"]: row["right"] for row in rows if row["arm"] == PLAIN}
-    for row in rows:
+    right = {(row["picks"], row["arm"]): row["right"] for row in rows}
+    for (picks, arm), row in zip(right, rows, strict=True):
         share = "{:.3f} [{:.3f}, {:.3f}]".format(*clustered_mean(row["right"], videos))
-        gain = ""
-        if row["arm"] != PLAIN and row["picks"] in plain:
-            gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(
-                *paired_difference(row["right"], plain[row["picks"]], videos)[:3]
-            )
-        lines.append(f"| {row['picks']} | {ARMS[row['arm']].meaning} | {row['tokens']} | {share} | {gain} |")
+        gains = []
+        for other in (PLAIN, f"random_{arm}"):
+            found = arm != other and right.get((picks, other))
+            difference = found and paired_difference(row["right"], found, videos)
+            gains.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference[:3]) if difference else "")
+        lines.append(f"| {picks} | {ARMS[arm].meaning} | {row['tokens']} | {share} | {' | '.join(gains)} |")
     return "\n".join(lines)
 
 

@@ -27,9 +27,12 @@ def test_table():
     rows = [
         {"picks": "uniform", "arm": "plain", "tokens": 48, "right": [0, 1] * 12},
         {"picks": "uniform", "arm": "frames", "tokens": 48, "right": [1, 1] * 12},
+        {"picks": "uniform", "arm": "random_frames", "tokens": 48, "right": [0, 0] * 12},
     ]
-    plain, merged = table(rows, videos).splitlines()[2:]
-    assert plain == "| uniform | K frames | 48 | 0.500 [0.500, 0.500] |  |"
-    assert merged == "| uniform | 2 K, frames merged | 48 | 1.000 [1.000, 1.000] | +0.500 [+0.500, +0.500] |"
+    plain, merged, dropped = table(rows, videos).splitlines()[2:]
+    assert plain == "| uniform | K frames | 48 | 0.500 [0.500, 0.500] |  |  |"
+    gains = "+0.500 [+0.500, +0.500] | +1.000 [+1.000, +1.000] |"
+    assert merged == f"| uniform | 2 K, frames merged | 48 | 1.000 [1.000, 1.000] | {gains}"
+    assert dropped.endswith("| -0.500 [-0.500, -0.500] |  |")
     with pytest.raises(ValueError):
         table(rows, videos[:3])
