@@ -185,3 +185,19 @@ def test_a_gate_of_0_and_1_is_a_mask():
     masked = jax.nn.dot_product_attention(q, k, v, bias=bias[None], mask=seen[None, None])
     np.testing.assert_allclose(gated(seen.astype(jnp.float32)), masked, atol=1e-5)
     np.testing.assert_allclose(gated(jnp.ones((5, 5))), attention.biased(q, k, v, bias[None]), atol=1e-5)
+
+
+def test_a_closed_gates_gradient_is_bounded():
+    """However high the score behind it: by how far its value is from what is read."""
+    q, v = jnp.ones((1, 1, 1, 1)), jnp.array([1.0, 2.0, 5.0]).reshape(1, 3, 1, 1)
+
+    def read(gate, score):
+        k = jnp.array([0.0, 0.0, score]).reshape(1, 3, 1, 1)
+        return attention.biased(q, k, v, None, gate).sum()
+
+    for score in (0.0, 60.0, 1000.0):
+        value, gradient = jax.value_and_grad(read)(jnp.array([1.0, 1.0, 0.0]), score)
+        np.testing.assert_allclose(value, 1.5, rtol=1e-6)
+        np.testing.assert_allclose(gradient, [-0.25, 0.25, 1.75], rtol=1e-5)
+    low = jax.grad(read)(jnp.array([1.0, 1.0, 0.0]), -2.0)
+    np.testing.assert_allclose(low[2], 1.75 * np.exp(-2.0), rtol=1e-5)  # lower scores count as they are

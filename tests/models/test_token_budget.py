@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tspo_jax.checkpoints.folders import load_answerer
+from tspo_jax.devices import sharding
 from tspo_jax.models.layers import abstract_module, merge_params
 from tspo_jax.models.llava_video import LlavaVideo, insert_newlines
 from tspo_jax.models.token_budget import Budget, merge_visual, rows_closed
@@ -45,6 +46,16 @@ def test_a_needle_stays():
     assert 5 in np.asarray(merged.frames[0])
     place = list(np.asarray(merged.frames[0])).index(5)
     np.testing.assert_allclose(merged.tokens[0, place], needle[0], atol=1e-6)
+
+
+def test_eight_devices_equal_one():
+    x = frames(8, 8, 16, 6)
+    mesh = sharding.make_mesh((("data", 8), ("model", 1)), jax.devices())
+    run = jax.jit(lambda x: merge_visual(x, Budget(3, 5)))
+    one, eight = run(x), run(sharding.put_batch(mesh, np.asarray(x)))
+    np.testing.assert_allclose(eight.tokens, one.tokens, atol=1e-6)
+    np.testing.assert_array_equal(eight.frames, one.frames)
+    np.testing.assert_array_equal(eight.places, one.places)
 
 
 def test_newlines():

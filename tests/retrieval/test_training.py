@@ -77,11 +77,14 @@ def test_eight_devices_equal_one(config):
         mesh = sharding.make_mesh((("data", -1), ("model", 1)), devices)
         state = sharding.put_replicated(mesh, training.first_state(config, model, optimizer))
         state, metrics = update(jnp.int32(0), state, sharding.put_batch(mesh, batch))
-        results.append(jax.tree.map(np.asarray, (metrics, state["videos"], state["of"])))
-    (one, videos, of), (eight, videos_of_eight, _) = results
+        results.append(jax.tree.map(np.asarray, (metrics, state["videos"], state["of"], state["moments"])))
+    (one, videos, of, moments), (eight, videos_of_eight, _, moments_of_eight) = results
     for name in one:
         np.testing.assert_allclose(eight[name], one[name], rtol=1e-3, err_msg=name)
     np.testing.assert_allclose(videos_of_eight, videos, atol=1e-5)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(moments) if x.ndim)
+    for a, b in zip(*map(jax.tree.leaves, (moments, moments_of_eight)), strict=True):  # gradients and their squares
+        np.testing.assert_allclose(b, a, rtol=2e-3, atol=2e-4 * largest)
     np.testing.assert_array_equal(of[:8], batch.video)  # the queue begins with this batch
     assert (of[8:] == -1).all()
 

@@ -225,8 +225,13 @@ def biased(
     if gate is None:
         return jax.nn.dot_product_attention(q, k, v, bias=None if bias is None else bias.astype(k.dtype))
     scores = jnp.einsum("bnhd,bshd->bhns", q, k).astype(jnp.float32) / q.shape[-1] ** 0.5
-    weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1) * gate
-    weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
+    scores = scores if bias is None else scores + bias
+    # What is closed changes no output, but the sum behind the gate vanishes where it has the highest scores, and a
+    # learned gate's gradient is divided by that sum. So a closed one counts as the highest open one at most.
+    highest = jnp.max(jnp.where(gate > 0, scores, -jnp.inf), axis=-1, keepdims=True)
+    scores = jnp.where(gate > 0, scores, jnp.minimum(scores, jax.lax.stop_gradient(highest)))
+    weights = jax.nn.softmax(scores, axis=-1) * gate
+    weights = weights / weights.sum(-1, keepdims=True)
     return jnp.einsum("bhns,bshd->bnhd", weights.astype(v.dtype), v)
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,17 +93,18 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 # ---- LLaVA-Video -----------------------------------------------------------------------------------------
 
 
-def llava_config(vocab_size: int) -> LlavaVideoConfig:
-    """Bilinear pooling and grid newlines, as in LLaVA-Video 7B: 2 x 2 patches become one token and a newline."""
+def llava_config(vocab_size: int, patch_size: int = PATCH_SIZE) -> LlavaVideoConfig:
+    """Bilinear pooling and grid newlines, as in LLaVA-Video 7B: 2 x 2 patches become one token, and a newline closes
+    every row of them."""
     return LlavaVideoConfig(
         Qwen2Config(vocab_size, 96, 192, 4, 4, 2, rope_theta=1e6, max_position_embeddings=4096),
-        SiglipConfig(128, 256, 2, 4, IMAGE_SIZE, PATCH_SIZE),
+        SiglipConfig(128, 256, 2, 4, IMAGE_SIZE, patch_size),
     )
 
 
-def llava_config_json(vocab_size: int) -> dict:
+def llava_config_json(vocab_size: int, patch_size: int = PATCH_SIZE) -> dict:
     """In lmms-lab's fields; the tower is named with its unused last layer."""
-    config = llava_config(vocab_size)
+    config = llava_config(vocab_size, patch_size)
     tower = dataclasses.asdict(config.vision)
     tower["num_hidden_layers"] += 1
     return {
@@ -285,16 +287,19 @@ def reading_head(embeddings: jax.Array) -> jax.Array:
     return embeddings.T / jnp.sqrt(embeddings.shape[1])
 
 
+LLAVA_VIDEO = TinyAnswerer(
+    "LLaVA-Video",
+    llava_video.FAMILY,
+    llava_config_json,
+    {},
+    {},
+    initial_llava_video,
+    prompt_tokens=lambda tokens: tokens,
+)
 TINY_ANSWERERS: dict[str, TinyAnswerer] = {  # name of the folder -> model
-    "llava_video": TinyAnswerer(
-        "LLaVA-Video",
-        llava_video.FAMILY,
-        llava_config_json,
-        {},
-        {},
-        initial_llava_video,
-        prompt_tokens=lambda tokens: tokens,
-    ),
+    "llava_video": LLAVA_VIDEO,
+    # Four tokens and two newlines a frame, of which patches can be merged as well (docs/tokens.md).
+    "llava_video_2x2": LLAVA_VIDEO._replace(config_json=partial(llava_config_json, patch_size=PATCH_SIZE // 2)),
     "qwen3_vl": TinyAnswerer(
         "Qwen3-VL",
         qwen3_vl.FAMILY,

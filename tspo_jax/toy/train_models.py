@@ -3,10 +3,11 @@
     python -m tspo_jax.toy.train_models --output=tspo_jax/toy/checkpoints [--seed=0 --run_dir=runs/toy_models]
     python -m tspo_jax.toy.train_models --output=toy_qwen3 --answerer=qwen3_vl --clip=tspo_jax/toy/checkpoints/clip
 
-CLIP learns from pairs of frames and sentences. The Video-MLLM (LLaVA-Video, or Qwen3-VL, whose frames come with random
-times) first learns to see (tower, projector and embeddings agree on what a frame shows), then to converse about sets
-of frames. Both see single rendered frames of random contents, no video of the agent's training or evaluation. At the
-end both are measured on videos that nothing is trained on (printed as JSON, and kept as OUTPUT/quality.json).
+CLIP learns from pairs of frames and sentences. The Video-MLLM (LLaVA-Video of one token or of 2 x 2 tokens a frame, or
+Qwen3-VL, whose frames come with random times) first learns to see (tower, projector and embeddings agree on what a
+frame shows), then to converse about sets of frames. Both see single rendered frames of random contents, no video of the
+agent's training or evaluation. At the end both are measured on videos that nothing is trained on (printed as JSON, and
+kept as OUTPUT/quality.json).
 """
 
 import dataclasses
