@@ -37,17 +37,15 @@ VIT_L = dict(
 )
 
 
-def write(folder: Path, config: dict) -> None:
-    """FOLDER/agent, a TSPO folder with this config.json, and FOLDER/store."""
-    from transformers import CLIPTokenizer
-
+def write_agent(folder: Path, config: dict) -> Path:
+    """FOLDER/agent, a TSPO folder with this config.json and random weights."""
     from tspo_jax.checkpoints import weights
-    from tspo_jax.data import frame_store
     from tspo_jax.models.clip import Clip, ClipConfig
     from tspo_jax.models.layers import abstract_module
     from tspo_jax.models.temporal_agent import TemporalAgent
+    from tspo_jax.toy.tokenizers import clip_tokenizer
 
-    agent, store = folder / "agent", folder / "store"
+    agent = folder / "agent"
     agent.mkdir()
     (agent / "config.json").write_text(json.dumps(config))
     width = config["projection_dim"]
@@ -61,13 +59,16 @@ def write(folder: Path, config: dict) -> None:
         params = weights.unflatten({path: np.resize(block, leaf.shape) for path, leaf in shapes.items()})
         tensors |= weights.file_tensors(params, form)
     weights.save_tensors(agent, tensors)
-    letters = [chr(i) for i in range(33, 127)]
-    vocabulary = {t: i for i, t in enumerate([*letters, *(c + "</w>" for c in letters)])}
-    vocabulary |= {"<|startoftext|>": len(vocabulary), "<|endoftext|>": len(vocabulary) + 1}
-    (agent / "vocab.json").write_text(json.dumps(vocabulary))
-    (agent / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer.from_pretrained(agent).save_pretrained(agent)
+    clip_tokenizer(["What is shown?"], max_length=77).save_pretrained(agent)
+    return agent
 
+
+def write(folder: Path, config: dict) -> None:
+    """FOLDER/agent, a TSPO folder with this config.json, and FOLDER/store."""
+    from tspo_jax.checkpoints import weights
+    from tspo_jax.data import frame_store
+
+    agent, store = write_agent(folder, config), folder / "store"
     frame_store.open_settings(store, frame_store.StoreSettings())
     picture = io.BytesIO()
     rng = np.random.default_rng(1)
@@ -78,6 +79,7 @@ def write(folder: Path, config: dict) -> None:
     )
     entry = frame_store.write_frames(store, entry, (picture.getvalue() for _ in numbers))
     rows = frame_store.FEATURE_ROWS
+    width = config["projection_dim"]
     blocks = (rng.normal(size=(len(numbers[i : i + rows]), width)) for i in range(0, NUM_FRAMES, rows))
     frame_store.write_features(store, entry, weights.checkpoint_identity(agent), blocks, width)
 

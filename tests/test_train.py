@@ -237,6 +237,7 @@ def test_bad_input_is_named(config, tmp_path):
         (change("policy", random_k=(2, 0)), "config.policy.random_k is .2, 0.: at least one frame"),
         (change("policy", random_k=(2, 26)), "26 frames are to be picked, but there may be only"),
         (change("policy", advantage="ppo"), "objective.advantage is 'ppo', not one of grpo"),
+        (change("agent", kind="span"), "config.agent.kind is span, but config.policy.warm_start_steps is 0"),
         (change("agent", clip=str(tmp_path)), "holds no ..safetensors file"),
         (change("answerer", template="x"), "template is 'x', not one of"),
         (

@@ -46,7 +46,6 @@ from tspo_jax.data.decode import VideoError
 from tspo_jax.pages import templates, video_page
 from tspo_jax.pages.library import Job, Library, RequestError
 from tspo_jax.selection.methods import SEARCH
-from tspo_jax.selection.scoring import AGENT_METHODS
 
 NUM_FRAMES, MAX_FRAMES = 8, 256  # of a question: usually, and at most
 MAX_WAITING = 16  # questions
@@ -150,9 +149,8 @@ class Server:
             return self._jobs[number]
 
     def methods(self) -> list[str]:
-        scoring = [m for m in video_page.METHODS if self.library.scorer.agent or m not in AGENT_METHODS]
         search = [SEARCH] if self.library.searcher else []
-        return [*scoring, *search, *(STRATEGIES if self.library.in_rounds else ())]
+        return [*video_page.methods_of(self.library.scorer), *search, *(STRATEGIES if self.library.in_rounds else ())]
 
 
 def page(library: Library, methods: list[str], asks_at_once: bool = False) -> str:

@@ -7,8 +7,8 @@ import numpy as np
 from tspo_jax.data.questions import split_options
 from tspo_jax.pages import templates
 from tspo_jax.pages.report_page import Choice, Example
-from tspo_jax.selection.methods import SEARCH
-from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, pick
+from tspo_jax.selection.methods import SEARCH, SPAN
+from tspo_jax.selection.scoring import Scorer, fits, pick_by
 from tspo_jax.selection.searching import Found
 from tspo_jax.selection.video_source import Source
 
@@ -16,11 +16,17 @@ METHODS = {
     "topk": "agent, top-k",
     "bin-max": "agent, bin-max",
     "aks": "agent, AKS",
+    SPAN: "agent, its span",
     "clip-topk": "CLIP top-k",
     "uniform": "uniform",
 }  # method -> name for the reader
 SEARCH_NAME = "T*, search by a detector"
 NAMES = METHODS | {SEARCH: SEARCH_NAME, "flat": "captions, one answer", "backtrack": "captions, closer looks"}
+
+
+def methods_of(scorer: Scorer) -> list[str]:
+    """Those of METHODS that the scorer's agent, or none, can choose by."""
+    return [method for method in METHODS if fits(scorer, method)]
 
 
 def example(
@@ -43,9 +49,12 @@ def example(
     """
     query, options = split_options(question)
     candidates = source.candidates()
-    clip_scores, scores = scorer.ask(candidates.features, query or question)
-    methods = [method for method in METHODS if scores is not None or method not in AGENT_METHODS]
-    picks = {method: pick(method, clip_scores, scores, num_frames) for method in methods}
+    features, text = candidates.features, scorer.clip.text_features([query or question], batch_size=1)[0]
+    clip_scores, scores = scorer(features, text)
+    picks = {
+        method: pick_by(scorer, method, features, text, (clip_scores, scores), num_frames)
+        for method in methods_of(scorer)
+    }
     names = METHODS
     if found:
         picks[SEARCH], fallback = found.picks, found.searched["fallback"]

@@ -174,15 +174,23 @@ def load_scorer(folder: str | Path, window: int | None = None) -> Scorer:
     return Scorer(clip, (agent_graphdef(params, clip.width, **shape), params))
 
 
+def fits(scorer: Scorer, method: str) -> bool:
+    """Whether the scorer's folder holds the agent that `method` needs, if it needs one."""
+    if method == SPAN:
+        return scorer.agent is not None and agent_kind(scorer.agent[1]) == SPAN
+    return scorer.agent is not None or method not in AGENT_METHODS
+
+
 def check_method(scorer: Scorer, method: str) -> None:
     """Raises ValueError where `method` needs an agent that the scorer's folder does not hold."""
-    if method in AGENT_METHODS and scorer.agent is None:
+    if fits(scorer, method):
+        return
+    if scorer.agent is None:
         raise ValueError(
             f"{scorer.clip.folder}: holds no temporal agent (selector.* tensors), which method {method} needs; "
             "give a TSPO folder (python -m tspo_jax.export makes one), or choose uniform or clip-topk"
         )
-    if method == SPAN and agent_kind(scorer.agent[1]) != SPAN:
-        raise ValueError(f"{scorer.clip.folder}: its agent predicts no spans (agent.kind), which method {SPAN} needs")
+    raise ValueError(f"{scorer.clip.folder}: its agent predicts no spans (agent.kind), which method {SPAN} needs")
 
 
 def pick(method: str, clip_scores: np.ndarray, scores: np.ndarray | None, k: int) -> np.ndarray:

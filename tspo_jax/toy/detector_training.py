@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 from absl import flags
 from PIL import Image
 from rich.console import Console
@@ -36,12 +37,11 @@ from tspo_jax.toy.scenes import render_with_boxes
 from tspo_jax.toy.tiny_answerers import write_json
 from tspo_jax.toy.train_models import steps
 
-IMAGE_SIZE, PATCH_SIZE, MAX_TOKENS = 192, 16, 16
-GRID = 4  # rows and columns of a grid: its cells are 48 px, a frame alone is 192 px
+IMAGE_SIZE, PATCH_SIZE, MAX_TOKENS = 96, 24, 16
+GRID = 2  # rows and columns of a grid: its cells are 48 px, a frame alone is 96 px
 SIDE = IMAGE_SIZE // PATCH_SIZE  # patches
 NAMES = (*THING_NAMES, *(f"{ball} ball" for ball in BALL_NAMES))
-FRAMES, STEPS, GRIDS, ALONE = 4_000, 1_000, 3, 2  # grids and frames alone of a batch
-TESTED = 512  # frames of quality.json
+FRAMES, STEPS, GRIDS, ALONE = 12_000, 1_100, 16, 48  # grids and frames alone of a batch
 
 
 def detector_config(vocab_size: int) -> ClipConfig:
@@ -93,6 +93,8 @@ def grid_of(pictures: Pictures, rows: np.ndarray, side: int) -> tuple[np.ndarray
     middle = (np.arange(SIDE) + 0.5) / SIDE
     points = np.stack([np.tile(middle, SIDE), np.repeat(middle, SIDE)], axis=-1)[:, None, None]  # [patches, 1, 1, 2]
     inside = (np.abs(points - boxes[..., :2]) <= boxes[..., 2:] / 2).all(axis=-1) & is_there  # [patches, cells, names]
+    # A small thing may lie between the middles of patches: the patch in which its own middle lies shows it too.
+    inside |= (np.abs(points - boxes[..., :2]) <= 0.5 / SIDE).all(axis=-1) & is_there
     flat = inside.reshape(SIDE * SIDE, -1)
     of_patch = boxes.reshape(-1, 4)[flat.argmax(axis=1)]
     return picture, inside.any(axis=1), of_patch
@@ -109,7 +111,8 @@ def batches(rng: np.random.Generator, pictures: Pictures) -> Iterator[tuple[np.n
 
 
 def detection_loss(logits: jax.Array, boxes: jax.Array, labels: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Focal loss of the names (Lin et al. 2017) and mean distance of the boxes where there is something.
+    """Focal loss of the names (Lin et al. 2017) and, where there is something, the cross-entropy of what it is among
+    the names, and the mean distance of the boxes.
 
     logits [B, S, Q], boxes [B, S, 4], labels bool [B, S, Q], wanted [B, S, 4].
     """
@@ -118,7 +121,18 @@ def detection_loss(logits: jax.Array, boxes: jax.Array, labels: jax.Array, wante
     there = labels.any(axis=-1)
     count = jnp.maximum(there.sum(), 1)
     distance = jnp.abs(boxes - wanted).sum(axis=-1)
-    return focal.sum() / count + 2 * jnp.where(there, distance, 0).sum() / count
+    which = optax.softmax_cross_entropy(logits, labels / jnp.maximum(labels.sum(axis=-1, keepdims=True), 1))
+    of_patches = jnp.where(there, which + 2 * distance, 0)
+    return (focal.sum() + of_patches.sum()) / count
+
+
+def positions(side: int, width: int) -> np.ndarray:
+    """Sines and cosines of the patches' columns and rows: float32 [1 + side * side, width], of the class token 0."""
+    frequencies = np.pi / 2 / 2.0 ** np.linspace(0, 3, width // 4)
+    angles = np.outer(np.arange(side), frequencies)
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    column, row = np.tile(waves, (side, 1)), np.repeat(waves, side, axis=0)
+    return np.pad(np.concatenate([column, row], axis=1), ((1, 0), (0, 0))).astype(np.float32)
 
 
 def train_detector(
@@ -133,9 +147,17 @@ def train_detector(
 ) -> dict:
     """Parameters of a detector trained from scratch; `ids` are the tokens of NAMES int [names, MAX_TOKENS]."""
     graphdef, params = fresh_params(lambda rngs: OwlVit(config, rngs=rngs), seed)
-    # The logits are (cosine + shift) * scale: so they start at what a cosine can move from sure to sure not.
-    params["class_head"]["logit_scale"]["bias"] = jnp.full(1, 12.0)
-    params["class_head"]["logit_shift"]["bias"] = jnp.full(1, -0.6)
+    head, seen = params["class_head"], params["vision_model"]["embeddings"]
+    # The logits are (cosine + shift) * scale: they start at what a cosine moves from sure to sure not, the same for all
+    # patches. Random kernels would add more to them than any cosine does.
+    for name, bias in (("logit_scale", 12.0), ("logit_shift", -0.4)):
+        head[name] = {"kernel": jnp.zeros_like(head[name]["kernel"]), "bias": jnp.full(1, bias)}
+    # Every patch is multiplied by the class token: at first that must not hide any of its features.
+    seen["class_embedding"] = jnp.sign(seen["class_embedding"])
+    seen["position_embedding"]["embedding"] = positions(SIDE, config.vision.hidden_size)
+    # Names differ in their words, not in the end token, at which they are read.
+    words = params["text_model"]["embeddings"]["token_embedding"]
+    words["embedding"] = (words["embedding"] / 0.02).at[ids.max()].set(0)
     processor = ImageProcessor(IMAGE_SIZE, CLIP_MEAN, CLIP_STD, False)
 
     def loss(params, pixels, labels, wanted):
@@ -143,7 +165,7 @@ def train_detector(
         logits, boxes = model(processor.normalize(pixels), model.queries(ids), np.ones(len(ids), bool))
         return detection_loss(logits, boxes, labels, wanted)
 
-    fitting = Fitting(seed=seed, batch_size=GRIDS + ALONE, num_steps=num_steps, learning_rate=2e-3)
+    fitting = Fitting(seed=seed, batch_size=GRIDS + ALONE, num_steps=num_steps, learning_rate=4e-3)
     return fit(loss, params, batches(np.random.default_rng(seed), pictures), fitting, run_dir, report)
 
 
@@ -158,21 +180,21 @@ def save_detector(folder: Path, config: ClipConfig, params: dict, tokenizer) -> 
     }
     kind = {"architectures": ["OwlViTForObjectDetection"], "model_type": "owlvit"}
     write_json(folder / "config.json", kind | {"projection_dim": config.projection_dim} | towers)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    size = dict.fromkeys(("height", "width"), config.vision.image_size)
     pixels = {"size": size, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), "do_center_crop": False}
     write_json(folder / "preprocessor_config.json", {"image_processor_type": "OwlViTImageProcessor"} | pixels)
 
 
-def measure(folder: Path, seed: int) -> dict:
+def measure(folder: Path, seed: int, num_tested: int = 512) -> dict:
     """How well the things are told apart, in cells of grids and in frames alone: the share of frames with a thing whose
     best thing is right, and mean confidences of names that are there and that are not."""
-    detector, pictures = load_detector(folder), draw_pictures(np.random.default_rng((seed, 1)), TESTED)
+    detector, pictures = load_detector(folder), draw_pictures(np.random.default_rng((seed, 1)), num_tested)
     queries, there = detector.queries(NAMES), pictures.boxes[..., 2] > 0
     num_things = len(THING_NAMES)
     quality = {}
     for name, side in (("grid", GRID), ("alone", 1)):
-        scores = np.zeros((TESTED, len(NAMES)))
-        for start in range(0, TESTED, side * side):
+        scores = np.zeros((num_tested, len(NAMES)))
+        for start in range(0, num_tested, side * side):
             rows = np.arange(start, start + side * side)
             found = detector.detect([grid_of(pictures, rows, side)[0]], queries)[0]
             cells = frame_grid.cells_of(found.boxes, IMAGE_SIZE, IMAGE_SIZE, side, side)
