@@ -67,9 +67,10 @@ def shown_sets(config: TpoConfig, question: Question, store: FrameStore) -> Sets
     return dict(zip(SHOWN, (whole[None], sets["evidence"][1], sets["irrelevant"][1][:1]), strict=True))
 
 
-def picked_sets(config: TpoConfig, questions: Sequence[Question], store: FrameStore, agent: Path) -> list[Sets]:
+def picked_sets(config: TpoConfig, questions: Sequence[Question], agent: Path) -> list[Sets]:
     """What the agent of a run picks, for each question."""
     scorer, found = load_scorer(agent), []
+    store = FrameStore(config.data.store, scorer.clip.identity)
     texts = scorer.clip.text_features([question.query for question in questions])
     for question, text in zip(questions, texts, strict=True):
         scores = scorer(store.features(question.video), text)
@@ -137,7 +138,7 @@ class Study:
             agent_training.train(
                 dataclasses.replace(self._agent, seed=int(seed), answerer=of_answerer), run_dir, jax.devices()[:1]
             )
-            sets = picked_sets(self._config, self._questions, self._store, run_dir)
+            sets = picked_sets(self._config, self._questions, run_dir)
             return accuracies(self._config, self._questions, sets, self._adapter(answerer))
 
         self._once(f"{answerer} | {agent}", make)

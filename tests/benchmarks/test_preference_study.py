@@ -1,8 +1,13 @@
 """The study of preference training: what it makes of its results."""
 
-import pytest
+import dataclasses
 
-from benchmarks.preference_study import KINDS, OF_PAIRS, PICKED, SHOWN, summarise
+import pytest
+import tiny_store
+
+from benchmarks.preference_study import KINDS, OF_PAIRS, PICKED, SHOWN, picked_sets, summarise
+from tspo_jax.data.questions import read_questions
+from tspo_jax.tpo.config import TpoConfig
 
 PAIRS = dict.fromkeys(OF_PAIRS, 0.9)
 
@@ -55,6 +60,20 @@ def test_four_combinations():
         "agent after, answerer before": pytest.approx(0.5),
         "agent after, answerer after": pytest.approx(0.9),
     }
+
+
+def test_an_agents_picks(golden, tmp_path):
+    store = tiny_store.make_store(tmp_path, golden)
+    questions = read_questions(tiny_store.write_questions(tmp_path / "questions.jsonl", 2))[0]
+    config = TpoConfig()
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, store=str(store), num_frames=4),
+        build=dataclasses.replace(config.build, frames=2),
+    )
+    for sets in picked_sets(config, questions, golden / "tspo_agent"):
+        assert {name: picks.shape for name, picks in sets.items()} == {"picks": (1, 4), "few_picks": (1, 2)}
+        assert set(sets["few_picks"][0]) <= set(sets["picks"][0])
 
 
 def test_controls():
