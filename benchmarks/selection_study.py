@@ -271,7 +271,7 @@ def timed(
 
 def table(rows: Mapping[str, Mapping]) -> str:
     """Markdown, a line for each way that has results."""
-    head = ["frames from", *(f"{family}, %" for family in FAMILIES), "answerer calls of training"]
+    head = ["frames from", "runs", *(f"{family}, %" for family in FAMILIES), "answerer calls of training"]
     head += [f"{what}, {where}" for what in ("frames read", "seconds") for where in (COLD, STORED)]
     lines = [head, ["---"] * len(head)]
     for way, (meaning, _) in WAYS.items():
@@ -282,7 +282,7 @@ def table(rows: Mapping[str, Mapping]) -> str:
             times = rows.get(f"{TIMES} {way}")
             for what, form in (("frames", ".0f"), ("seconds", ".2f")):
                 cells += [f"{times[where][what]:{form}}" if times else "" for where in (COLD, STORED)]
-            lines.append([meaning, *cells])
+            lines.append([meaning, str(len(runs)), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -56,5 +56,5 @@ def test_table():
     }
     head, _, uniform, paper = study.table(rows).splitlines()
     assert head.count("|") == uniform.count("|") == paper.count("|")
-    assert uniform.startswith("| uniform | 50.0 |") and "| 0 |" in uniform
+    assert uniform.startswith("| uniform | 1 | 50.0 |") and "| 0 |" in uniform
     assert "| 55.0 [-9, 119] |" in paper and "| 19,100 | 150 | 150 | 1.25 | 1.25 |" in paper
