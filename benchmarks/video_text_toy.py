@@ -10,7 +10,8 @@ thing ("a red ball in the desert"; the thing is not told), the others nothing. F
   says; with `32_sparse` attention between the video's tokens goes through a straight_through mask. `exact`: share of
   greedy captions of videos of no training that are right to the word; `cider`: COCO's CIDEr (pycocoevalcap).
 - Retrieval: `testa` finds the videos of no training by what one of their events shows; `clip` by the mean of the toy
-  CLIP's features, without any training. `recall_1`, `recall_5`: share of captions whose video is among so many.
+  CLIP's features, without any training. `recall_1`, `recall_5`: share of captions of which such a video is
+  among so many first ones.
 
 As SwinBERT's tower comes from Kinetics and TESTA's from BLIP, all runs of a model start from one that has learnt from
 single scenes, the captioner then as long from 32 frames as a run is; a seed decides the order, the hidden words and the

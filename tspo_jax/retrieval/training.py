@@ -27,6 +27,7 @@ from tspo_jax.retrieval.embeddings import evenly
 from tspo_jax.runs.loop import fit
 
 TEMPERATURES = 0.001, 0.5  # between which the learned temperature is kept
+QUEUES = "videos", "texts", "of"  # features of earlier batches, and their videos
 COLUMNS = {
     "step": "step",
     "loss": "loss",
@@ -91,17 +92,18 @@ class VideoBatches:
 
 
 def first_state(config: RetrievalConfig, model: TestaModel, optimizer: optax.GradientTransformation) -> dict:
-    """Parameters, their slow copy, the queues (random directions of no video at first) and the optimiser's moments."""
-    keys = jax.random.split(jax.random.key(config.seed), 2)
-    shape = config.contrast.queue, model.width
-    return {
+    """Parameters, their slow copy, the optimiser's moments, and the queues, where there are any (Orbax saves no empty
+    array): random directions of no video at first."""
+    state = {
         "params": model.params,
         "slow": jax.tree.map(jnp.copy, model.params),
-        "videos": unit(jax.random.normal(keys[0], shape)),
-        "texts": unit(jax.random.normal(keys[1], shape)),
-        "of": jnp.full(config.contrast.queue, -1, jnp.int32),
         "moments": optimizer.init(model.params),
     }
+    if size := config.contrast.queue:
+        keys = jax.random.split(jax.random.key(config.seed), 2)
+        queues = (unit(jax.random.normal(key, (size, model.width))) for key in keys)
+        state |= dict(zip(QUEUES, (*queues, jnp.full(size, -1, jnp.int32)), strict=True))
+    return state
 
 
 def contrast_loss(features, slow, queued, video, of, temperature, alpha):
@@ -160,12 +162,14 @@ def make_update(config: RetrievalConfig, model: TestaModel, optimizer: optax.Gra
         alpha = c.alpha * jnp.minimum(1.0, step / max(c.ramp * config.num_steps, 1.0))
         slow_params = jax.tree.map(lambda s, p: c.momentum * s + (1 - c.momentum) * p, state["slow"], state["params"])
         _, _, slow = features(slow_params, batch)
+        this_batch = dict(zip(QUEUES, (*slow, batch.video), strict=True))
+        queues = {name: state.get(name, x[:0]) for name, x in this_batch.items()}
 
         def loss(params):
             network, tokens, fast = features(params, batch)
             temperature = jnp.clip(params["temp"], *TEMPERATURES)
-            queued = state["videos"], state["texts"]
-            contrast = contrast_loss(fast, slow, queued, batch.video, state["of"], temperature, alpha)
+            queued = queues["videos"], queues["texts"]
+            contrast = contrast_loss(fast, slow, queued, batch.video, queues["of"], temperature, alpha)
             similarity = fast[0] @ fast[1].T
             matching = matching_loss(network, tokens, batch, similarity / temperature, key)
             best = batch.video[similarity.argmax(0)] == batch.video  # the video that each text finds
@@ -174,19 +178,9 @@ def make_update(config: RetrievalConfig, model: TestaModel, optimizer: optax.Gra
 
         (total, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"])
         changes, moments = optimizer.update(gradient, state["moments"], state["params"])
-        keep = config.contrast.queue
-
-        def queue(new, old):
-            return jnp.concatenate([new, old])[:keep]
-
-        new = {
-            "params": optax.apply_updates(state["params"], changes),
-            "slow": slow_params,
-            "videos": queue(slow[0], state["videos"]),
-            "texts": queue(slow[1], state["texts"]),
-            "of": queue(batch.video, state["of"]),
-            "moments": moments,
-        }
+        new = {"params": optax.apply_updates(state["params"], changes), "slow": slow_params, "moments": moments}
+        if c.queue:
+            new |= {name: jnp.concatenate([x, queues[name]])[: c.queue] for name, x in this_batch.items()}
         return new, metrics | {"loss": total, "grad_norm": optax.global_norm(gradient)}
 
     return update
