@@ -33,15 +33,16 @@ from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.letters import option_letter
-from tspo_jax.data.questions import Question, read_questions
+from tspo_jax.data.questions import Question, questions_sha256, read_questions
 from tspo_jax.data.row_file import RowFile
 from tspo_jax.devices import sharding
+from tspo_jax.evaluation.run import parameters_sha256
 from tspo_jax.evaluation.statistics import clustered_mean, paired_difference
 from tspo_jax.models import llava_video
 from tspo_jax.models.token_budget import Budget, Merged
 from tspo_jax.models.video_prompt import DEFAULT_VIDEO
 from tspo_jax.selection.methods import uniform
-from tspo_jax.selection.scoring import load_scorer, pick
+from tspo_jax.selection.scoring import Scorer, check_method, load_scorer, pick
 from tspo_jax.toy.model_quality import MAX_NEW_TOKENS
 
 BATCH_SIZE = 32
@@ -90,8 +91,7 @@ def evenly_spaced(store: FrameStore) -> Picker:
     return lambda question, k: uniform(np.empty(store.video(question.video).num_frames), k)
 
 
-def of_agent(run_dir: Path, questions: Sequence[Question], store: FrameStore) -> Picker:
-    scorer = load_scorer(run_dir)
+def of_agent(scorer: Scorer, questions: Sequence[Question], store: FrameStore) -> Picker:
     store = FrameStore(store.folder, scorer.clip.identity)
     texts = scorer.clip.text_features([question.query for question in questions])
     scores = [scorer(store.features(q.video), text) for q, text in zip(questions, texts, strict=True)]
@@ -154,12 +154,16 @@ def main() -> None:
     if unknown := set(names) - set(ARMS):
         parser.error(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
     questions, store = read_questions(args.questions)[0], FrameStore(args.store)
-    pickers = {"uniform": lambda: evenly_spaced(store)}
+    pickers, whose = {"uniform": lambda: evenly_spaced(store)}, {"uniform": ""}
     if args.agent:
-        pickers["agent"] = lambda: of_agent(args.agent, questions, store)
+        scorer = load_scorer(args.agent)
+        check_method(scorer, "topk")
+        pickers["agent"] = lambda: of_agent(scorer, questions, store)
+        whose["agent"] = parameters_sha256(scorer.agent[1])
+    asked = f"{weights.checkpoint_identity(args.answerer)} {questions_sha256(questions)} {args.num_frames}"
     with RowFile(args.output) as file:
         for picks, make in pickers.items():
-            ids = {name: f"{args.answerer} {args.questions} {args.num_frames} {picks} {name}" for name in names}
+            ids = {name: f"{asked} {picks} {whose[picks]} {name}" for name in names}
             missing = [name for name in names if ids[name] not in file.rows]
             picker = make() if missing else None
             for name in missing:

@@ -41,11 +41,13 @@ from tspo_jax.command_line import entry_point
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.letters import option_letter
-from tspo_jax.data.questions import Question, read_questions
+from tspo_jax.data.questions import Question, questions_sha256, read_questions
 from tspo_jax.data.row_file import RowFile
 from tspo_jax.devices import sharding
 from tspo_jax.evaluation.statistics import over_seeds
+from tspo_jax.runs import run_folder
 from tspo_jax.runs.metrics import read_rows
+from tspo_jax.runs.preemption import finish
 from tspo_jax.selection.methods import uniform
 from tspo_jax.selection.scoring import load_scorer, pick
 from tspo_jax.tpo import building, trained, training
@@ -105,6 +107,11 @@ class Study:
     """The runs of a folder. Every method makes a result, unless it is there."""
 
     def __init__(self, config: TpoConfig, agent: Config, questions: Sequence[Question], folder: Path, file: RowFile):
+        """Raises RunFolderError for a folder with results of other configs or questions."""
+        configs = {"config": dataclasses.asdict(config), "agent_config": dataclasses.asdict(agent)}
+        record = configs | {"questions": questions_sha256(questions)}
+        run_folder.check_run(folder, record)
+        run_folder.write_run_config(folder, record)
         self._config, self._agent, self._questions, self._folder = config, agent, questions, folder
         self._file, self._store = file, FrameStore(config.data.store)
 
@@ -116,8 +123,9 @@ class Study:
             if name != UNTUNED:
                 run_dir, (kind, seed) = self._run_dir(name), name.split()
                 preference = dataclasses.replace(self._config.preference, **KINDS[kind])
-                config = dataclasses.replace(self._config, seed=int(seed), preference=preference)
-                training.train(config, run_dir, jax.devices()[:1])
+                held_out = dataclasses.replace(self._config.held_out, accuracy=False)  # asked below, more questions
+                config = dataclasses.replace(self._config, seed=int(seed), preference=preference, held_out=held_out)
+                finish(training.train(config, run_dir, jax.devices()[:1]))
                 adapter = run_dir / "adapter"
                 trained.write_adapter(run_dir, adapter)
                 last = [row for row in read_rows(run_dir / "metrics.jsonl") if "eval_loss" in row][-1]
@@ -135,9 +143,8 @@ class Study:
             run_dir, (when, seed) = self._run_dir(f"agent {agent}"), agent.split()
             against = "" if when == UNTUNED else self._adapter(f"tpo {seed}")
             of_answerer = dataclasses.replace(self._agent.answerer, adapter=against)
-            agent_training.train(
-                dataclasses.replace(self._agent, seed=int(seed), answerer=of_answerer), run_dir, jax.devices()[:1]
-            )
+            config = dataclasses.replace(self._agent, seed=int(seed), answerer=of_answerer)
+            finish(agent_training.train(config, run_dir, jax.devices()[:1]))
             sets = picked_sets(self._config, self._questions, run_dir)
             return accuracies(self._config, self._questions, sets, self._adapter(answerer))
 

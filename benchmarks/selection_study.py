@@ -34,14 +34,15 @@ from tspo_jax.checkpoints.detector import load_detector
 from tspo_jax.command_line import entry_point
 from tspo_jax.config import Config
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.data.questions import Question, read_questions
+from tspo_jax.data.questions import Question, questions_sha256, read_questions
 from tspo_jax.data.row_file import RowFile
 from tspo_jax.evaluation.frame_sets import search_options
 from tspo_jax.evaluation.run import evaluate
 from tspo_jax.evaluation.statistics import over_seeds
 from tspo_jax.export import export
 from tspo_jax.label_evidence import label_evidence
-from tspo_jax.runs.preemption import EXIT_STATUS
+from tspo_jax.runs import run_folder
+from tspo_jax.runs.preemption import finish
 from tspo_jax.selection import methods
 from tspo_jax.selection.choosing import choose
 from tspo_jax.selection.scoring import Candidates, Scorer, load_scorer, read_agent
@@ -117,12 +118,17 @@ class Study:
 
     def __init__(self, data: Path, folder: Path, file: RowFile, *, labelled: int, coarse: int, timed_questions: int):
         """`labelled`: training questions that the answerer labels, at first every `coarse`-th frame of their videos.
-        `timed_questions`: whose frames are chosen one by one."""
+        `timed_questions`: whose frames are chosen one by one. Raises RunFolderError for a folder with results of other
+        settings or questions."""
+        questions = {name: read_questions(data / f"{name}.jsonl")[0] for name in ("train", "eval")}
+        record = {"labelled": labelled, "coarse": coarse, "timed": timed_questions}
+        record |= {name: questions_sha256(of_file) for name, of_file in questions.items()}
+        run_folder.check_run(folder, record)
+        run_folder.write_run_config(folder, record)
         self._data, self._folder, self._file = data, folder, file
         self._labelled, self._coarse, self._timed = labelled, coarse, timed_questions
         rows = read_lines(data / "eval.jsonl")
-        questions = read_questions(data / "eval.jsonl")[0]
-        rows = [row | named(question) for row, question in zip(rows, questions, strict=True)]
+        rows = [row | named(question) for row, question in zip(rows, questions["eval"], strict=True)]
         write_rows(folder / "eval.jsonl", rows)
 
     def measure(self, ways: Sequence[str], seeds: int) -> None:
@@ -171,15 +177,10 @@ class Study:
             if calls > allowed:
                 raise ValueError(f"{way} asks the answerer {calls} times, paper {allowed} times; lower --labelled")
         if way == "own":
-            self._train(self._config("start", seed), self._run_dir(f"start {seed}"))
+            finish(train(self._config("start", seed), self._run_dir(f"start {seed}"), jax.devices()[:1]))
             export(read_agent(self._run_dir(f"start {seed}")), CLIP, config.agent.init)
-        self._train(config, run_dir)
+        finish(train(config, run_dir, jax.devices()[:1]))
         self._evaluate(name, config, run_dir, calls=calls)
-
-    @staticmethod
-    def _train(config: Config, run_dir: Path) -> None:
-        if not train(config, run_dir, jax.devices()[:1]):
-            raise SystemExit(EXIT_STATUS)
 
     def _times(self, ways: Sequence[str]) -> None:
         """Seconds and frames of each way until the frames of a question are chosen and read, with seed 0's agents."""
@@ -208,8 +209,7 @@ class Study:
 
     def _evaluate(self, name: str, config: Config, agent: str | Path, ways: Sequence[str] = (), calls: int = 0) -> None:
         run_dir = self._run_dir(name)
-        if evaluate(config, run_dir, agent) is None:
-            raise SystemExit(EXIT_STATUS)
+        finish(evaluate(config, run_dir, agent) is not None)
         accuracy = read_accuracy(run_dir / "evaluation" / "summary.json")
         for way in ways or (name,):
             self._append(way, {"accuracy": accuracy[WAYS[way.split()[0]][1]], "calls": calls})

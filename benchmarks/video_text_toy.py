@@ -54,7 +54,7 @@ from tspo_jax.models.video_swin import VideoSwinConfig
 from tspo_jax.retrieval import training as retriever_training
 from tspo_jax.retrieval.config import Contrast, RetrievalConfig, RetrievalData, RetrievalOptimizer
 from tspo_jax.retrieval.embeddings import ClipEmbedder, Index, TestaEmbedder
-from tspo_jax.runs.preemption import EXIT_STATUS
+from tspo_jax.runs.preemption import finish
 from tspo_jax.toy.fitting import fresh_params
 from tspo_jax.toy.scenes import World, caption, make_video_plan, render_frame, video_seed
 from tspo_jax.toy.tiny_answerers import write_json
@@ -83,6 +83,11 @@ class Sizes(NamedTuple):
     num_steps: int
     batch_size: int
     learning_rate: float
+
+    def fields(self, seed: int) -> dict[str, int]:
+        """Of the config of any training."""
+        every = {"checkpoint_every": CHECKPOINT_EVERY, "keep_checkpoints": 1}
+        return every | {"seed": seed, "num_steps": self.num_steps, "batch_size": self.batch_size}
 
 
 SCENE_CAPTIONS, EVENT_CAPTIONS = Sizes(400, 64, 2e-3), Sizes(80, 16, 1e-3)
@@ -187,11 +192,7 @@ def train_captioner(
     folder: Path, model: Path, captions: str, mask: str, seed: int, sizes: Sizes, run_dir: Path
 ) -> Path:
     config = CaptioningConfig(
-        seed=seed,
-        batch_size=sizes.batch_size,
-        num_steps=sizes.num_steps,
-        checkpoint_every=CHECKPOINT_EVERY,
-        keep_checkpoints=1,
+        **sizes.fields(seed),
         model=str(model),
         dropout=0.0,
         data=CaptionData(str(folder / "train"), str(folder / f"train_{captions}.jsonl"), 2),
@@ -252,11 +253,7 @@ def new_retriever(folder: Path, data: Path) -> None:
 
 def train_retriever(folder: Path, model: Path, captions: str, seed: int, sizes: Sizes, run_dir: Path, **video) -> Path:
     config = RetrievalConfig(
-        seed=seed,
-        batch_size=sizes.batch_size,
-        num_steps=sizes.num_steps,
-        checkpoint_every=CHECKPOINT_EVERY,
-        keep_checkpoints=1,
+        **sizes.fields(seed),
         model=str(model),
         data=RetrievalData(str(folder / "train"), str(folder / f"train_{captions}.jsonl"), 2),
         contrast=Contrast(queue=0, alpha=0.0),
@@ -289,12 +286,6 @@ def measure_retriever(folder: Path, name: str, seed: int) -> dict:
 
 
 # ---- command ---------------------------------------------------------------------------------------------
-
-
-def finish(is_done: bool) -> None:
-    """Ends the program where a training was stopped before its end."""
-    if not is_done:
-        raise SystemExit(EXIT_STATUS)
 
 
 def run(folder: Path, names: Sequence[str], seeds: Sequence[int]) -> None:

@@ -77,6 +77,11 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     mesh = sharding.make_mesh(config.mesh.axes, devices or jax.devices())
     sharding.check_batch_size(mesh, config.batch_size)
     check_run(run_dir, dataclasses.asdict(config), (*MAY_DIFFER, *CONTENT))
+    if config.agent.kind == "span" and not config.policy.warm_start_steps:
+        raise ValueError(
+            "config.agent.kind is span, but config.policy.warm_start_steps is 0: only labels teach an agent where the "
+            "evidence begins and ends; let all or the first of config.num_steps learn from them"
+        )
 
     # What is trained.
     graphdef, agent = load_agent(
@@ -94,11 +99,6 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
     warm_start = programs.make_warm_start(graphdef, config, mesh)
 
     # What is frozen: the answerer, and the questions as CLIP and the answerer read them.
-    if config.agent.kind == "span" and not config.policy.warm_start_steps:
-        raise ValueError(
-            "config.agent.kind is span, but config.policy.warm_start_steps is 0: only labels teach an agent where the "
-            "evidence begins and ends; let all or the first of config.num_steps learn from them"
-        )
     questions, bad_lines = read_questions(config.data.questions, strict=config.data.strict, max_bad=config.data.max_bad)
     if config.policy.warm_start_steps and not any(q.evidence or q.kind == "specific" for q in questions):
         raise ValueError(

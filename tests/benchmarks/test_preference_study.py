@@ -5,8 +5,11 @@ import dataclasses
 import pytest
 import tiny_store
 
-from benchmarks.preference_study import KINDS, OF_PAIRS, PICKED, SHOWN, picked_sets, summarise
+from benchmarks.preference_study import KINDS, OF_PAIRS, PICKED, SHOWN, Study, picked_sets, summarise
+from tspo_jax.config import Config
 from tspo_jax.data.questions import read_questions
+from tspo_jax.data.row_file import RowFile
+from tspo_jax.runs.run_folder import RunFolderError
 from tspo_jax.tpo.config import TpoConfig
 
 PAIRS = dict.fromkeys(OF_PAIRS, 0.9)
@@ -71,6 +74,11 @@ def test_an_agents_picks(golden, tmp_path):
         data=dataclasses.replace(config.data, store=str(store), num_frames=4),
         build=dataclasses.replace(config.build, frames=2),
     )
+    with RowFile(tmp_path / "study" / "results.jsonl") as file:
+        for _ in range(2):
+            Study(config, Config(), questions, tmp_path / "study", file)
+        with pytest.raises(RunFolderError, match="config.num_steps: 157 there, 9 here"):
+            Study(dataclasses.replace(config, num_steps=9), Config(), questions, tmp_path / "study", file)
     for sets in picked_sets(config, questions, golden / "tspo_agent"):
         assert {name: picks.shape for name, picks in sets.items()} == {"picks": (1, 4), "few_picks": (1, 2)}
         assert set(sets["few_picks"][0]) <= set(sets["picks"][0])

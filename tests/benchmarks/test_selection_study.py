@@ -1,12 +1,14 @@
 """The study of ways to choose frames: its runs, what it counts as read, and its table."""
 
 import pytest
-from tiny_store import LONG, make_store
+from tiny_store import LONG, make_store, write_questions
 
 from benchmarks import selection_study as study
 from tspo_jax.checkpoints.weights import checkpoint_identity
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.data.questions import Question
+from tspo_jax.data.row_file import RowFile
+from tspo_jax.runs.run_folder import RunFolderError
 from tspo_jax.selection import methods
 from tspo_jax.selection.video_source import stored_source
 
@@ -43,6 +45,20 @@ def test_frames_that_are_read(golden, tmp_path, scoring_reads, read):
 
     found = study.timed(lambda video: stored_source(store, video), by_scores, question, scoring_reads)
     assert found.frames == read and found.seconds > 0 and found.cpu_seconds > 0
+
+
+def test_results_of_other_settings_are_not_gone_on_from(tmp_path):
+    for name in ("train", "eval"):
+        write_questions(tmp_path / f"{name}.jsonl", 3)
+    sizes = {"labelled": 9, "coarse": 3, "timed_questions": 4}
+    with RowFile(tmp_path / "study" / "results.jsonl") as file:
+        for _ in range(2):
+            study.Study(tmp_path, tmp_path / "study", file, **sizes)
+        with pytest.raises(RunFolderError, match="labelled: 9 there, 8 here"):
+            study.Study(tmp_path, tmp_path / "study", file, **(sizes | {"labelled": 8}))
+        write_questions(tmp_path / "eval.jsonl", 4)
+        with pytest.raises(RunFolderError, match="eval: "):
+            study.Study(tmp_path, tmp_path / "study", file, **sizes)
 
 
 def test_table():

@@ -3,7 +3,9 @@
 import os
 import signal
 
-from tspo_jax.runs.preemption import Preemption
+import pytest
+
+from tspo_jax.runs.preemption import EXIT_STATUS, Preemption, finish
 
 
 def test_the_signal_is_heard_and_its_former_meaning_comes_back():
@@ -27,3 +29,10 @@ def test_an_earlier_run_of_the_process_does_not_count():
         assert preemption.must_stop(1)
     with preemption:
         assert not preemption.must_stop(1)
+
+
+def test_a_stopped_run_ends_the_program():
+    finish(True)
+    with pytest.raises(SystemExit) as stopped:
+        finish(False)
+    assert stopped.value.code == EXIT_STATUS

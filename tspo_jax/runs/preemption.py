@@ -9,6 +9,12 @@ from jax.experimental import multihost_utils
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
+def finish(is_done: bool) -> None:
+    """Ends the program with EXIT_STATUS where a run was stopped before its end."""
+    if not is_done:
+        raise SystemExit(EXIT_STATUS)
+
+
 class Preemption:
     """While it is active (a `with` block in the main thread), SIGTERM no longer ends the process.
 

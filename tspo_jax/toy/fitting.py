@@ -16,7 +16,7 @@ from tspo_jax.checkpoints.weights import flatten, unflatten
 from tspo_jax.config import General
 from tspo_jax.models.layers import split_params
 from tspo_jax.runs.loop import Batches, Loop
-from tspo_jax.runs.preemption import EXIT_STATUS
+from tspo_jax.runs.preemption import finish
 
 
 def fresh_params(make_module: Callable[[nnx.Rngs], nnx.Module], seed: int) -> tuple[nnx.GraphDef, dict]:
@@ -103,6 +103,5 @@ def fit(
     params = jax.tree.map(jnp.asarray, params)
     with Loop(run_dir, config, Batches(lambda first: islice(batches, first, None)), report=row, quiet=True) as loop:
         state = loop.restore(State(params, transform.init(params)))
-        if not loop.run(state, lambda step, state: update(state, *loop.batch(step))):
-            raise SystemExit(EXIT_STATUS)
+        finish(loop.run(state, lambda step, state: update(state, *loop.batch(step))))
         return loop.state.params
