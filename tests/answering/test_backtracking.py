@@ -377,6 +377,14 @@ def test_writer_out_of_form():
     assert any("named no option" in note for note in one["notes"])
 
 
+def test_a_last_reply_out_of_form_stands_where_no_budget_is_left_to_ask_again():
+    for tokens in range(400, 1300, 50):
+        settings = Settings(writer_tokens=tokens)
+        one = outcomes([KEY], settings, reply=lambda prompt: "I say **B**, the red key.")[0]["key"]
+        assert (one["phase"], one["option"], one["confident"]) == ("budget", "B", False)
+        assert one["writer_tokens"] <= tokens and not any("could be asked" in note for note in one["notes"])
+
+
 def test_captions_fail():
     world = World(EVENTS)
     world.describe = lambda calls: [Reply(None, "no such file") for _ in calls]

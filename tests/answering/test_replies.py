@@ -88,6 +88,11 @@ def test_ordinals(question, expected):
         ("D", None),
         ("a blue hat or a red key", None),
         ("", None),
+        ("**B**", "B"),
+        ('["B"]', "B"),
+        ("I think the answer is B because it falls", "B"),
+        ("A. The hat, not the red key", "A"),
+        ("A cat sits there", None),
     ],
 )
 def test_named_option(answer, expected):

@@ -64,3 +64,4 @@ def test_ten_options():
     options = tuple(f"colour {i}" for i in range(10))
     assert stated_letter("The answer is J.", options) == "J" and stated_letter("colour 6", options) == "G"
     assert stated_letter("I think it is F", options) == "F"
+    assert stated_letter("A", ()) is None

@@ -362,11 +362,7 @@ class _State:
     def guess(self, agent: str) -> Steps:
         """The answer at the end, with what there is."""
         rows = self.memory.rows(all_windows=True)
-        try:
-            fields, text = yield from self._ask_twice(agent, rows, _lacks("answer"), (), is_last=True)
-        except _BudgetError as spent:
-            self.note(f"no answer could be asked for: {spent}")
-            fields, text = None, None
+        fields, text = yield from self._ask_twice(agent, rows, _lacks("answer"), (), is_last=True)
         if fields is not None and not _is_none(replies.text_of(fields.get("answer"))):
             self.outcome.answer = replies.text_of(fields.get("answer"))
         elif self.last_guess is not None:
@@ -393,12 +389,17 @@ class _State:
         excluded: Sequence[Period],
         is_last: bool = False,
     ) -> Steps:
-        """(fields or None, text of the last reply or None)."""
+        """(fields or None, text of the last reply or None). Raises _BudgetError unless it is the last question."""
         wrong = text = None
         for attempt in range(2):
-            if attempt and is_last and self._left("writer_calls") < 1:
-                break
-            prompt = self._fitting(agent, rows, excluded, wrong, is_last)
+            try:
+                prompt = self._fitting(agent, rows, excluded, wrong, is_last)
+            except _BudgetError as spent:
+                if not is_last:
+                    raise
+                if not attempt:
+                    self.note(f"no answer could be asked for: {spent}")
+                break  # what was said before stands
             (reply,) = yield [WriterCall(agent, prompt)]
             self._pay([reply])
             self.outcome.writer_calls += 1
@@ -434,11 +435,11 @@ class _State:
                 raise _BudgetError("no call is left")
             limit = min(limit, self._left("writer_tokens"))
         fitting, note = shorten(rows, list(self.seen), lambda rows: tokens(agent, rows) <= limit)
-        if note:
-            self.note(note)
         need = tokens(agent, fitting)
         if need > limit:
             raise _BudgetError(f"the prompt takes {need} tokens without captions, more than {limit}")
+        if note:
+            self.note(note)
         if not is_last:
             if self._left("writer_calls") < 2:
                 raise _BudgetError(f"{self.outcome.writer_calls} of {self.settings.writer_calls} calls are used")

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from tspo_jax.data.letters import LETTERS, stated_letter
+
 Period = tuple[float, float]  # seconds, start <= end
 
 _THINKING = "</think>"
@@ -146,22 +148,17 @@ def names_ordinal(question: str) -> bool:
 
 
 def named_option(answer: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that an answer names, by its letter in front or by its text; None for none or several.
-
-    Unlike the original's rule for single letters (`option_letter`) this one is for sentences: the article in "a cat" is
-    no option.
-    """
-    by_letter = {chr(ord("A") + i): _plain(option) for i, option in enumerate(options)}
+    """The letter of the option that an answer states (`stated_letter`), or whose text alone stands in it; None for none
+    or several."""
+    if letter := stated_letter(answer, options):
+        return letter
     said = _plain(answer)
-    front = re.match(r"\W*(?:(?:the )?(?:answer|option)(?: is)?\W*)?([A-Z])(\s*[).:,]|\s*$|\s)", answer, re.IGNORECASE)
-    if front and (letter := front[1].upper()) in by_letter and said != by_letter.get(letter):
-        is_marked = front[2].strip() or front.end() == len(answer)
-        if is_marked or _plain(answer[front.end() :]) == by_letter[letter] != said:
-            return letter
-    exact = [letter for letter, option in by_letter.items() if option == said]
-    inside = [letter for letter, option in by_letter.items() if option and re.search(rf"\b{re.escape(option)}\b", said)]
-    found = exact or inside
-    return found[0] if len(found) == 1 else None
+    inside = [
+        letter
+        for letter, option in zip(LETTERS, map(_plain, options), strict=False)
+        if option and re.search(rf"\b{re.escape(option)}\b", said)
+    ]
+    return inside[0] if len(inside) == 1 else None
 
 
 def _plain(text: str) -> str:

@@ -66,6 +66,8 @@ def stated_letter(text: str, options: Sequence[str]) -> str | None:
     option; the only letter in the text that is neither denied ("not A", "A is wrong") nor an article or pronoun.
     Lower case counts where the letter is all there is, in brackets, or announced.
     """
+    if not options:
+        return None
     letters = LETTERS[: len(options)]
     text = unicodedata.normalize("NFKC", text)
     text = _UNFINISHED.sub("", _REASONING.sub("", text))
