@@ -1,3 +1,4 @@
+import contextlib
 import json
 import threading
 import time
@@ -94,6 +95,12 @@ class Server(BaseHTTPRequestHandler):
             time.sleep(0.6)
         self.send_response(503 if prompt == "down" else 200)
         self.end_headers()
+        if prompt == "drip":
+            for _ in range(20):
+                with contextlib.suppress(OSError):  # the other side has hung up
+                    self.wfile.write(b"\n")
+                    self.wfile.flush()
+                time.sleep(0.05)
         message = {"content": None if prompt == "empty" else prompt[::-1]}
         answer = b"<html>" if prompt == "html" else json.dumps({"choices": [{"message": message}]}).encode()
         self.wfile.write(answer)
@@ -126,6 +133,21 @@ def test_address(address, monkeypatch):
     (_, headers, body), *_ = [one for one in Server.seen if one[2]["messages"][0]["content"] == "abc"]
     assert headers["Authorization"] == "Bearer s3cret"
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("big", 7, 0)
+
+
+def test_a_server_that_keeps_the_connection_alive_is_late_too(address):
+    began = time.monotonic()
+    (reply,) = open_writer(address, model="big", timeout=0.3).write(["drip"])
+    assert "within 0.3 s" in reply.error and time.monotonic() - began < 0.8
+    assert open_writer(address, model="big", timeout=30).write(["drip"])[0].text == "pird"
+
+
+@pytest.mark.parametrize("key", ["s3cret\n", "s3 cret", "s3cr\u00e9t"])
+def test_a_key_that_no_header_can_hold(key, monkeypatch):
+    monkeypatch.setenv(writers.KEY_VARIABLE, key)
+    with pytest.raises(ValueError, match=writers.KEY_VARIABLE) as found:
+        open_writer("http://127.0.0.1:9/v1", model="big")
+    assert "s3" not in str(found.value)
 
 
 def test_address_without_a_key_and_without_a_server(address, monkeypatch):

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -112,6 +113,8 @@ class AddressWriter:
         parts = urlsplit(address)
         if not parts.hostname or parts.username or parts.password or parts.query:
             raise ValueError("the writer's address must be http(s)://host[:port]/path, without a key or a query in it")
+        if not all("!" <= char <= "~" for char in os.environ.get(KEY_VARIABLE, "")):
+            raise ValueError(f"the environment variable {KEY_VARIABLE} holds a space, a line break or another odd sign")
         self.identity = f"{address} {model} {max_new_tokens}"
         self.context, self.max_new_tokens = context, max_new_tokens
         self._address = address.rstrip("/") + "/chat/completions"
@@ -136,9 +139,15 @@ class AddressWriter:
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self._address, json.dumps(body).encode(), headers)
+        deadline = time.monotonic() + self._timeout
         try:
             with self._opener.open(request, timeout=self._timeout) as answer:
-                text = json.load(answer)["choices"][0]["message"]["content"]
+                came = b""
+                while part := answer.read1():  # a server may keep a connection alive for long, byte by byte
+                    came += part
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+            text = json.loads(came)["choices"][0]["message"]["content"]
         except urllib.error.HTTPError as error:
             return _failed(f"the writer's server answered {error.code} {error.reason}")
         except TimeoutError:
