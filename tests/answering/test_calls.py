@@ -51,6 +51,13 @@ def test_errors_are_not_remembered(tmp_path):
     assert [json.loads(line)["error"] for line in path.read_text().splitlines()] == ["down", None]
 
 
+def test_a_file_of_something_else(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"id": "q1", "question": "Why?"}\n')
+    with pytest.raises(ValueError, match="questions.jsonl: is no file of calls: its row q1 has no 'kind'"):
+        Calls(path, None, Replies(str))
+
+
 def test_wrong_numbers():
     with pytest.raises(ValueError, match="batch_size is 0"):
         Calls(None, None, None, batch_size=0)

@@ -114,7 +114,9 @@ class Calls:
         self._file = RowFile(path) if path else None
         self._replies: dict[str, Reply] = {}
         for key, row in (self._file.rows if self._file else {}).items():
-            if row.get("error") is None:  # a call that failed is made again
+            if missing := [field for field in ("kind", "text", "seconds", "error") if field not in row]:
+                raise ValueError(f"{path}: is no file of calls: its row {key} has no {missing[0]!r}")
+            if row["error"] is None:  # a call that failed is made again
                 self._replies[key] = Reply(row["text"], None, row["seconds"])
         self._captioner, self._writer, self._batch_size = captioner, writer, batch_size
         self._identity = {
