@@ -114,6 +114,7 @@ def test_writer(answerer, replies):
     assert writer.identity != identity_of(answerer, "chatml_direct", 6)
     with pytest.raises(ValueError, match="context of 6"):
         OwnWriter(TextAnswers(answerer, 6), context=6)
+    assert OwnWriter(TextAnswers(answerer, 6)).context == 4096  # the positions that the model has
 
 
 def test_captions_are_answers_about_the_frames(answerer, store):

@@ -97,14 +97,15 @@ def padded_length(num_tokens: int) -> int:
 
 
 class OwnWriter:
-    """The answerer's language model as a writer (calls.Writer)."""
+    """The answerer's language model as a writer (calls.Writer), of no more context than it has positions."""
 
     def __init__(self, answers: TextAnswers, context: int = 32768):
-        self._answers, self.context = answers, context
+        most = answers.answerer.config.language.max_position_embeddings or context
+        self._answers, self.context = answers, min(context, most)
         self.max_new_tokens = answers.max_new_tokens
         self.identity = identity_of(answers.answerer, answers.template, answers.max_new_tokens)
-        if context <= self.max_new_tokens:
-            raise ValueError(f"a context of {context} tokens has no room for {self.max_new_tokens} new ones")
+        if self.context <= self.max_new_tokens:
+            raise ValueError(f"a context of {self.context} tokens has no room for {self.max_new_tokens} new ones")
 
     def count(self, text: str) -> int:
         return len(self._answers.tokens(text)) if text.strip() else 0
