@@ -13,7 +13,8 @@ frame store (`--store=DIR --video=NAME`) not at all.
 
 --strategy=flat|backtrack answers from captions of the whole video instead (docs/rounds.md); the result then tells the
 phase that the question ended in, the periods that were looked at, what it cost, and the trace. Its exit status is 2
-where a question got no answer at all.
+where a question got no answer at all. Of several videos, one that cannot be read is named and left out, and the exit
+status is 2.
 """
 
 import dataclasses
@@ -98,7 +99,9 @@ def main() -> int:
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     answerer = load_answerer(args.answerer, jnp.dtype(dtype), video=options, adapter=args.adapter)
     if args.strategy != "direct":
-        return in_rounds(args, names, answerer)
+        readable = [source.name for source in each_readable(names, open_video, None)]
+        all_answered = in_rounds(args, readable, answerer)
+        return 0 if all_answered and len(readable) == len(names) else 2
     searcher = scorer = None
     if args.method == methods.SEARCH:
         searcher = make_searcher(args.detector, search, args.targets, args.cues, answerer)
@@ -152,8 +155,8 @@ def of_videos(
     return results, num_read == num_videos
 
 
-def in_rounds(args: flags.FlagValues, names: Sequence[str], answerer: Answerer) -> int:
-    """--strategy=flat|backtrack: every question about every video."""
+def in_rounds(args: flags.FlagValues, names: Sequence[str], answerer: Answerer) -> bool:
+    """--strategy=flat|backtrack: every question about every video; whether each got an answer."""
     folder = Path(args.video)
     paths = {name: folder / name if folder.is_dir() else folder for name in names}
     videos = FrameStore(args.store) if args.store else VideoFiles(paths)
@@ -167,7 +170,7 @@ def in_rounds(args: flags.FlagValues, names: Sequence[str], answerer: Answerer) 
         Path(args.page).write_text(trace_page.page(results), encoding="utf-8")
     single = len(args.question) == 1 and is_one(args.video, args.store)
     entry_point.write_result(results[0] if single else {"answers": results}, args.output)
-    return 0 if all(one["phase"] != "failed" for one in results) else 2
+    return all(one["phase"] != "failed" for one in results)
 
 
 if __name__ == "__main__":

@@ -105,6 +105,15 @@ def test_by_the_command_line(golden, tmp_path):
     assert len(calls.read_text().splitlines()) >= 3 and "What is it?" in page.read_text()
 
 
+@pytest.mark.slow
+def test_a_folder_with_a_video_that_cannot_be_read(golden, tmp_path):
+    for name, size in (("good.mp4", None), ("bad.mp4", 2000)):
+        (tmp_path / name).write_bytes((golden / "tspo_agent.mp4").read_bytes()[:size])
+    done = command(golden, "--question=Why?", f"--video={tmp_path}", "--strategy=flat", "--windows=20,5,1")
+    assert done.returncode == 2 and done.stderr.startswith(f"left out: {tmp_path}/bad.mp4"), done.stderr
+    assert [one["video"] for one in json.loads(done.stdout)["answers"]] == ["good.mp4"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -12,9 +12,10 @@ def args(monkeypatch):
         original = getattr(flags, name)
         monkeypatch.setattr(flags, name, lambda *a, original=original, **k: original(*a, flag_values=values, **k))
     strategy_flags.define()
-    for name in ("frames", "agent", "contact_sheet", "method", "template"):
+    for name in ("frames", "agent", "contact_sheet", "method", "template", "suffix"):
         flags.DEFINE_string(name, "", "")
-    flags.DEFINE_integer("max_new_tokens", 256, "")
+    for name, value in (("max_new_tokens", 256), ("num_frames", 16), ("window", 12)):
+        flags.DEFINE_integer(name, value, "")
     return lambda *given: values(["answer", *given]) and values
 
 
@@ -32,6 +33,10 @@ def test_options(args):
         (("--windows=a,b,c",), "--windows=a,b,c"),
         (("--windows=1,10,60",), "windows are"),
         (("--max_writer_calls=0",), "writer_calls is 0"),
+        (("--rounds=2",), "--rounds is for --strategy=flat|backtrack"),
+        (("--max_captions=9",), "--max_captions is for --strategy=flat|backtrack"),
+        (("--strategy=flat", "--num_frames=16"), "looks at a whole --video: without .*--num_frames"),
+        (("--strategy=flat", "--suffix=Why?"), "looks at a whole --video: without .*--suffix"),
         (("--strategy=flat", "--method=topk"), "without --frames"),
         (("--captioner=x",), "--captioner is for --strategy=flat|backtrack"),
     ],
