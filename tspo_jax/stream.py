@@ -52,12 +52,16 @@ def live(lines: Iterable[str], live_stream: Stream, suffix: str) -> Iterator[dic
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            if "question" in row:
-                yield live_stream.ask(row["question"], suffix)
-            else:
-                live_stream.add(decode_jpeg(base64.b64decode(row["frame"], validate=True)), float(row["time"]))
-        except (ValueError, TypeError, KeyError, binascii.Error) as error:
+            match json.loads(line):
+                case {"question": _, "frame": _}:
+                    raise ValueError("holds a question and a frame; give each a line of its own")
+                case {"question": str(question)}:
+                    yield live_stream.ask(question, suffix)
+                case {"frame": str(frame), "time": int() | float() as seconds}:
+                    live_stream.add(decode_jpeg(base64.b64decode(frame, validate=True)), float(seconds))
+                case _:
+                    raise ValueError('holds neither {"frame": text, "time": seconds} nor {"question": text}')
+        except (ValueError, TypeError, OverflowError, binascii.Error) as error:
             raise ValueError(f"standard input, line {number}: {error!s:.200} ({type(error).__name__})") from error
 
 
@@ -79,8 +83,11 @@ def _content(store: FrameStore | None, video: str) -> str:
 def main() -> None:
     args = flags.FLAGS
     is_live = args.video == "-"
-    if is_live and (args.store or args.question):
-        raise ValueError("--video=- takes frames and questions from standard input: without --store and --question")
+    if is_live and (args.store or args.question or args.output):
+        raise ValueError(
+            "--video=- reads frames and questions from standard input and answers on standard output: without --store, "
+            "--question and --output"
+        )
     if not is_live and not args.question:
         raise ValueError("--question is missing")
     for question in args.question:

@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from tiny_store import SHORT, make_store
 from tiny_streams import save_encoder
 
@@ -106,6 +107,12 @@ def test_memories_that_are_refused(whole, answerer, tmp_path):
     stream.save(tmp_path / "video", whole.remembered, whole.encoder, "this")
     with pytest.raises(ValueError, match="another video"):
         stream.load(tmp_path / "video", whole.encoder, "that")
+    for cut in ("times", "memories", "indicators", "last"):
+        stream.save(tmp_path / "cut", whole.remembered, whole.encoder)
+        tensors = load_file(tmp_path / "cut")
+        save_file(tensors | {cut: tensors[cut][:1]}, tmp_path / "cut", {"encoder": whole.encoder.identity})
+        with pytest.raises(ValueError, match="cut: damaged"):
+            stream.load(tmp_path / "cut", whole.encoder)
     (tmp_path / "damaged").write_bytes(b"x" * 20)
     with pytest.raises(ValueError, match="no saved memory"):
         stream.load(tmp_path / "damaged", whole.encoder)
@@ -154,6 +161,17 @@ def test_nothing_seen_and_frames_out_of_order(whole):
             one.add(FRAMES[0], seconds)
 
 
+def test_frames_do_not_go_back_into_a_clip_that_is_encoded(whole, tmp_path):
+    one = like(whole)
+    one.add(FRAMES[0], 1.0)
+    assert one.add(FRAMES[1], 2.0)
+    stream.save(tmp_path / "memory", one.remembered, whole.encoder)
+    for again in (one, like(whole, stream.load(tmp_path / "memory", whole.encoder))):
+        with pytest.raises(ValueError, match="a frame at 1.5 s comes after 2 s"):
+            again.add(FRAMES[2], 1.5)
+        again.add(FRAMES[2], 2.0)
+
+
 def line(frame, seconds):
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG")
@@ -165,7 +183,11 @@ def test_lines_of_standard_input(whole):
     lines = [line(FRAMES[0], 0.0), ask, "", line(FRAMES[1], 1.0), line(FRAMES[2], 2.0), ask]
     first, second = live(lines, like(whole), "")
     assert (first["num_clips"], second["num_clips"]) == (1, 2)
-    for wrong in ("{", '{"frame": "!", "time": 0}', '{"time": 1}', '{"frame": "AAAA", "time": 0}', ask, "[]"):
+    huge, both = line(FRAMES[0], 10**400), json.dumps(json.loads(line(FRAMES[0], 0.0)) | {"question": QUESTION})
+    for wrong in (
+        *("{", '{"frame": "!", "time": 0}', '{"time": 1}', '{"frame": "AAAA", "time": 0}', ask, "[]", "5"),
+        *('{"question": 5}', '{"question": null}', '{"frame": 3, "time": 0}', line(FRAMES[0], "0"), huge, both),
+    ):
         with pytest.raises(ValueError, match="standard input, line 1"):
             list(live([wrong], like(whole), ""))
 

@@ -39,12 +39,13 @@ _TOKENS = 64  # likewise of texts
 @dataclasses.dataclass(frozen=True)
 class Remembered:
     """What is left of the clips so far: `last` [N_s, D]; of each clip its memory [N_s, D], indicator [D], and start and
-    end in seconds. Never changed: a push makes a new one."""
+    end in seconds; the time of the last frame. Never changed: a push makes a new one."""
 
     last: np.ndarray
     memories: tuple[np.ndarray, ...] = ()
     indicators: tuple[np.ndarray, ...] = ()
     times: tuple[tuple[float, float], ...] = ()
+    seconds: float = 0.0
 
 
 class Stream:
@@ -95,7 +96,7 @@ class Stream:
         shown = self.answerer.processor.for_frames(self.encoder.config.frames).crop(frame)
         with self._pushing:
             with self._lock:
-                before = self._pending[-1][1] if self._pending else self._end()
+                before = self._pending[-1][1] if self._pending else self.remembered.seconds
             if seconds < before - 1e-6:
                 raise ValueError(f"a frame at {seconds:g} s comes after {before:g} s: frames must be in order of time")
             with self._lock:
@@ -118,9 +119,6 @@ class Stream:
         with self._lock:
             self.remembered, self._pending = new, []
 
-    def _end(self) -> float:
-        return self.remembered.times[-1][0] if self.remembered.times else 0.0
-
     def _with(self, remembered: Remembered, pending: Sequence[tuple[np.ndarray, float]]) -> Remembered:
         """One clip more."""
         T = self.encoder.config.frames
@@ -138,6 +136,7 @@ class Stream:
             (*remembered.memories, memory),
             (*remembered.indicators, np.asarray(indicator)[0]),
             (*remembered.times, (start, end)),
+            last,
         )
 
     def _traced_push(self, params, frozen, last, frames, times):
@@ -218,6 +217,7 @@ def save(path: str | Path, remembered: Remembered, encoder: Encoder, video: str 
         "times": np.array(remembered.times, np.float64).reshape(-1, 2),
     }
     metadata = {"encoder": encoder.identity, "video": video, "config": json.dumps(dataclasses.asdict(encoder.config))}
+    metadata["seconds"] = repr(remembered.seconds)
     frame_store.publish(Path(path), lambda partial_path: save_file(tensors, partial_path, metadata))
 
 
@@ -239,5 +239,12 @@ def load(path: str | Path, encoder: Encoder, video: str = "") -> Remembered:
         )
     if video and metadata.get("video") != video:
         raise ValueError(f"{path}: holds memories of another video of this name; encode it again")
+    K, memory = len(tensors["times"]), (encoder.config.summary, encoder.config.width)
+    shapes = {"last": memory, "memories": (K, *memory), "indicators": (K, memory[1]), "times": (K, 2)}
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{path}: damaged: {name} is {list(tensors[name].shape)}, not {list(shape)}")
     times = tuple((float(start), float(end)) for start, end in tensors["times"])
-    return Remembered(tensors["last"], tuple(tensors["memories"]), tuple(tensors["indicators"]), times)
+    # A file of an earlier version does not tell when its last frame was; not before its clip began.
+    seconds = float(metadata.get("seconds", times[-1][0] if times else 0.0))
+    return Remembered(tensors["last"], tuple(tensors["memories"]), tuple(tensors["indicators"]), times, seconds)
