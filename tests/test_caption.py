@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tspo_jax.data import frame_store
+
 
 def run(*flags):
     command = [sys.executable, "-m", "tspo_jax.caption", *flags]
@@ -20,6 +22,13 @@ def test_stretches_of_a_file(golden):
     captions = json.loads(done.stdout)["captions"]
     assert [round(caption["start"]) for caption in captions] == [0, 20]
     assert all(0 < caption["confidence"] <= 1 for caption in captions)
+
+
+def test_a_store_of_smaller_frames_than_the_model_sees(golden, tmp_path):
+    frame_store.open_settings(tmp_path, frame_store.StoreSettings(short_side=63))
+    (tmp_path / "frames").mkdir()
+    done = run(f"--model={golden / 'swinbert_tiny'}", f"--store={tmp_path}")
+    assert done.returncode == 1 and "shorter side of 63 pixels, the model sees 64" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(

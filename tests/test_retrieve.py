@@ -1,6 +1,7 @@
 """Retrieval by the command line: CLIP alone, TESTA, bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -29,6 +30,16 @@ def test_both_models(folders, golden):
         result = json.loads(done.stdout)
         assert result["num_videos"] == 2 and len(result["videos"]) == 1
         assert len(result["videos"][0]["stretches"]) == 3 or result["videos"][0]["video"] == tiny_store.SHORT
+
+
+@pytest.mark.slow
+def test_a_video_without_features_is_named(folders, golden, tmp_path):
+    store = shutil.copytree(folders[0], tmp_path / "store")
+    (lost,) = (store / "features").rglob(f"{tiny_store.SHORT}*")
+    lost.unlink()
+    done = run(f"--store={store}", f"--clip={golden / 'tspo_agent'}", "--query=a red ball")
+    assert done.returncode == 0 and json.loads(done.stdout)["num_videos"] == 1
+    assert "not searched, without features of this CLIP" in done.stderr and f": {tiny_store.SHORT}\n" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from absl import flags
 from tspo_jax.answering.clip_captions import caption_video
 from tspo_jax.checkpoints.swinbert_folders import load_captioner
 from tspo_jax.command_line import entry_point
+from tspo_jax.data.frame_store import check_side, read_settings
 from tspo_jax.selection.video_source import each_readable, is_one, open_videos
 
 
@@ -34,6 +35,8 @@ def main() -> int:
     args = flags.FLAGS
     names, open_video = open_videos(args.video, args.store)
     captioner = load_captioner(args.model, hard_mask=args.hard_mask, max_caption=args.max_tokens)
+    if args.store:
+        check_side(args.store, read_settings(args.store), captioner.config.image_size)
     results, one = [], is_one(args.video, args.store)
     for source in each_readable(names, open_video, None):
         found = caption_video(captioner, source.timestamps, source.pictures, args.stretch, args.beams)

@@ -3,9 +3,10 @@
     python -m tspo_jax.retrieve --store=DIR --clip=DIR --query="a red ball rolls away"
     python -m tspo_jax.retrieve --store=DIR --model=DIR --query="..." --query="..." [--rerank=32]
 
---clip needs the features that predecode --clip makes, and nothing else. --model is TESTA (a released .pth with BERT's
-vocab.txt in a folder) or BLIP of Hugging Face: each video is embedded once and the result kept in the store under the
-model's identity; --rerank orders the likest videos anew by the head that reads video and text together.
+--clip needs the features that predecode --clip makes, and nothing else; videos without them are named and left out.
+--model is TESTA (a released .pth with BERT's vocab.txt in a folder) or BLIP of Hugging Face: each video is embedded
+once and the result kept in the store under the model's identity; --rerank orders the likest videos anew by the head
+that reads video and text together.
 
 Result (stdout or --output): {"query", "videos": [{"video", "score", "matching", "stretches": [{"start", "end",
 "score"}]}], "num_videos", "seconds"}; of several queries {"queries": [..]}. Scores are cosines, times seconds,
@@ -47,6 +48,9 @@ def main() -> None:
         raise ValueError("--rerank, --num_frames and --testa_r are of --model; CLIP has no such thing")
     if args.clip:
         embedder = ClipEmbedder(args.store, load_clip(args.clip), args.stretch)
+        if lost := embedder.without_features:
+            told = ", ".join(lost[:3]) + (" .." if len(lost) > 3 else "")
+            entry_point.note(f"not searched, without features of this CLIP (predecode --clip makes them): {told}")
     else:
         if args.testa_r is not None and not all(number.strip().isdecimal() for number in args.testa_r):
             raise ValueError(f"--testa_r={','.join(args.testa_r)}: not numbers of tokens")

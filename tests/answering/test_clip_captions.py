@@ -8,6 +8,7 @@ from tspo_jax.answering.calls import CaptionCall
 from tspo_jax.answering.clip_captions import StoredClips, caption_video, cut, is_captioner
 from tspo_jax.answering.frame_answers import Request
 from tspo_jax.checkpoints.swinbert_folders import load_captioner
+from tspo_jax.data import frame_store
 from tspo_jax.data.frame_store import FrameStore
 
 
@@ -51,6 +52,12 @@ def test_everywhere_the_same_caption(captioner, store):
     assert reply.text == answered[1][0] == whole.caption
     other = dataclasses.replace(captioner, identity="other")
     assert StoredClips(other, store).identity != clips.identity
+
+
+def test_a_store_of_smaller_frames_than_the_model_sees(captioner, tmp_path):
+    frame_store.open_settings(tmp_path, frame_store.StoreSettings(short_side=63))
+    with pytest.raises(frame_store.StoreError, match="shorter side of 63 pixels, the model sees 64; make a store with"):
+        StoredClips(captioner, FrameStore(tmp_path))
 
 
 def test_folders(golden):

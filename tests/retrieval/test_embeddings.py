@@ -5,6 +5,7 @@ import tiny_testa
 
 from tspo_jax.checkpoints.folders import load_clip
 from tspo_jax.checkpoints.testa_folders import load_testa
+from tspo_jax.data import frame_store
 from tspo_jax.data.frame_store import FrameStore, StoreError
 from tspo_jax.retrieval import embeddings
 from tspo_jax.retrieval.embeddings import ClipEmbedder, Index, VideoRows, evenly, stretches
@@ -78,6 +79,12 @@ def test_damaged_and_foreign(store, model):
         embedder.video(tiny_store.SHORT)
     with pytest.raises(ValueError, match="no video to search"):
         Index([], embedder)
+
+
+def test_a_store_of_smaller_frames_than_the_model_sees(model, tmp_path):
+    frame_store.open_settings(tmp_path, frame_store.StoreSettings(short_side=15))
+    with pytest.raises(StoreError, match="shorter side of 15 pixels, the model sees 16; make a store with"):
+        embeddings.TestaEmbedder(tmp_path, model, 10.0)
 
 
 def test_ranking_is_exact():

@@ -10,7 +10,7 @@ import numpy as np
 from tspo_jax.answering.calls import CaptionCall, Reply
 from tspo_jax.answering.frame_answers import Request
 from tspo_jax.checkpoints.swinbert_folders import Captioner
-from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.frame_store import FrameStore, check_side
 
 
 class ClipCaption(NamedTuple):
@@ -59,10 +59,12 @@ def caption_video(
 class StoredClips:
     """Captions of stored videos on request: calls.Captioner, and answers for tspo.dataset.
 
-    It follows no instruction: it says what a clip shows in a sentence, whatever it is asked.
+    It follows no instruction: it says what a clip shows in a sentence, whatever it is asked. Raises StoreError for a
+    store of smaller frames than the captioner sees.
     """
 
     def __init__(self, captioner: Captioner, store: FrameStore, beams: int = 1):
+        check_side(store.folder, store.settings, captioner.config.image_size)
         self._captioner, self._store, self._beams = captioner, store, beams
         self.identity = f"{captioner.identity}-{beams}"
 

@@ -9,7 +9,7 @@ import numpy as np
 from tspo_jax.captioning.config import CaptioningConfig, Words
 from tspo_jax.checkpoints.swinbert_folders import Captioner
 from tspo_jax.data.caption_files import drawn, frames_of, read_examples
-from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.frame_store import FrameStore, check_side
 from tspo_jax.models.bert_captioner import CaptionTokens
 
 NOT_HIDDEN = -1
@@ -67,6 +67,7 @@ class CaptionBatches:
         share: tuple[int, int] = (0, 1),
     ):
         self._config, self._captioner, self._store, self._pool, self._share = config, captioner, store, pool, share
+        check_side(store.folder, store.settings, captioner.config.image_size)
         self.examples = read_examples(config.data.captions)
         longest = captioner.config.max_text
         for example in self.examples:

@@ -142,6 +142,16 @@ def read_settings(folder: str | Path) -> StoreSettings:
         raise error if isinstance(error, StoreError) else StoreError(f"{path}: damaged ({error})") from error
 
 
+def check_side(folder: str | Path, settings: StoreSettings, wanted: int) -> None:
+    """Raises StoreError for a store whose frames are smaller than the square of `wanted` pixels that a model sees."""
+    side = settings.short_side  # 0 = as large as the videos
+    if side and side < wanted:
+        raise StoreError(
+            f"{folder}: its frames have a shorter side of {side} pixels, the model sees {wanted}; "
+            f"make a store with python -m tspo_jax.predecode --short_side={wanted}"
+        )
+
+
 def frames_path(folder: str | Path, name: str) -> Path:
     return Path(folder) / "frames" / (name + SUFFIX)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from tspo_jax.checkpoints.folders import ClipEncoder
 from tspo_jax.checkpoints.testa_folders import TestaModel
-from tspo_jax.data.frame_store import FrameStore, StoreError, VideoEntry, publish
+from tspo_jax.data.frame_store import FrameStore, StoreError, VideoEntry, check_side, publish
 
 
 class VideoRows(NamedTuple):
@@ -80,6 +80,11 @@ class ClipEmbedder:
     def names(self) -> list[str]:
         return self._store.names_with_features()
 
+    @property
+    def without_features(self) -> list[str]:
+        """Videos of the store that cannot be searched."""
+        return sorted(set(self._store.names()) - set(self.names))
+
     def has(self, name: str) -> bool:
         return True
 
@@ -99,12 +104,7 @@ class TestaEmbedder:
         if not model.width:
             raise ValueError(f"{model.folder}: answers questions only, it has no features to compare")
         self._store, self.model, self._seconds = FrameStore(store), model, seconds
-        side, wanted = self._store.settings.short_side, model.processor.size
-        if side and side < wanted:
-            raise ValueError(
-                f"{store}: its frames have a shorter side of {side} pixels, the model sees {wanted}; "
-                f"make a store with python -m tspo_jax.predecode --short_side={wanted}"
-            )
+        check_side(store, self._store.settings, model.processor.size)
         self._folder = Path(store) / "embeddings" / f"{model.identity}-{seconds:g}"
 
     @property

@@ -18,7 +18,7 @@ import optax
 
 from tspo_jax.checkpoints.testa_folders import TestaModel, load_testa, save_testa
 from tspo_jax.data.caption_files import drawn, frames_of, read_examples
-from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.frame_store import FrameStore, check_side
 from tspo_jax.devices import sharding
 from tspo_jax.models.layers import merge_params
 from tspo_jax.models.testa import unit
@@ -63,6 +63,7 @@ class VideoBatches:
         share: tuple[int, int] = (0, 1),
     ):
         self._config, self._model, self._store, self._pool, self._share = config, model, store, pool, share
+        check_side(store.folder, store.settings, model.processor.size)
         self.examples = read_examples(config.data.captions)
         for example in self.examples:
             frames_of(example, store)
