@@ -126,6 +126,14 @@ def test_released_file(folder, tmp_path):
     assert load_testa(folder, num_frames=3).params["visual_encoder"]["time_embed"].shape[1] == 3
 
 
+def test_a_released_file_whose_config_is_none(folder, tmp_path):
+    torch = pytest.importorskip("torch")
+    shutil.copy(folder / "vocab.txt", tmp_path)
+    torch.save({"model": {"temp": torch.ones(())}, "config": "a text"}, tmp_path / "released.pth")
+    with pytest.raises(CheckpointError, match="released.pth: 'config' is a str, not fields by name"):
+        load_testa(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -134,6 +142,10 @@ def test_released_file(folder, tmp_path):
         (dict(merging_type="none"), "merging_type 'none'"),
         (dict(model_type="clip"), "neither testa nor blip"),
         (dict(embed_dim=13), r"wrong shape: text_proj.bias"),
+        (dict(embed_dim="x"), "config.json: embed_dim cannot be 'x'"),
+        (dict(vision=5), "config.json: vision cannot be 5"),
+        (dict(testa_r=5), "config.json: testa_r cannot be 5"),
+        (dict(answers="no"), "config.json: answers cannot be 'no'"),
     ],
 )
 def test_wrong_configs(folder, change, message):

@@ -107,6 +107,11 @@ def testa_config(description: Mapping, source: str | Path = "config.json", **oth
     known = {"vision", "text", "embed_dim", "answers", "merging_type", "testa_r", "model_type", "special"}
     if strange := sorted(description.keys() - known - set(weights.PROVENANCE)):
         raise CheckpointError(f"{source}: unknown fields {', '.join(strange)}")
+    kinds = {"vision": Mapping | None, "text": Mapping | None, "testa_r": list | tuple | None}
+    kinds |= {"embed_dim": int, "answers": bool}
+    for name in kinds.keys() & description.keys():
+        if not isinstance(description[name], kinds[name]):
+            raise CheckpointError(f"{source}: {name} cannot be {description[name]!r}")
     vision = dict(description.get("vision") or {})
     if "vision_width" in vision:
         vision["width"] = vision.pop("vision_width")
@@ -360,6 +365,8 @@ def _open(folder: Path) -> tuple[Tensors, Mapping, bool]:
 def _released_description(path: Path, files: TorchFile) -> dict:
     """The published sizes, with the schedule and the parts that a released file says."""
     own = read_torch(path).get("config") or {}
+    if not isinstance(own, Mapping):
+        raise CheckpointError(f"{path}: 'config' is a {type(own).__name__}, not fields by name")
     description = {name: own[name] for name in ("merging_type", "testa_r") if own.get(name)}
     shape = files.shape("visual_encoder.time_embed") if "visual_encoder.time_embed" in files.names() else (1, 32, 0)
     names = files.names()
