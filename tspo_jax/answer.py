@@ -27,6 +27,7 @@ from absl import flags
 
 from tspo_jax.answering import prompts, strategy_flags, video_flags
 from tspo_jax.answering.agent_prompts import Asked
+from tspo_jax.answering.backtracking import FAILED
 from tspo_jax.answering.direct import DirectAnswers
 from tspo_jax.answering.given_frames import read_frames
 from tspo_jax.answering.grounding import make_searcher
@@ -170,7 +171,7 @@ def in_rounds(args: flags.FlagValues, names: Sequence[str], answerer: Answerer) 
         Path(args.page).write_text(trace_page.page(results), encoding="utf-8")
     single = len(args.question) == 1 and is_one(args.video, args.store)
     entry_point.write_result(results[0] if single else {"answers": results}, args.output)
-    return all(one["phase"] != "failed" for one in results)
+    return all(one["phase"] != FAILED for one in results)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,22 @@ def test_going_on_answers_nothing_twice_and_selections_may_come_later(run, confi
         evaluate.evaluate(cfg.read(other), folder, golden / "tspo_agent")
 
 
+def test_questions_that_nobody_answered_are_asked_again(run, config, golden, tmp_path, monkeypatch, capfd):
+    def down(prompt):
+        raise ConnectionError("the server is down")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "reply", down)
+        first = evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    assert {row["phase"] for row in first["rounds"]} == {"all", "failed"}
+    assert "8 questions got no answer" in "".join(capfd.readouterr())
+    _, summary, rows = run
+    again = evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
+    assert [row["n"] for row in again["rounds"]] == [row["n"] for row in summary["rounds"]]
+    found = results.read_rows(tmp_path / "evaluation" / "rows.jsonl")
+    assert len(found) == 8 and {row["letter"] for row in found} == {row["letter"] for row in rows}
+
+
 def test_settings_that_make_no_sense(config, golden, tmp_path):
     for field, value, message in (
         ("windows", (5.0, 20.0, 1.0), r"config\.evaluation\.rounds: windows"),

@@ -23,7 +23,8 @@ from tspo_jax.answering.replies import Period
 
 # How a question ended: sure of the coarse captions; sure after a closer look; all rounds were used, or no period was
 # left; a budget was; nobody answered. `flat` is the one call of that strategy.
-PHASES = ("coarse", "rounds", "forced", "budget", "failed", "flat")
+FAILED = "failed"
+PHASES = ("coarse", "rounds", "forced", "budget", FAILED, "flat")
 
 _PIXELS = 28 * 28  # of the smallest patch of Qwen2.5-VL, in which the original counts
 
@@ -191,7 +192,7 @@ class _State:
             self.outcome.notes.append(text)
 
     def end(self, phase: str) -> Outcome:
-        self.outcome.phase = phase if self.outcome.answer is not None else "failed"
+        self.outcome.phase = phase if self.outcome.answer is not None else FAILED
         self.outcome.option = replies.named_option(self.outcome.answer or "", self.asked.options)
         self.outcome.seconds = round(self.outcome.seconds, 3)
         return self.outcome

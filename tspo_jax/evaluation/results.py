@@ -26,7 +26,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from tspo_jax.answering.backtracking import PHASES, STRATEGIES
+from tspo_jax.answering.backtracking import FAILED, PHASES, STRATEGIES
 from tspo_jax.evaluation import statistics
 from tspo_jax.selection.methods import NAMES, SEARCH
 
@@ -43,26 +43,30 @@ MACRO = "macro"
 class ResultFile:
     """Rows of an evaluation that survive a kill: a batch is written and flushed at once, a line cut off is dropped.
 
-    Attributes:
-      rows: all that are in the file.
+    Of two rows of one key the later counts.
     """
 
     def __init__(self, path: str | Path):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows, size = _read(path) if path.exists() else ([], 0)
+        rows, size = _read(path) if path.exists() else ([], 0)
+        self._rows = _by_key(rows)
         self._file = path.open("ab")
         self._file.truncate(size)
 
+    @property
+    def rows(self) -> list[dict]:
+        return list(self._rows.values())
+
     def keys(self) -> set[tuple[str, str, int]]:
-        """(id, method, k) of every row."""
-        return {(row["id"], row["method"], row["k"]) for row in self.rows}
+        """(id, method, k) of every row but of those where nobody answered, who are asked again."""
+        return {key for key, row in self._rows.items() if row.get("phase") != FAILED}
 
     def append(self, rows: Sequence[Mapping]) -> None:
         self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.rows += rows
+        self._rows |= _by_key(rows)
 
     def __enter__(self) -> "ResultFile":
         return self
@@ -73,7 +77,7 @@ class ResultFile:
 
 def read_rows(path: str | Path) -> list[dict]:
     """The rows of a file that may be being written. Raises ValueError naming a line that is none."""
-    return _read(Path(path))[0]
+    return list(_by_key(_read(Path(path))[0]).values())
 
 
 def _read(path: Path) -> tuple[list[dict], int]:
@@ -90,6 +94,10 @@ def _read(path: Path) -> tuple[list[dict], int]:
             raise ValueError(f"{path}, line {number}: not a row of an evaluation; remove the line")
         rows.append(row)
     return rows, len(whole)
+
+
+def _by_key(rows: Iterable[Mapping]) -> dict[tuple[str, str, int], dict]:
+    return {(row["id"], row["method"], row["k"]): dict(row) for row in rows}
 
 
 def summarize(

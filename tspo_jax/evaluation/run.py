@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tspo_jax import config as config_module
 from tspo_jax.answering import context, prompts
-from tspo_jax.answering.backtracking import STRATEGIES
+from tspo_jax.answering.backtracking import FAILED, STRATEGIES
 from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.answering.shapes import RUNGS, Shapes
@@ -173,6 +173,8 @@ def evaluate(
             macro = benchmarks.lookup(asked.benchmark).macro if asked.benchmark else None
             summary = results.summarize(rows + others, AGENT_METHODS, config.seed, macro, renamed)
             summary["missing_videos"] = absent
+            if failed := sum(row.get("phase") == FAILED for row in rows):
+                console.print(f"{failed} questions got no answer; the same command asks them again")
             if (periods := rounds.write_periods(folder, rows)) is not None:
                 console.print(f"what was looked at closely is in {periods}, an index file")
             (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
