@@ -1,5 +1,7 @@
 """Every way of computing attention against the textbook form; its memory; over a mesh; what cannot be."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,14 +60,14 @@ def test_keys_that_do_not_count(implementation):
 
 @pytest.mark.parametrize("implementation", ["xla", "pallas"])
 def test_windows_are_apart(implementation):
-    """Five windows of 60 tokens, of which one is half empty; the kernel takes several of them at a time."""
-    q, k, v = (x.reshape(2, 5, 60, 2, 16) for x in values(300, 16, 2, 2))
-    is_token = np.ones((5, 60), bool)
-    is_token[3, 30:] = False
-    out = computed(implementation, attention.windowed, q, k, v, is_token)
-    for w in range(5):
-        expected = textbook(q[:, w], k[:, w], v[:, w], is_token[w])
-        np.testing.assert_allclose(out[:, w, is_token[w]], expected[:, is_token[w]], atol=1e-5)
+    """Windows within a block of the kernel, over the border of two, and larger than one."""
+    lengths = np.array([60, 60, 30, 60, 60, 7, 280, 13])
+    q, k, v = values(lengths.sum(), lengths.sum(), 2, 2)
+    out = computed(implementation, partial(attention.windowed, lengths=lengths), q, k, v)
+    for end, length in zip(np.cumsum(lengths), lengths, strict=True):
+        of_window = slice(end - length, end)
+        expected = textbook(*(x[:, of_window] for x in (q, k, v)), np.ones(length, bool))
+        np.testing.assert_allclose(out[:, of_window], expected, atol=1e-5)
 
 
 def test_new_tokens_see_the_cache_up_to_their_slot():

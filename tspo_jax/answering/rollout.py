@@ -5,7 +5,8 @@ B * G prompts, all prompts are prefilled in a few batches, and greedy decoding r
 Nothing goes back to the host in between.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -173,7 +174,7 @@ class Rollout:
             """Frame sets [B, g, K] and their texts [B, g, ...] -> where their answers begin [B, g, ...], first logits
             [B, g, V], the cache."""
             g = sets[0].shape[1]
-            shown = jax.vmap(lambda tokens, picks: tokens[picks])(unit_tokens, sets[0])  # [B, g, K, ...]
+            shown = _picked(unit_tokens, sets[0], shape)  # [B, g, K, ...]
             prompt = split(model.prompt(*jax.tree.map(_flat, (shown, *sets[1:]))))
             logits, cache, place = model.prefill(prompt)
             cache = jax.tree.map(lambda x: x.reshape(B, g, *x.shape[1:]), cache.extend(self.max_new_tokens))
@@ -181,7 +182,7 @@ class Rollout:
 
         with jax.named_scope("encode"):
             chunk = max(1, self.encode_chunk // units.shape[-1])
-            unit_tokens = _encode_used(encode, units, index.max() + 1, chunk)
+            unit_tokens, shape = _encode_used(encode, units, index.max() + 1, chunk)
         with jax.named_scope("prefill"):
             places, first_logits, cache = _in_chunks(prefill, (index, *texts), self.prefill_chunk or G)
         with jax.named_scope("decode"):
@@ -263,24 +264,34 @@ def _in_chunks(prefill, sets, chunk: int):
     return jax.lax.fori_loop(0, G // chunk, place, empty)
 
 
-def _encode_used(encode, units: jax.Array, num_used: jax.Array, chunk: int) -> jax.Array:
+def _encode_used(encode, units: jax.Array, num_used: jax.Array, chunk: int) -> tuple[jax.Array, tuple[int, ...]]:
     """`encode` over units [B, U, n], `chunk` of the U at a time, skipping the chunks behind the first `num_used`.
 
-    U is static but how many of its units are unique is not; what is skipped costs no time.
+    U is static but how many of its units are unique is not; what is skipped costs no time. Returns the tokens of all
+    units one after another, [B, tokens, width], and the shape of a unit's. (Did they lie in units, TPUs would take what
+    is picked out of a copy of them all.)
     """
     U = units.shape[1]
-    if chunk >= U:
-        return encode(units)
+    chunk = min(chunk, U)
+    one = jax.eval_shape(encode, units[:, :chunk])
+    B, _, *shape, width = one.shape
+    if chunk == U:
+        return encode(units).reshape(B, -1, width), tuple(shape)
     num_chunks = -(-U // chunk)
     units = jnp.pad(units, ((0, 0), (0, num_chunks * chunk - U), (0, 0)))
 
     def encode_chunk(i, tokens):
-        part = encode(jax.lax.dynamic_slice_in_dim(units, i * chunk, chunk, axis=1))
-        return jax.lax.dynamic_update_slice_in_dim(tokens, part, i * chunk, axis=1)
+        part = encode(jax.lax.dynamic_slice_in_dim(units, i * chunk, chunk, axis=1)).reshape(B, -1, width)
+        return jax.lax.dynamic_update_slice_in_dim(tokens, part, i * part.shape[1], axis=1)
 
-    one = jax.eval_shape(encode, units[:, :chunk])
-    tokens = jnp.zeros((one.shape[0], num_chunks * chunk, *one.shape[2:]), one.dtype)
-    return jax.lax.fori_loop(0, (num_used + chunk - 1) // chunk, encode_chunk, tokens)
+    tokens = jnp.zeros((B, num_chunks * chunk * math.prod(shape), width), one.dtype)
+    return jax.lax.fori_loop(0, (num_used + chunk - 1) // chunk, encode_chunk, tokens), tuple(shape)
+
+
+def _picked(tokens: jax.Array, picks: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """The tokens [B, ..., *shape, width] of int [B, ...] picks out of those of all units [B, tokens, width]."""
+    rows = picks[..., None] * math.prod(shape) + np.arange(math.prod(shape))
+    return jax.vmap(lambda tokens, rows: tokens[rows])(tokens, rows).reshape(*picks.shape, *shape, tokens.shape[-1])
 
 
 def greedy_decode(

@@ -20,7 +20,7 @@ as the weights of a language model are (`causal`); the images of a tower are dea
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
 
@@ -34,9 +34,10 @@ PLATFORMS = {"cudnn": "gpu", "pallas": "tpu"}
 HALF = (jnp.bfloat16, jnp.float16)
 LANES = 128  # tokens are padded to a multiple of a TPU's vector registers
 LARGEST_BLOCK = 768  # tokens of a block of the TPU's kernel: its scores lie in 16 MB of on-chip memory
-WINDOWS_BLOCK = 512  # tokens whose windows the TPU's kernel computes together
+WINDOWS_BLOCK = 256  # tokens whose windows the TPU's kernel computes together
 GRADIENT_BLOCK = 256  # queries whose scores are in memory at once on the way back
 FEW = 256  # tokens under which a kernel gains nothing over matrices that stay on the chip
+WASTE = 1.1  # of the arithmetic of projections, to spare the traffic of copies
 
 
 def platform_of(mesh: Mesh | None) -> str:
@@ -125,6 +126,20 @@ def _has_cudnn(computer: Computer) -> bool:
     return major.isdigit() and int(major) >= 8
 
 
+def in_whole_blocks(x: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array | None]:
+    """Tokens [B, N, width] of a tower as they are best projected for `bidirectional` or `windowed`, and `is_key`, bool
+    [B, M]: as they are (None), or with padding behind them where a kernel would pad queries, keys and values by little.
+    That takes some more arithmetic and spares the memory copies of all three.
+    """
+    B, N, width = x.shape
+    if chosen(width // num_heads, x.dtype, N) != "pallas":
+        return x, None
+    padded = _padded(x, _block_size(N))
+    if not N < padded.shape[1] <= WASTE * N:
+        return x, None
+    return padded, jnp.broadcast_to(jnp.arange(padded.shape[1]) < N, (B, padded.shape[1]))
+
+
 def causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention of each of N tokens to itself and those before: [B, N, H, d].
 
@@ -155,22 +170,27 @@ def bidirectional(q: jax.Array, k: jax.Array, v: jax.Array, is_key: jax.Array | 
     return _in_blocks(q, k, v, is_key, causal=False)
 
 
-def windowed(q: jax.Array, k: jax.Array, v: jax.Array, is_token: jax.Array) -> jax.Array:
-    """Attention inside windows: [B, W, n, H, d] of q, k and v of that shape, W windows of n tokens in a row.
+def windowed(q: jax.Array, k: jax.Array, v: jax.Array, lengths: Sequence[int]) -> jax.Array:
+    """Attention inside windows of successive tokens: [B, N, H, d] of q, k and v of that shape.
 
-    is_token: bool [W, n], the tokens of a window that are there (at least one); the others' output has no meaning.
+    lengths: of the windows, N in all.
     """
-    B, W, n, H, d = q.shape
-    implementation = chosen(d, q.dtype, W * n)
+    B, N, H, d = q.shape
+    implementation = chosen(d, q.dtype, N)
+    lengths = np.array(lengths)
     if implementation == "pallas":
-        return _on_each_device(partial(_splash_windows, is_token), q, k, v)
-    rows = (x.reshape(B * W, n, *x.shape[3:]) for x in (q, k, v))
+        window = np.repeat(np.arange(len(lengths)), lengths)
+        return _on_each_device(partial(_splash, causal=False, window=window), q, k, v)
+    first, W, n = np.cumsum(lengths) - lengths, len(lengths), lengths.max()
+    is_token = np.arange(n) < lengths[:, None]  # [W, n]
+    place = np.where(is_token, first[:, None] + np.arange(n), 0)
+    rows = (x[:, place].reshape(B * W, n, H, d) for x in (q, k, v))
     is_key = jnp.broadcast_to(is_token, (B, W, n)).reshape(B * W, n)
     if implementation == "cudnn":
         out = _on_each_device(partial(_cudnn, causal=False), *rows, is_key)
     else:
         out = _in_blocks(*rows, is_key, causal=False)
-    return out.reshape(q.shape)
+    return out.reshape(B, W * n, H, d)[:, np.flatnonzero(is_token)]
 
 
 def cached(
@@ -364,23 +384,29 @@ def _splash(
     k: jax.Array,
     v: jax.Array,
     is_key: jax.Array | None = None,
-    segments: jax.Array | None = None,
     *,
     causal: bool,
+    window: np.ndarray | None = None,
 ) -> jax.Array:
     """The TPU's kernel on [B, N, H, d], padded to whole blocks.
 
-    segments: int [B, N], tokens see those of their own segment only; None = all.
+    window: int [N], in place of is_key: tokens see those of their own window only. Blocks that no window is in both of
+    are not computed.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes long, and few runs need it
 
     (N, H, d), S = q.shape[1:], k.shape[1]
-    block_q, block_kv = _block_size(N), _block_size(S)
+    block_q, block_kv = (_block_size(N), _block_size(S)) if window is None else (WINDOWS_BLOCK,) * 2
     if causal:  # blocks on the diagonal
         block_q = block_kv = max(block_q, block_kv)
     q, (k, v) = _padded(q, block_q), (_padded(x, block_kv) for x in (k, v))
     shape = q.shape[1], k.shape[1]
     one_head = splash.CausalMask(shape) if causal else splash.FullMask(shape)
+    if window is not None:
+        window = np.pad(window, (0, shape[0] - N), constant_values=-1)
+        blocks = window.reshape(-1, block_q)
+        meets = np.array([[np.isin(a, b).any() for b in blocks] for a in blocks])
+        one_head = splash.NumpyMask(np.kron(meets, np.ones((block_q, block_kv), bool)))
     sizes = splash.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,
@@ -399,9 +425,10 @@ def _splash(
         interpret=_computer.get().interpret,
     )
     ids = None
-    if segments is not None or is_key is not None or (shape[1] != S and not causal):
-        of_q = jnp.zeros((len(q), N), jnp.int32) if segments is None else segments
-        of_k = jnp.zeros((len(q), S), jnp.int32) if segments is None else segments
+    if window is not None:
+        ids = splash.SegmentIds(*(jnp.broadcast_to(window.astype(np.int32), (len(q), shape[0])),) * 2)
+    elif is_key is not None or (shape[1] != S and not causal):
+        of_q, of_k = (jnp.zeros((len(q), n), jnp.int32) for n in (N, S))
         of_k = of_k if is_key is None else jnp.where(is_key, of_k, -1)
         ids = splash.SegmentIds(_padded(of_q, block_q, -2), _padded(of_k, block_kv, -1))
     # The kernel does not scale. In bfloat16 the scale would cost the queries a rounding in the product's place.
@@ -410,22 +437,6 @@ def _splash(
     with jax.named_scope("causal_kernel" if causal else "kernel"):  # devices/program_cost.py counts by this name
         out = jax.vmap(kernel)(q, k, v) if ids is None else jax.vmap(kernel)(q, k, v, ids)
     return out.swapaxes(1, 2)[:, :N]
-
-
-def _splash_windows(is_token: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Several windows [B, W, n, H, d] at a time, as the segments of one short row."""
-    B, W, n, H, d = q.shape
-    together = max(1, WINDOWS_BLOCK // n)
-    rows = -(-W // together)
-
-    def in_rows(x):  # [..., W, n, ...] -> [... * rows, together * n, ...]
-        x = jnp.pad(x, ((0, 0), (0, rows * together - W)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(B * rows, together * n, *x.shape[3:])
-
-    window = jnp.broadcast_to(jnp.repeat(jnp.arange(together), n), (B * rows, together * n))
-    is_key = in_rows(jnp.broadcast_to(is_token, (B, W, n)))
-    out = _splash(*map(in_rows, (q, k, v)), is_key, window, causal=False)
-    return out.reshape(B, rows * together, n, H, d)[:, :W]
 
 
 def _block_size(num_tokens: int) -> int:

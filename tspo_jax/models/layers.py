@@ -128,9 +128,31 @@ class SelfAttention(nnx.Module):
         self.num_heads = num_heads
 
     def __call__(self, x: jax.Array, causal: bool) -> jax.Array:
-        q, k, v = (p(x).reshape(*x.shape[:2], self.num_heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj))
-        attend = attention.causal if causal else attention.bidirectional
-        return self.out_proj(attend(q, k, v).reshape(x.shape))
+        N = x.shape[1]
+        x, is_key = (x, None) if causal else attention.in_whole_blocks(x, self.num_heads)
+        q, k, v = (of_heads(p, x, self.num_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
+        out = attention.causal(q, k, v) if causal else attention.bidirectional(q, k, v, is_key)
+        return from_heads(self.out_proj, out)[:, :N]
+
+
+def of_heads(projection: nnx.Linear, x: jax.Array, num_heads: int) -> jax.Array:
+    """The projection of [B, N, width] as [B, N, num_heads, d].
+
+    For the TPU's kernel the product itself has these axes, and the compiler may order them as the kernel wants them: it
+    writes a product of two axes out and then once more in the order of heads.
+    """
+    kernel, bias = projection.kernel[...], projection.bias[...]
+    if attention.chosen(kernel.shape[-1] // num_heads, x.dtype, x.shape[1]) != "pallas":
+        return projection(x).reshape(*x.shape[:2], num_heads, -1)
+    return jnp.einsum("bnw,whd->bnhd", x, kernel.reshape(len(kernel), num_heads, -1)) + bias.reshape(num_heads, -1)
+
+
+def from_heads(projection: nnx.Linear, x: jax.Array) -> jax.Array:
+    """The projection [B, N, width] of heads [B, N, num_heads, d] beside each other, the other way round."""
+    if attention.chosen(x.shape[-1], x.dtype, x.shape[1]) != "pallas":
+        return projection(x.reshape(*x.shape[:2], -1))
+    kernel = projection.kernel[...]
+    return jnp.einsum("bnhd,hdw->bnw", x, kernel.reshape(*x.shape[2:], -1)) + projection.bias[...]
 
 
 class FeedForward(nnx.Module):

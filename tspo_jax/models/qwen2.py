@@ -104,15 +104,15 @@ class Attention(nnx.Module):
         self.o_proj = Linear(q_width, cfg.hidden_size, use_bias=False, rngs=rngs)
         if cfg.use_qk_norm:
             self.q_norm, self.k_norm = (RMSNorm(cfg.head_dim, cfg.rms_norm_eps) for _ in range(2))
-        self.head_dim, self.use_qk_norm = cfg.head_dim, cfg.use_qk_norm
+        self.head_dim, self.num_kv_heads, self.use_qk_norm = cfg.head_dim, cfg.num_key_value_heads, cfg.use_qk_norm
 
     def __call__(self, x, angles, slots, cache):
         """[B, N, hidden], and the keys and values of x, [B, N, ...], or, given a layer's (k, v) of a cache, that with
         them in its `slots`."""
-        kv = self.keys_values(x, angles)
         if cache is None:
-            out = attention.causal(self.queries(x, angles), *kv)
-            return self.o_proj(out.reshape(*x.shape[:2], -1)), kv
+            q, *kv = self._of_prompt(x, angles)
+            return self.o_proj(attention.causal(q, *kv).reshape(*x.shape[:2], -1)), tuple(kv)
+        kv = self.keys_values(x, angles)
         new = tuple(a.swapaxes(1, 2) for a in kv)
 
         def put(cache):
@@ -128,6 +128,28 @@ class Attention(nnx.Module):
             tpu=lambda cache: (self.attend(x, angles, cache, slots, new), put(cache)),
             default=write_then_read,
         )
+
+    def _of_prompt(self, x, angles):
+        """Queries, keys and values. For the TPU's kernel one product gives all three: the tokens are read once, and
+        those of keys and values alone are too narrow to keep a matrix unit busy. The three matrices lie beside each
+        other in it, those of a head of keys with its heads of queries, so that a mesh which splits the heads splits the
+        whole."""
+        projections = self.q_proj, self.k_proj, self.v_proj
+        is_plain = all(isinstance(p, nnx.Linear) for p in projections)  # adapters have products of their own
+        if not is_plain or attention.chosen(self.head_dim, x.dtype, x.shape[1]) != "pallas":
+            return self.queries(x, angles), *self.keys_values(x, angles)
+
+        def beside(*parts):
+            return jnp.concatenate([p.reshape(*p.shape[:-1], self.num_kv_heads, -1) for p in parts], axis=-1)
+
+        y = jnp.einsum("bnw,whd->bnhd", x, beside(*(p.kernel[...] for p in projections)))
+        if self.q_proj.bias is not None:
+            y = y + beside(*(p.bias[...] for p in projections))
+        q, k, v = jnp.split(y, [y.shape[-1] - 2 * self.head_dim, y.shape[-1] - self.head_dim], axis=-1)
+        q = q.reshape(*x.shape[:2], -1, self.head_dim)
+        if self.use_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, angles), rotate(k, angles), v
 
     def queries(self, x, angles):
         q = self._heads(self.q_proj, x)
@@ -174,8 +196,17 @@ class DecoderLayer(nnx.Module):
 
     def __call__(self, x, angles, slots, cache=None):
         """[B, N, hidden], and the keys and values; see `Attention`."""
+        x, kv = self.attended(x, angles, slots, cache)
+        return x + self.feed_forward(x), kv
+
+    def attended(self, x, angles, slots, cache=None):
+        """The residual stream behind attention, and the keys and values."""
         h, kv = self.self_attn(self.input_layernorm(x), angles, slots, cache)
-        return self._feed_forward(x + h), kv
+        return x + h, kv
+
+    def feed_forward(self, x):
+        """What is added to the stream behind attention."""
+        return self.mlp(self.post_attention_layernorm(x))
 
     def at(self, place, x, angles):
         """The output for token `place`, int [B], of each row alone, [B, 1, hidden]; and all keys and values."""
@@ -183,10 +214,8 @@ class DecoderLayer(nnx.Module):
         kv = self.self_attn.keys_values(y, angles)
         x, y, angles = (jnp.take_along_axis(a, place[..., None], axis=1) for a in (x, y, angles))
         in_order = tuple(a.swapaxes(1, 2) for a in kv)
-        return self._feed_forward(x + self.self_attn.attend(y, angles, in_order, place)), kv
-
-    def _feed_forward(self, x):
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn.attend(y, angles, in_order, place)
+        return x + self.feed_forward(x), kv
 
 
 class Qwen2(nnx.Module):
@@ -248,13 +277,15 @@ class Qwen2(nnx.Module):
         if angles is None:
             angles = rope_angles(positions, self.cfg.head_dim, self.cfg.rope_theta)
 
-        def step(h, i):
-            h, kv = layer_at(self.layers, i)(h, angles, positions)
-            return add_behind(i, h, added), kv
+        def step(stream, i):
+            layer = layer_at(self.layers, i)
+            x, kv = layer.attended(jnp.add(*stream), angles, positions)
+            return (x, add_behind(i, layer.feed_forward(x), added)), kv
 
+        # What a layer adds last is added at the start of the next, whose norm reads the sum: a pass over it less.
         final = self.cfg.num_hidden_layers - 1
-        h, kv = jax.lax.scan(step, embeddings, jnp.arange(final))
-        h, last_kv = layer_at(self.layers, final).at(last, h, angles)
+        stream, kv = jax.lax.scan(step, (embeddings, jnp.zeros_like(embeddings)), jnp.arange(final))
+        h, last_kv = layer_at(self.layers, final).at(last, jnp.add(*stream), angles)
         kv = jax.tree.map(lambda others, x: jnp.concatenate([others, x[None]]), kv, last_kv)
         return self.norm(h[:, 0]), KVCache.of(*kv)
 

@@ -7,6 +7,7 @@ The two frames of a pair are one temporal patch: pairs are what is encoded, apar
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from flax import nnx
 
 from tspo_jax.models import attention
 from tspo_jax.models.family import Family
-from tspo_jax.models.layers import Linear, Mlp, RMSNorm, scan_layers, stack_layers
+from tspo_jax.models.layers import Linear, Mlp, RMSNorm, from_heads, of_heads, scan_layers, stack_layers
 from tspo_jax.models.preprocessing import QwenProcessor, patchify
 from tspo_jax.models.qwen2 import (
     GatedFeedForward,
@@ -169,51 +170,37 @@ def patch_angles(grid: tuple[int, int], merge: int, head_dim: int) -> np.ndarray
     )
 
 
-def to_windows(x: jax.Array, grid: tuple[int, int], side: int) -> jax.Array:
-    """[F, N, ...] -> [F * windows, patches of a window, ...]; windows of side x side merged patches.
-
-    Windows that stick out of the grid are filled with zeros.
-    """
-    F, N, *rest = x.shape
-    rows, columns = grid
-    per_unit = N // (rows * columns)
-    x = x.reshape(F, rows, columns, per_unit, *rest)
-    x = jnp.pad(x, ((0, 0), (0, -rows % side), (0, -columns % side), *((0, 0),) * (x.ndim - 3)))
-    x = x.reshape(F, x.shape[1] // side, side, x.shape[2] // side, side, per_unit, *rest)
-    return x.swapaxes(2, 3).reshape(-1, side * side * per_unit, *rest)
-
-
-def from_windows(x: jax.Array, grid: tuple[int, int], side: int, F: int) -> jax.Array:
-    """The inverse of `to_windows`: [F * windows, patches of a window, ...] -> [F, N, ...]."""
-    rows, columns = grid
-    rest = x.shape[2:]
-    down, across = math.ceil(rows / side), math.ceil(columns / side)
-    x = x.reshape(F, down, across, side, side, -1, *rest).swapaxes(2, 3)
-    x = x.reshape(F, down * side, across * side, -1, *rest)[:, :rows, :columns]
-    return x.reshape(F, -1, *rest)
+def window_order(grid: tuple[int, int], side: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the patches of windows of side x side merged patches lie, int [N], a window after the other; and how many
+    each window has, which are fewer where it sticks out of the grid."""
+    row, column = np.indices(grid).reshape(2, -1) // side
+    window = row * math.ceil(grid[1] / side) + column
+    units = np.argsort(window, kind="stable")
+    return (units[:, None] * merge**2 + np.arange(merge**2)).reshape(-1), np.bincount(window) * merge**2
 
 
 class VisionAttention(nnx.Module):
-    """Attention among the patches of a pair of frames, or of a window of it; softmax and rotation in float32."""
+    """Attention among the patches of a pair of frames, or of each window of them, which lie one after the other in x;
+    softmax and rotation in float32."""
 
     def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs):
         self.qkv = Linear(cfg.hidden_size, 3 * cfg.hidden_size, rngs=rngs)
         self.proj = Linear(cfg.hidden_size, cfg.hidden_size, rngs=rngs)
         self.cfg = cfg
 
-    def __call__(self, x: jax.Array, angles: jax.Array, grid: tuple[int, int], is_full: jax.Array) -> jax.Array:
-        F, N, _ = x.shape
-        q, k, v = (y.reshape(F, N, self.cfg.num_heads, -1) for y in jnp.split(self.qkv(x), 3, axis=-1))
+    def __call__(self, x: jax.Array, angles: jax.Array, lengths: np.ndarray, is_full: jax.Array) -> jax.Array:
+        N, H = x.shape[1], self.cfg.num_heads
+        x, is_key = attention.in_whole_blocks(x, H)
+        if more := x.shape[1] - N:
+            angles, lengths = jnp.pad(angles, ((0, more), (0, 0))), [*lengths, more]
+        q, k, v = jnp.split(of_heads(self.qkv, x, 3 * H), 3, axis=2)
         q, k = (rotate(y.astype(jnp.float32), angles[None]).astype(x.dtype) for y in (q, k))
-        side = self.cfg.window_size // self.cfg.unit
-
-        def windowed(q, k, v):
-            is_patch = to_windows(jnp.ones((1, N), bool), grid, side)
-            q, k, v = (to_windows(y, grid, side).reshape(F, *is_patch.shape, *y.shape[2:]) for y in (q, k, v))
-            out = attention.windowed(q, k, v, is_patch)
-            return from_windows(out.reshape(-1, *out.shape[2:]), grid, side, F)
-
-        return self.proj(jax.lax.cond(is_full, attention.bidirectional, windowed, q, k, v).reshape(x.shape))
+        everywhere, windowed = (
+            partial(attention.bidirectional, is_key=is_key),
+            partial(attention.windowed, lengths=lengths),
+        )
+        out = jax.lax.cond(is_full, everywhere, windowed, q, k, v)
+        return from_heads(self.proj, out)[:, :N]
 
 
 class VisionBlock(nnx.Module):
@@ -223,8 +210,8 @@ class VisionBlock(nnx.Module):
         self.norm2 = RMSNorm(cfg.hidden_size, 1e-6)
         self.mlp = GatedFeedForward(cfg.hidden_size, cfg.intermediate_size, use_bias=True, rngs=rngs)
 
-    def __call__(self, x, angles, grid, is_full):
-        x = x + self.attn(self.norm1(x), angles, grid, is_full)
+    def __call__(self, x, angles, lengths, is_full):
+        x = x + self.attn(self.norm1(x), angles, lengths, is_full)
         return x + self.mlp(self.norm2(x))
 
 
@@ -276,10 +263,12 @@ class QwenVision(nnx.Module):
         F, H, W, _ = pixels.shape
         grid = H // cfg.unit, W // cfg.unit
         x = self.patch_embed(patchify(pixels, cfg.patch_size, cfg.temporal_patch_size, cfg.spatial_merge_size))
-        angles = jnp.asarray(patch_angles(grid, cfg.spatial_merge_size, cfg.head_dim))
+        # Nothing but attention looks at another patch, so that the windows' order serves all blocks.
+        order, lengths = window_order(grid, cfg.window_size // cfg.unit, cfg.spatial_merge_size)
+        angles = jnp.asarray(patch_angles(grid, cfg.spatial_merge_size, cfg.head_dim)[order])
         is_full = jnp.array([i in cfg.fullatt_block_indexes for i in range(cfg.depth)])
-        x, _ = scan_layers(self.blocks, x, angles, grid, per_layer=is_full)
-        return x.reshape(F // cfg.temporal_patch_size, *grid, -1, cfg.hidden_size)
+        x, _ = scan_layers(self.blocks, x[:, order], angles, lengths, per_layer=is_full)
+        return x[:, np.argsort(order)].reshape(F // cfg.temporal_patch_size, *grid, -1, cfg.hidden_size)
 
     def merge(self, features: jax.Array) -> jax.Array:
         """`features` -> visual tokens [F // 2, rows, columns, out_hidden_size]."""
