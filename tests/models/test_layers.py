@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tspo_jax.models import attention
 from tspo_jax.models.layers import (
     ACTIVATIONS,
     EncoderLayer,
@@ -146,3 +147,19 @@ def test_abstract_module_has_the_shapes_of_the_real_one():
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(abstract))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), abstract) == jax.tree.map(lambda a: (a.shape, a.dtype), params)
     assert merge_params(graphdef, params)(np.ones((2, 4), np.float32)).shape == (2, 8)
+
+
+@pytest.mark.parametrize("tokens", [300, 350, 384])
+def test_attention_in_the_order_of_heads_of_the_tpus_kernel(tokens):
+    """384 tokens are whole blocks of it, 350 are padded before they are projected, 300 behind."""
+    layer = SelfAttention(32, 2, rngs=nnx.Rngs(0))
+    for p in (layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj):
+        p.kernel[...], p.bias[...] = 20 * p.kernel[...], jnp.linspace(-1, 1, 32)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, tokens, 32)), jnp.float32)
+
+    def computed(implementation):
+        with attention.computed_by(implementation, interpret=implementation == "pallas"):
+            assert (attention.in_whole_blocks(x, 2)[1] is None) == (implementation == "xla" or tokens != 350)
+            return jax.jit(nnx.merge(*nnx.split(layer)), static_argnums=1)(x, False)
+
+    np.testing.assert_allclose(computed("pallas"), computed("xla"), atol=1e-4)

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from tspo_jax.checkpoints.weights import Format, load_params, read_config
+from tspo_jax.checkpoints.weights import Format, flatten, load_params, read_config, unflatten
+from tspo_jax.devices import sharding
+from tspo_jax.models import attention
 from tspo_jax.models.layers import abstract_module, merge_params, split_params
 from tspo_jax.models.qwen2 import Qwen2, Qwen2Config, rope_angles, rotate
 
@@ -126,6 +129,37 @@ def test_what_is_added_behind_layers_is_added_by_a_call_as_by_prefill(model):
     np.testing.assert_allclose(hidden, expected, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), cache, expected_cache)
     assert np.abs(hidden - states(model, 0 * added)[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("model_axis", [1, 2, 4])
+@pytest.mark.parametrize("is_qwen3", [False, True])
+def test_queries_keys_and_values_of_one_product(is_qwen3, model_axis):
+    """As TPUs compute them (their kernel interpreted), over a mesh that splits the heads of keys or cannot."""
+    kinds = dict(attention_bias=False, use_qk_norm=True, head_dim=8) if is_qwen3 else {}
+    sizes = SIZES | dict(num_attention_heads=8, hidden_size=32, vocab_size=64)
+    graphdef, params = split_params(Qwen2(Qwen2Config(**sizes, **kinds), rngs=nnx.Rngs(2)))
+    params = jax.tree.map(lambda p: 4 * p, params)
+    mesh = sharding.make_mesh((("data", -1), ("model", model_axis)), jax.devices()[:4])
+    config = {"num_attention_heads": 8, "num_key_value_heads": 2}
+    where = sharding.answerer_sharding(mesh, config)
+    split = unflatten(
+        {path: jax.device_put(x, where(f"language_model.{path}", x.shape)) for path, x in flatten(params).items()}
+    )
+    ids = np.random.default_rng(3).integers(0, 61, (4, 9))
+
+    def prefilled(params, implementation):
+        def run(params):
+            with attention.computed_by(implementation, mesh, interpret=implementation == "pallas"):
+                lm = merge_params(graphdef, params)
+                slots = jnp.broadcast_to(jnp.arange(9), ids.shape)
+                return lm.prefill(lm.embed_tokens(ids), slots, jnp.array([8, 3, 6, 1]))
+
+        return jax.jit(run)(params)
+
+    hidden, cache = prefilled(split, "pallas")
+    expected, expected_cache = prefilled(params, "xla")
+    np.testing.assert_allclose(hidden, expected, atol=1e-4)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), cache, expected_cache)
 
 
 def test_half_precision_keeps_float32_logits(model):

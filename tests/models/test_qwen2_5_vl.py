@@ -21,7 +21,7 @@ from tspo_jax.checkpoints.folders import load_answerer, load_clip
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.evaluation.run import evaluate
-from tspo_jax.models import qwen2_5_vl
+from tspo_jax.models import attention, qwen2_5_vl
 from tspo_jax.models.layers import abstract_module, merge_params
 from tspo_jax.models.preprocessing import QwenProcessor, patchify, smart_resize
 from tspo_jax.models.qwen2_5_vl import Qwen25VLConfig, prompt_positions, video_offsets
@@ -178,6 +178,20 @@ def test_windows_are_those_of_the_original():
     units = patches[:, 0] // 4
     assert units[:20].tolist() == [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23, 30, 31, 32, 33, 4, 5, 6, 7]
     assert sorted(units) == list(range(60))
+
+
+def test_tower_with_the_kernel_of_tpus(answerer):
+    """Interpreted; 120 patches of a pair of frames, which are padded to a block of it, in 9 windows of 2 x 2 tokens."""
+    pixels = jnp.asarray(np.random.default_rng(5).normal(size=(4, 6 * 28, 5 * 28, 3)), jnp.float32)
+
+    def tokens(implementation):
+        def run(params):
+            with attention.computed_by(implementation, interpret=implementation == "pallas"):
+                return merge_params(answerer.graphdef, params).encode_frames(pixels)
+
+        return jax.jit(run)(answerer.params)
+
+    np.testing.assert_allclose(tokens("pallas"), tokens("xla"), atol=1e-5)
 
 
 # ---- positions ----
