@@ -44,6 +44,9 @@ def test_the_originals_rule_and_more_options():
         ("b) a dog", "B"),
         ("A, because the ball is red", "A"),
         ("B\n\nOption A is about a ball, so it is wrong.", "B"),
+        ("A and B are wrong. C is right.", "C"),
+        ("A, B and C are wrong, D.", "D"),
+        ("It is not A or B but D", "D"),
         ("B is incorrect, C is incorrect, so D", "D"),
         # the text of an option
         ("A dog", "B"),

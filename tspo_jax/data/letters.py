@@ -117,12 +117,13 @@ def _of_text(text: str, options: Sequence[str]) -> str | None:
 
 def _without_denied(text: str, letters: str) -> str:
     """The text without the letters that it says are wrong."""
-    letter = rf"(?:option |choice )?\(?[{letters}]\)?"
-    text = re.sub(rf"\b{_NEGATION} {letter}(?![\w'])", " ", text, flags=re.IGNORECASE)
+    letter = rf"(?:options? |choices? )?\(?[{letters}]\)?"
+    joined = rf"{letter}(?:(?:/| ?&| and| or) ?{letter}(?!\w))*"
+    text = re.sub(rf"\b{_NEGATION} {joined}(?![\w'])", " ", text, flags=re.IGNORECASE)
     wrong = (
         r"(?:is|are|was|seems?|looks?)(?: \w+)? (?:not|wrong|incorrect|false|excluded|ruled out)\b|isn't|can't|cannot"
     )
-    return re.sub(rf"(?<![\w']){letter},? (?:{wrong})", " ", text)
+    return re.sub(rf"(?<![\w'])(?:{letter}, ?)*{joined},? (?:{wrong})", " ", text)
 
 
 def _behind(rest: str, letters: str) -> set[str]:
