@@ -128,6 +128,8 @@ def _table_rows(path: Path, data: bytes) -> Iterator[tuple[int, Mapping | Questi
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     names = [name.strip() for name in reader.fieldnames or ()]
     reader.fieldnames = [name if len(name) == 1 else name.lower() for name in names]
+    if twice := sorted({name for name in reader.fieldnames if name and reader.fieldnames.count(name) > 1}):
+        raise QuestionError(f"{path}:1: {twice[0]}: two columns have this name")
     if missing := [name for name in ("video", "question", "answer") if name not in reader.fieldnames]:
         raise QuestionError(f"{path}:1: {missing[0]}: no such column; the first line has {', '.join(names) or 'none'}")
     for number, cells in enumerate(reader, start=2):
@@ -139,10 +141,14 @@ def _table_rows(path: Path, data: bytes) -> Iterator[tuple[int, Mapping | Questi
 
 def _row_of_cells(cells: Mapping[str, str]) -> dict | QuestionError:
     row = {name: cell for name, cell in cells.items() if cell and name not in LETTERS}
-    by_letter = [cells[letter] for letter in LETTERS if cells.get(letter)]
+    by_letter = {letter: cells[letter] for letter in LETTERS if cells.get(letter)}
+    if "".join(by_letter) != LETTERS[: len(by_letter)]:
+        return QuestionError(f"options: there are {', '.join(by_letter)}, but none of a letter before them")
+    if by_letter and "options" in row:
+        return QuestionError("options: given in a column of their own and in those of the letters")
     separator = "\n" if "\n" in row.get("options", "") else "|"
     options = [option.strip() for option in row.get("options", "").split(separator) if option.strip()]
-    row["options"] = by_letter or [re.sub(r"^\(?[A-Z][.):] *", "", option) for option in options]
+    row["options"] = list(by_letter.values()) or options
     if "evidence" in row:
         try:
             row["evidence"] = json.loads(row["evidence"])
@@ -235,17 +241,34 @@ def _of_plain_row(row: Mapping) -> dict:
         raise QuestionError(f"options: must be a list of texts, at least two, not {options!r:.60}")
     if len(options) < 2:
         raise QuestionError(f"options: {len(options)} given, at least two are needed")
+    options = _without_letters([option.strip() for option in options])
     question, answer = text_field(row, "question"), text_field(row, "answer").strip()
-    same = [letter for letter, option in zip(LETTERS, options, strict=False) if option.strip() == answer]
+    same = [letter for letter, option in zip(LETTERS, options, strict=False) if option == answer]
     named = same[0] if len(same) == 1 else solution_of_option(answer.upper() if len(answer) == 1 else answer)
     if named not in list(LETTERS[: len(options)]):
         raise QuestionError(f"answer: {answer!r:.60} is neither the letter nor the text of one of the options")
+    text = "\n".join([question, *option_lines(options)])
+    if split_options(text)[1] != tuple(options):
+        raise QuestionError("options: a line of one reads as another option (B. ...)")
     return {
         "type": "general",
         **row,
-        "original_question": "\n".join([question, *option_lines([option.strip() for option in options])]),
+        "original_question": text,
         "solution": f"<answer>{named.lower()}</answer>",
     }
+
+
+def _without_letters(options: list[str]) -> list[str]:
+    """Options without the letters A, B, .. where all have their own in front."""
+    matches = [_OPTION.match(option) for option in options]
+    if not all(matches):
+        return options
+    letters = "".join(match[1] or match[2] for match in matches)
+    if letters != LETTERS[: len(options)]:
+        if sorted(letters) != list(LETTERS[: len(options)]):
+            return options
+        raise QuestionError(f"options: they have the letters {', '.join(letters)} in front, in another order")
+    return [option[match.start(3) :].strip() for option, match in zip(options, matches, strict=True)]
 
 
 def row(id: str, video: str, stem: str, options: Sequence[str], answer: str, kind: str) -> dict:
