@@ -367,15 +367,20 @@ def test_many_problems_are_counted_and_a_few_named(broken):
         ({"pytorch_model-00001-of-00002.bin": "", "config.json": "{}"}, "holds only PyTorch files .*save_pretrained"),
         ({"optimizer.pt": "", "trainer_state.json": "{}"}, r"holds a trainer's state \(optimizer.pt\)"),
         ({"global_step5/x": "", "zero_to_fp32.py": ""}, r"holds a trainer's state \(global_step5\)"),
+        ({"snapshots/1a2b/config.json": "{}"}, r"is a folder of Hugging Face's cache; give what is in it, .*/1a2b"),
+        ({"model.safetensors": "version https://git-lfs.github.com/spec/v1\n"}, "is Git LFS's pointer to a file"),
     ],
 )
 def test_folders_that_are_no_plain_model_are_told_in_one_line(tmp_path, make, message):
     for name, text in make.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=message) as error:
         weights.SafetensorsFolder(tmp_path)
     assert "\n" not in str(error.value)
+    if "config.json" not in make:  # which is what commands look for first
+        with pytest.raises(CheckpointError, match=message):
+            weights.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["I8", "U8", "F8_E4M3"])

@@ -131,6 +131,9 @@ def unflatten(leaves: dict[str, jax.Array]) -> dict:
     return tree
 
 
+_LFS = b"version https://git-lfs"
+
+
 def check_plain(folder: Path) -> None:
     """Raises CheckpointError, in one line with what to do, for the common folders that are not a model as it was
     trained: quantised, an adapter, the state of a trainer, another program's format."""
@@ -145,7 +148,13 @@ def check_plain(folder: Path) -> None:
     if (folder / "adapter_config.json").is_file() and not config:
         base = _json_of(folder / "adapter_config.json").get("base_model_name_or_path") or "the base model"
         raise CheckpointError(f"{folder}: is a PEFT adapter of {base}; give that model's folder and --adapter={folder}")
-    if any(folder.glob("*.safetensors")):
+    if snapshots := sorted(folder.glob("snapshots/*/")):
+        raise CheckpointError(f"{folder}: is a folder of Hugging Face's cache; give what is in it, {snapshots[-1]}")
+    if files := sorted(folder.glob("*.safetensors")):
+        for path in files:
+            with path.open("rb") as file:
+                if file.read(len(_LFS)) == _LFS:
+                    raise CheckpointError(f"{path}: is Git LFS's pointer to a file; git lfs pull fetches the file")
         return
 
     def first(*patterns: str) -> str:
@@ -377,6 +386,7 @@ def read_config(folder: str | Path, name: str = "config.json") -> dict:
             f"{folder}: no such checkpoint folder; one of Hugging Face's: hf download NAME --local-dir={folder}"
         )
     if not path.is_file():
+        check_plain(path.parent)  # it says more where the folder is of a known kind
         raise CheckpointError(f"{path}: no such file")
     try:
         config = json.loads(path.read_text())
