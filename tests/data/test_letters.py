@@ -37,7 +37,11 @@ def test_the_originals_rule_and_more_options():
         ("Both A and C are shown; the answer is D", "D"),
         # behind reasoning
         ("<think>A is wrong, C is wrong.</think>B", "B"),
+        ("\u25c1think\u25b7A is right\u25c1/think\u25b7b", "B"),
+        ("[THINK]A is right[/THINK]b", "B"),
         ("<think>maybe A", None),
+        ("<answer>b", "B"),
+        ("{'answer': 'b'}", "B"),
         ("<answer>C</answer>", "C"),
         # at the beginning, with reasons behind it
         ("B: because a cat", "B"),
@@ -48,13 +52,26 @@ def test_the_originals_rule_and_more_options():
         ("A, B and C are wrong, D.", "D"),
         ("It is not A or B but D", "D"),
         ("B is incorrect, C is incorrect, so D", "D"),
+        # called right, or the only one that is not denied
+        ("A and C are possible, but B is correct.", "B"),
+        ("Both B and C look right, but B is the best answer.", "B"),
+        ("B or C is correct.", None),
+        ("It cannot be A.", None),
+        ("The answer can't be A, it is D", "D"),
+        ("A\u9519\u8bef\uff0cB\u6b63\u786e", "B"),
+        ("\u7b54\u6848\u4e0d\u662fA\uff0c\u800c\u662fB", "B"),
         # the text of an option
         ("A dog", "B"),
         ("The red ball.", "A"),
         ("None of the above", "C"),
         ("The answer is a dog.", "B"),
+        ("red ball", "A"),
+        ("The answer is A the red ball", "A"),
         # none, or several
-        *((text, None) for text in ("none", "", "I", "A and B", "C or D", "The answer is A or B", "A. x\nB. y\nC. z")),
+        *(
+            (text, None)
+            for text in ("none", "", "I", "A and B", "(A)(B)", "C or D", "The answer is A or B", "A. x\nB. y\nC. z")
+        ),
         ("A cat and a dog play.", None),
         ("I cannot determine from the video. E", None),
     ],
@@ -67,4 +84,7 @@ def test_ten_options():
     options = tuple(f"colour {i}" for i in range(10))
     assert stated_letter("The answer is J.", options) == "J" and stated_letter("colour 6", options) == "G"
     assert stated_letter("I think it is F", options) == "F"
-    assert stated_letter("A", ()) is None
+
+
+def test_no_options():
+    assert stated_letter("The answer is B", ()) is None

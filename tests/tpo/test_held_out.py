@@ -89,3 +89,15 @@ def test_questions_are_answered_from_the_frames_of_the_pairs(parts, evaluated):
         assert evaluated.metrics[f"eval_accuracy/{name}"] == np.mean(right)
     assert 0 <= evaluated.metrics["eval_accuracy/full"] <= 1
     assert "ranked right" in evaluated.said and "evidence" in evaluated.said
+
+
+def test_a_question_of_more_options_than_five(parts, monkeypatch):
+    """The letter F is an answer where the question has six options."""
+    held_out, state, *_ = parts
+    six = "Which?\n" + "\n".join(f"{letter}. {letter.lower()}{letter}" for letter in "ABCDEF")
+    pair = Pair("f", LONG, six, "F", "B", answer="F", evidence_picks=((LONG, 3),))
+    monkeypatch.setattr(held_out._batches, "pairs", [pair])
+    monkeypatch.setattr(
+        "tspo_jax.tpo.held_out.answer_requests", lambda requests, *_: [[(request, ("F",)) for request in requests]]
+    )
+    assert held_out._accuracy(state) == {"evidence": 1.0, "full": 1.0}

@@ -36,6 +36,9 @@ def test_our_fields(tmp_path):
     (pair,) = read_pairs(write(tmp_path / "a.json", [record]))[0]
     assert (pair.evidence_picks, pair.rejected_picks, pair.shown) == ((("v.mp4", 3),), (), (("w.mp4", 0),))
     plain = read_pairs(write(tmp_path / "b.json", [RECORD]))[0][0]
+    assert (pair.answer, plain.answer) == ("B", "")
+    lower = RECORD | {"prompt": "Why?\nA. x\nB. y", "answer": "b"}
+    assert read_pairs(write(tmp_path / "b.json", [lower]))[0][0].answer == "B"
     assert plain.key != pair.key, "other frames, other log-probabilities"
 
 
@@ -47,6 +50,8 @@ def test_our_fields(tmp_path):
         ({"prompt": "<image>\n"}, "prompt: is empty without its image tag"),
         ({"chosen": None}, "chosen: must be a text"),
         ({"rejected": " Because. "}, "rejected: is equal to chosen"),
+        ({"answer": "a dog"}, "answer: must be the letter of the right option"),
+        ({"prompt": "Why?\nA. x\nB. y", "answer": "C"}, "answer: must be the letter of the right option"),
         ({"picks": [1]}, "picks: must be an object"),
         ({"shown": [["v.mp4", -1]]}, "shown: must be"),
     ],

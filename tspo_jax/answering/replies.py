@@ -148,8 +148,8 @@ def names_ordinal(question: str) -> bool:
 
 
 def named_option(answer: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that an answer states (`stated_letter`), or whose text alone stands in it; None for none
-    or several."""
+    """The letter of the option that an answer states, or whose text alone stands in its sentences; None for none or
+    several."""
     if letter := stated_letter(answer, options):
         return letter
     said = _plain(answer)

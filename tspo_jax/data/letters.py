@@ -35,15 +35,15 @@ def solution_letter(solution: str, num_options: int = _PAPER_LETTERS) -> str | N
 
 # ---- as a person reads -------------------------------------------------------------------------------------------
 
-_REASONING = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
-_UNFINISHED = re.compile(r"<(?:think|thinking|reasoning)>.*", re.DOTALL | re.IGNORECASE)
+_REASONING = re.compile(r"^.*[<\[◁]/(?:think|thinking|reasoning)[>\]▷]", re.DOTALL | re.IGNORECASE)
+_UNFINISHED = re.compile(r"[<\[◁](?:think|thinking|reasoning)[>\]▷].*", re.DOTALL | re.IGNORECASE)
 _MARKS = re.compile(r"[*_`#$]+|\\(?:boxed|text|mathrm|mathbf)\b")
 _LINKS = r"(?: ?(?:is|are|be|would be|should be|must be|will be))"
 # What announces the answer; behind it come a letter, an option's text, or several letters.
 _STATED = re.compile(
     "|".join(
         (
-            rf"\banswer(?: option| choice| letter)?{_LINKS}? ?:?",
+            rf"\bans(?:wer)?(?: option| choice| letter)?{_LINKS}? ?:?",
             rf"\b(?:best|correct|right) (?:option|choice|letter){_LINKS}? ?:?",
             rf"\b(?:option|choice){_LINKS} ?:?|\b(?:option|choice|answer) ?: ?",
             r"\bI(?: would|'d|'ll| will)? (?:choose|pick|select|say|go with|go for)\b",
@@ -55,7 +55,9 @@ _STATED = re.compile(
 )
 # Words behind a capital A or I with which it is not the article or the pronoun.
 _NOT_A_WORD = r"(?! +(?!(?:is|was|because|since|as|and|or|for|but|with|seems|would|given|due|,)\b)[A-Za-z]|['’])"
-_NEGATION = r"(?:not|isn't|is not|neither|never|nor|rather than|instead of|不是|不选)"
+_NEGATION = (
+    r"(?:\b(?:not|isn't|is not|neither|never|nor|rather than|instead of|(?:can't|cannot|can not) be) |(?:不是|不选) ?)"
+)
 
 
 def stated_letter(text: str, options: Sequence[str]) -> str | None:
@@ -73,6 +75,7 @@ def stated_letter(text: str, options: Sequence[str]) -> str | None:
     text = _UNFINISHED.sub("", _REASONING.sub("", text))
     if tagged := _ANSWER_TAG.findall(text):
         text = tagged[-1]
+    text = re.sub("</?answer>", "", text)  # one that the last token cut off
     is_boxed = list(re.finditer(r"\\boxed *\{(.*?)\}", text))
     if is_boxed:
         text = is_boxed[-1][1]
@@ -90,11 +93,11 @@ def stated_letter(text: str, options: Sequence[str]) -> str | None:
     for line in lines[:-2:-1] + lines[:1]:
         if named := _alone(line, letters) or _of_text(line, options):
             return named
-    starts = [re.match(rf"\(?([{letters}{letters.lower()}])[).:](?!\w)", line) for line in lines]
+    starts = [re.match(rf"\(?([{letters}{letters.lower()}])[).:](?![\w(])", line) for line in lines]
     begun = {start[1].upper() for start in starts if start}
     if len(begun) == 1 and starts[0]:
         return begun.pop()
-    named = _standing(announced, letters)
+    named = _called_right(announced, letters) or _standing(announced, letters)
     return named.pop() if len(named) == 1 else None
 
 
@@ -111,24 +114,41 @@ def _of_text(text: str, options: Sequence[str]) -> str | None:
         words = unicodedata.normalize("NFKC", words).strip(" .\"'!")
         return re.sub(r"^(?:it|this|that)(?: is|'s) ", "", words, flags=re.IGNORECASE).casefold()
 
-    said = [letter for letter, option in zip(LETTERS, options, strict=False) if plain(option) == plain(text) != ""]
-    return said[0] if len(said) == 1 else None
+    def without_article(words: str) -> str:
+        return re.sub(r"^(?:an?|the) ", "", words)
+
+    said = plain(text)
+    own = [(letter, plain(option)) for letter, option in zip(LETTERS, options, strict=False)]
+    for found in (
+        [letter for letter, option in own if said and said in (option, f"{letter.lower()} {option}")],
+        [letter for letter, option in own if without_article(said) == without_article(option) != ""],
+    ):
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
 def _without_denied(text: str, letters: str) -> str:
     """The text without the letters that it says are wrong."""
-    letter = rf"(?:options? |choices? )?\(?[{letters}]\)?"
-    joined = rf"{letter}(?:(?:/| ?&| and| or) ?{letter}(?!\w))*"
-    text = re.sub(rf"\b{_NEGATION} {joined}(?![\w'])", " ", text, flags=re.IGNORECASE)
+    letter = rf"(?:option |choice )?\(?[{letters}]\)?"
+    text = re.sub(rf"{_NEGATION}{letter}(?![A-Za-z0-9_'])", " ", text, flags=re.IGNORECASE)
     wrong = (
         r"(?:is|are|was|seems?|looks?)(?: \w+)? (?:not|wrong|incorrect|false|excluded|ruled out)\b|isn't|can't|cannot"
     )
-    return re.sub(rf"(?<![\w'])(?:{letter}, ?)*{joined},? (?:{wrong})", " ", text)
+    return re.sub(rf"(?<![A-Za-z0-9_']){letter}(?:,? (?:{wrong})|(?:选项)?(?:是|为)?(?:错|不对|不正确))", " ", text)
+
+
+def _called_right(text: str, letters: str) -> set[str]:
+    """The letter that a text without denied ones calls right last ("B is correct"), not one of several joined ones."""
+    right = r",? (?:is|was|seems|looks)(?: \w+){0,2} (?:correct|right|true|best)\b|(?:选项)?(?:是|为)?(?:正确|对)"
+    joined = r"(?<![A-Z], )(?<!\bor )(?<!\band )(?<![A-Z]/)(?<![和或])"
+    found = re.findall(rf"(?<![A-Za-z0-9_']){joined}(?:[Oo]ption )?\(?([{letters}])\)?(?:{right})", text)
+    return set(found[-1:])
 
 
 def _behind(rest: str, letters: str) -> set[str]:
     """The letters that a statement names at its beginning, with those joined to it by "and" and "or"."""
-    one = rf"(?:option |choice )?[(\[{{\"']?([{letters}{letters.lower()}])(?![\w'’]){_article(rest)}[)\]}}\"']?"
+    one = rf"(?:option |choice )?[(\[{{\"']?([{letters}{letters.lower()}])(?!\w|['’]\w){_article(rest)}[)\]}}\"']?"
     found, start = set(), 0
     while match := re.compile(one).match(rest, start):
         found.add(match[1].upper())

@@ -10,6 +10,7 @@ from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import Answerer
 from tspo_jax.data.letters import option_letter
+from tspo_jax.data.questions import split_options
 from tspo_jax.devices import sharding
 from tspo_jax.runs.training_log import Evaluated
 from tspo_jax.tpo import losses
@@ -77,7 +78,7 @@ class HeldOutPairs:
     def _accuracy(self, state: State) -> dict[str, float]:
         """Share of the held-out questions with a known answer that are answered right: from the training frames, and
         from those that the chosen (`evidence`) and the rejected (`without`) answer were made from."""
-        requests, answers = [], {}
+        requests, answers, count = [], {}, {}
         for i, pair in enumerate(self._batches.pairs):
             for name, frames in (
                 ("full", self._batches.shown(pair)),
@@ -89,6 +90,7 @@ class HeldOutPairs:
                     picks = np.array([[frame for _, frame in frames]])
                     requests.append(Request((i, name), videos.pop(), picks, pair.prompt))
                     answers[i, name] = pair.answer
+                    count[i, name] = len(split_options(pair.prompt)[1])
         answerer = self._with(state)
         right: dict[str, list[bool]] = {}
         a = self._config
@@ -96,7 +98,8 @@ class HeldOutPairs:
             requests, self._batches.store, answerer, self._rollout, self._mesh, a.build.batch_size, a.answerer.template
         ):
             for request, texts in batch:
-                right.setdefault(request.id[1], []).append(option_letter(texts[0]) == answers[request.id])
+                letter = option_letter(texts[0], count[request.id])
+                right.setdefault(request.id[1], []).append(letter == answers[request.id])
         return {name: float(np.mean(values)) for name, values in sorted(right.items())}
 
     def _with(self, state: State) -> Answerer:

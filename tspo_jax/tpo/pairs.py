@@ -23,7 +23,8 @@ from typing import Any
 
 import yaml
 
-from tspo_jax.data.questions import IMAGE_TAG, QuestionError, raise_if_bad, text_field, video_path
+from tspo_jax.data.letters import LETTERS
+from tspo_jax.data.questions import IMAGE_TAG, QuestionError, raise_if_bad, split_options, text_field, video_path
 
 FIELDS = ("video", "prompt", "chosen", "rejected")
 Frames = tuple[tuple[str, int], ...]  # (video, stored frame), in the order in which they are shown
@@ -86,6 +87,10 @@ def pair_of_record(record: Mapping[str, Any], number: str) -> Pair:
     for field in ("id", "recipe", "answer"):
         if record.get(field) is not None and not isinstance(record[field], str | int):
             raise QuestionError(f"{field}: must be a text, not {record[field]!r:.60}")
+    answer = str(record.get("answer") or "").strip().upper()
+    options = split_options(prompt)[1]
+    if answer and answer not in list(LETTERS[: len(options) or None]):
+        raise QuestionError(f"answer: must be the letter of the right option, not {record['answer']!r:.60}")
     picks = record.get("picks") or {}
     if not isinstance(picks, Mapping):
         raise QuestionError(f"picks: must be an object with chosen and rejected, not {picks!r:.60}")
@@ -96,7 +101,7 @@ def pair_of_record(record: Mapping[str, Any], number: str) -> Pair:
         chosen=chosen,
         rejected=rejected,
         recipe=str(record.get("recipe") or ""),
-        answer=str(record.get("answer") or ""),
+        answer=answer,
         shown=_frames(record.get("shown"), "shown"),
         evidence_picks=_frames(picks.get("chosen"), "picks.chosen"),
         rejected_picks=_frames(picks.get("rejected"), "picks.rejected"),
