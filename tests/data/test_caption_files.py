@@ -14,6 +14,8 @@ def test_read(tmp_path):
         path.write_text(json.dumps(row) + "\n" + json.dumps(wrong))
         with pytest.raises(ValueError, match=message):
             read_examples(path)
+    path.write_text("\ufeff" + json.dumps([row, row | {"caption": "a\u2028ball"}], ensure_ascii=False))
+    assert [example.caption for example in read_examples(path)] == ["a ball", "a\u2028ball"]
 
 
 def test_order():

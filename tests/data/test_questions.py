@@ -251,3 +251,70 @@ def test_a_table(tmp_path):
     path.write_text("video,question,options,answer\na.mp4,Who?,Ann|Bob,C\na.mp4,Who?,Ann|Bob,A\n")
     with pytest.raises(QuestionError, match="q.csv:2: answer: 'C' is neither"):
         read_questions(path)
+
+
+HEADER = "video,question,A,B,C,answer\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        # An empty option would give the letters behind it to other texts.
+        (HEADER + "a.mp4,Who?,Ann,,Cy,B\n", "q.csv:2: B: this option is empty, but C is not"),
+        ("video,question,A,B,answer,answer\na.mp4,Who?,Ann,Bob,A,B\n", "q.csv:1: answer: two columns have this name"),
+        # A quotation mark that is not closed: the next question would be a part of this one.
+        (HEADER + 'a.mp4,"Who?,Ann,Bob,Cy,A\nb.mp4,"Why?",x,y,z,B\n', "q.csv:[23]: line: a cell cannot be read"),
+        (HEADER + "a.mp4,Who?," + "x" * 200_000 + ",y,z,A\n", "q.csv:2: line: a cell cannot be read"),
+        ("video,question,options,answer\na.mp4,Which letter?,B|A|C,A\n", "q.csv:2: answer: 'A' is the letter of one"),
+        # The number is that of the spreadsheet's row.
+        (HEADER + "\n,,,,,\na.mp4,Who?,Ann,Bob,Cy,Zoe\n", "q.csv:4: answer: 'Zoe' is neither"),
+    ],
+)
+def test_tables_that_would_be_read_as_something_else(tmp_path, text, said):
+    path = tmp_path / "q.csv"
+    path.write_text(text)
+    with pytest.raises(QuestionError, match=said):
+        read_questions(path)
+
+
+def test_lists_in_the_cells_of_a_table(tmp_path):
+    path = tmp_path / "q.tsv"
+    path.write_text(
+        "\nvideo\tquestion\toptions\tanswer\ttargets\tcues\na.mp4\tWho?\tAnn|Bob\tBob\tred ball|dog\tlawn\n"
+    )
+    (question,) = read_questions(path)[0]
+    assert (question.answer, question.targets, question.cues) == ("B", ("red ball", "dog"), ("lawn",))
+
+
+def test_letters_in_the_options(tmp_path):
+    """They are dropped where all options have their own, and only there."""
+    plain = {"video": "a.mp4", "question": "What?", "options": ["(A) a cat", "(B) a dog"], "answer": "a dog"}
+    (question,) = read_questions(write(tmp_path / "q.jsonl", plain))[0]
+    assert (question.options, question.answer) == (("a cat", "a dog"), "B")
+    species = plain | {"options": ["C. elegans", "D. rerio"], "answer": "C. elegans"}
+    (question,) = read_questions(write(tmp_path / "q.jsonl", species))[0]
+    assert (question.options, question.answer) == (("C. elegans", "D. rerio"), "A")
+    for options in (["x\nB. y", "z"], ["x", "y\nC. z"]):
+        with pytest.raises(QuestionError, match="q.jsonl:1: options: a line of one of them begins as an option does"):
+            read_questions(write(tmp_path / "q.jsonl", plain | {"options": options, "answer": "A"}))
+
+
+def test_the_form_of_a_file_is_looked_at_before_its_lines(tmp_path):
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps([ROW] * 40, indent=1)[:-30])
+    with pytest.raises(QuestionError) as caught:
+        read_questions(path, strict=False)
+    assert str(caught.value).startswith(f"{path}: file: begins as a JSON list, but is none") and "\n" not in str(
+        caught.value
+    )
+    path.write_text(json.dumps(ROW, indent=1) + "\n" + json.dumps(ROW | {"video": "b.mp4"}, indent=1))
+    assert [question.video for question in read_questions(path)[0]] == ["demo/208.mp4", "b.mp4"]
+    for data, kind in ((b"PK\3\4\0", "a spreadsheet"), (json.dumps(ROW).encode("utf-16"), "UTF-16")):
+        for name in ("q.csv", "q.jsonl"):
+            (tmp_path / name).write_bytes(data)
+            with pytest.raises(QuestionError, match=f"{name}: file: is {kind}"):
+                read_questions(tmp_path / name)
+
+
+def test_a_colon_is_part_of_a_name(tmp_path):
+    assert read_one(tmp_path, video="T: intro.mp4").video == "T: intro.mp4"

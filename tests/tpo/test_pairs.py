@@ -21,6 +21,8 @@ def test_every_form(tmp_path):
     files = [
         write(tmp_path / "a.json", [RECORD, other]),
         write(tmp_path / "a.jsonl", f"{json.dumps(RECORD)}\n\n{json.dumps(other)}\n"),
+        write(tmp_path / "list.jsonl", [RECORD, other]),
+        write(tmp_path / "lines.json", f"{json.dumps(RECORD)}\n{json.dumps(other)}\n"),
         write(tmp_path / "a.csv", csv + 'w.mp4,Why?,Because.,"No, why not"\n'),
         write(tmp_path / "all.yaml", "datasets:\n- json_path: a.json\n  sampling_strategy: first:2\n"),
     ]
@@ -68,9 +70,11 @@ def test_bad_records_are_named(tmp_path, change, said):
     "name, text, said",
     [
         ("a.json", "{", "not valid json"),
-        ("a.json", {"video": 1}, "holds a dict, not a list"),
+        ("a.json", {"video": 1}, "a.json:1: video: must be a text"),
+        ("a.json", '[{"video": 1},', "a.json: file: begins as a JSON list, but is none"),
         ("a.jsonl", "{\n", "a.jsonl:1: line: not valid json"),
         ("a.csv", "video,prompt\nv,w\n", "lacks the columns chosen, rejected"),
+        ("a.csv", 'video,prompt,chosen,rejected\nv.mp4,"Why?,a,b\n', "a.csv:2: line: a cell cannot be read"),
         ("a.txt", "x", "pairs are .jsonl, .json, .csv or .yaml"),
         ("a.yaml", "a: 1", "must be `datasets:`"),
         ("a.yaml", "datasets: [", "not valid yaml"),

@@ -1,12 +1,12 @@
 """What is said of stretches of stored videos, a jsonl file: what captioners and retrievers learn from."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.questions import QuestionError, json_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +20,15 @@ class Example:
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """The rows {"video", "start", "end", "caption"} of a jsonl file, times in seconds.
+    """The rows {"video", "start", "end", "caption"} of a jsonl file or JSON list, times in seconds.
 
     Raises ValueError naming the line of a row that is no caption, and for a file without any."""
     examples = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    path = Path(path)
+    for number, row in json_rows(path, path.read_bytes()):
         try:
-            row = json.loads(line)
+            if isinstance(row, QuestionError):
+                raise row
             example = Example(str(row["video"]), float(row["start"]), float(row["end"]), row["caption"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: line {number} is no caption with video, start and end ({error!r})") from error

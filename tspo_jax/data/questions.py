@@ -7,14 +7,16 @@ and maybe one of two closing sentences), `solution` ("<answer>a</answer>"), `typ
 (names of what a search of the video looks for, and of what may be near it).
 
 Written by hand, and as the columns of a table: `video`, `question`, `options` (a list; in a table one per line of the
-cell, or separated by |) or a column for each (A, B, C ...), `answer` (a letter, or the text of the right option);
-`type` is general where it is not there.
+cell, or separated by |, as are `targets` and `cues`) or a column for each (A, B, C ...), `answer` (a letter, or the
+text of the right option); `type` is general where it is not there.
 """
 
+import codecs
 import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
 import re
@@ -32,6 +34,14 @@ TAILS = (
 )
 _OPTION = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])\s*(.*)", re.DOTALL)
 _SHOWN_ERRORS = 20
+_NO_TEXT = {  # what a file begins with that is saved in another form
+    b"PK\3\4": "a spreadsheet or another zip archive",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet",
+    b"\x1f\x8b": "compressed (gzip)",
+    b"PAR1": "a Parquet file",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 _TABLES = {".csv": None, ".tsv": "\t"}  # suffix -> what separates cells, None: told by the first line
 
 
@@ -97,62 +107,110 @@ def read_questions(
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping | QuestionError]]:
     """(line, or number in a JSON list or table; object) of a file's questions."""
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    if path.suffix.lower() in _TABLES:
-        yield from _table_rows(path, data)
-    elif data.lstrip().startswith(b"[") and (rows := _json_list(data)) is not None:
-        for number, row in enumerate(rows, start=1):
-            yield number, row if isinstance(row, dict) else QuestionError(f"item: {_is_no_object(row)}")
-    else:
-        for number, line in enumerate(data.split(b"\n"), start=1):
-            if line.strip():
-                yield number, _json_object(line)
+    data = path.read_bytes()
+    return _table_rows(path, data) if path.suffix.lower() in _TABLES else json_rows(path, data)
 
 
-def _json_list(data: bytes) -> list | None:
-    """The items of a file that is one JSON list of objects, None where it is none: then its lines are looked at."""
+def json_rows(path: Path, data: bytes) -> Iterator[tuple[int, Mapping | QuestionError]]:
+    """(number, object) of a file that is one JSON list, one object per line, or objects one after another.
+
+    Raises QuestionError for a file that is none of these.
+    """
+    _check_text(path, data)
+    data = data.removeprefix(codecs.BOM_UTF8)
+    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
+    begins = data.lstrip()[:1]
+    if begins in (b"[", b"{") and not (len(lines) > 1 and begins == b"{" and _is_json(lines[0][1])):
+        try:
+            rows = _values(data.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            if begins == b"[" and not _is_json(lines[0][1]):
+                raise QuestionError(f"{path}: file: begins as a JSON list, but is none ({error})") from None
+        else:
+            if begins == b"{" or len(rows) == 1 and isinstance(rows[0], list):
+                for number, row in enumerate(rows[0] if begins == b"[" else rows, start=1):
+                    yield number, row if isinstance(row, dict) else QuestionError(f"item: {_is_no_object(row)}")
+                return
+    for number, line in lines:
+        yield number, _json_object(line)
+
+
+def _values(text: str) -> list:
+    """The JSON values of a text that holds nothing but them; raises ValueError."""
+    text, decoder, found, place = text.rstrip(), json.JSONDecoder(), [], 0
+    while place < len(text):
+        value, place = decoder.raw_decode(text, re.compile(r"\s*").match(text, place).end())
+        found.append(value)
+    return found
+
+
+def _is_json(line: bytes) -> bool:
     try:
-        rows = json.loads(data.decode("utf-8"))
+        json.loads(line)
     except (ValueError, RecursionError):
-        return None
-    return rows if isinstance(rows, list) else None
+        return False
+    return True
+
+
+def _check_text(path: Path, data: bytes) -> None:
+    for begin, kind in _NO_TEXT.items():
+        if data.startswith(begin):
+            raise QuestionError(f"{path}: file: is {kind}, not text in UTF-8; save it as CSV UTF-8 or as JSON")
 
 
 def _table_rows(path: Path, data: bytes) -> Iterator[tuple[int, Mapping | QuestionError]]:
+    _check_text(path, data)
     try:
-        text = data.decode("utf-8")
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         raise QuestionError(f"{path}: is not UTF-8 ({error}); save the table as CSV UTF-8") from None
-    header = text.partition("\n")[0]
+    header = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = _TABLES[path.suffix.lower()] or max(",;\t", key=header.count)  # spreadsheets of some countries write ;
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = [name if len(name) == 1 else name.lower() for name in names]
-    if twice := sorted({name for name in reader.fieldnames if name and reader.fieldnames.count(name) > 1}):
-        raise QuestionError(f"{path}:1: {twice[0]}: two columns have this name")
-    if missing := [name for name in ("video", "question", "answer") if name not in reader.fieldnames]:
-        raise QuestionError(f"{path}:1: {missing[0]}: no such column; the first line has {', '.join(names) or 'none'}")
-    for number, cells in enumerate(reader, start=2):
-        if None in cells:
-            yield number, QuestionError("line: has more cells than the first line has names")
-        elif any(cell and cell.strip() for cell in cells.values()):
-            yield number, _row_of_cells({name: (cell or "").strip() for name, cell in cells.items()})
+    # Strict: a quotation mark that is not closed would make one cell of many lines.
+    reader, names = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), None
+    try:
+        for number, cells in enumerate(reader, start=1):
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
+                continue
+            if names is None:
+                names = _column_names(f"{path}:{number}", cells)
+            elif any(cells[len(names) :]):
+                yield number, QuestionError("line: has more cells than the first line has names")
+            else:
+                yield number, _row_of_cells(dict(itertools.zip_longest(names, cells[: len(names)], fillvalue="")))
+    except csv.Error as error:
+        raise QuestionError(f"{path}:{reader.line_num}: line: a cell cannot be read ({error})") from None
+    if names is None:
+        _column_names(f"{path}:1", [])
+
+
+def _column_names(source: str, cells: Sequence[str]) -> list[str]:
+    names = [name if len(name) == 1 else name.lower() for name in cells]
+    if missing := [name for name in ("video", "question", "answer") if name not in names]:
+        there = ", ".join(cells) or "none"
+        raise QuestionError(f"{source}: {missing[0]}: no such column; the first line has {there}")
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise QuestionError(f"{source}: {twice[0]}: two columns have this name")
+    return names
 
 
 def _row_of_cells(cells: Mapping[str, str]) -> dict | QuestionError:
-    row = {name: cell for name, cell in cells.items() if cell and name not in LETTERS}
-    by_letter = {letter: cells[letter] for letter in LETTERS if cells.get(letter)}
-    if "".join(by_letter) != LETTERS[: len(by_letter)]:
-        return QuestionError(f"options: there are {', '.join(by_letter)}, but none of a letter before them")
-    if by_letter and "options" in row:
-        return QuestionError("options: given in a column of their own and in those of the letters")
-    separator = "\n" if "\n" in row.get("options", "") else "|"
-    options = [option.strip() for option in row.get("options", "").split(separator) if option.strip()]
-    row["options"] = list(by_letter.values()) or options
+    row = {name: cell for name, cell in cells.items() if cell and name and name not in LETTERS}
+    by_letter = [cells.get(letter, "") for letter in LETTERS]
+    by_letter = by_letter[: max((place for place, cell in enumerate(by_letter, start=1) if cell), default=0)]
+    if "" in by_letter:
+        empty, last = LETTERS[by_letter.index("")], LETTERS[len(by_letter) - 1]
+        return QuestionError(f"{empty}: this option is empty, but {last} is not")
+    for field in ("options", "targets", "cues"):
+        if cell := cells.get(field):
+            separator = "\n" if "\n" in cell else "|"
+            row[field] = [part.strip() for part in cell.split(separator) if part.strip()]
+    row["options"] = by_letter or row.get("options", [])
     if "evidence" in row:
         try:
             row["evidence"] = json.loads(row["evidence"])
-        except ValueError:
+        except (ValueError, RecursionError):
             return QuestionError(f"evidence: must be [[start, end], ...] in seconds, not {row['evidence']!r:.60}")
     return row
 
@@ -183,7 +241,7 @@ def video_path(name: str, field: str = "video") -> str:
     path = PurePosixPath(name.replace("\\", "/"))
     if not name.strip() or any(ord(c) < 32 for c in name):
         raise QuestionError(f"{field}: {name!r:.200} is not a file name")
-    if path.is_absolute() or re.match(r"[A-Za-z]:", name) or ".." in path.parts:
+    if path.is_absolute() or re.match(r"[A-Za-z]:[\\/]", name) or ".." in path.parts:
         raise QuestionError(f"{field}: {name!r:.200} must be a path below the video folder, not absolute or with ..")
     return str(path)
 
@@ -244,12 +302,14 @@ def _of_plain_row(row: Mapping) -> dict:
     options = _without_letters([option.strip() for option in options])
     question, answer = text_field(row, "question"), text_field(row, "answer").strip()
     same = [letter for letter, option in zip(LETTERS, options, strict=False) if option == answer]
+    if len(same) == 1 and len(answer) == 1 and answer != same[0] and answer in LETTERS[: len(options)]:
+        raise QuestionError(f"answer: {answer!r} is the letter of one option and the text of another")
     named = same[0] if len(same) == 1 else solution_of_option(answer.upper() if len(answer) == 1 else answer)
     if named not in list(LETTERS[: len(options)]):
         raise QuestionError(f"answer: {answer!r:.60} is neither the letter nor the text of one of the options")
     text = "\n".join([question, *option_lines(options)])
-    if split_options(text)[1] != tuple(options):
-        raise QuestionError("options: a line of one reads as another option (B. ...)")
+    if split_options(text.replace("\r\n", "\n"))[1] != tuple(option.replace("\r\n", "\n") for option in options):
+        raise QuestionError("options: a line of one of them begins as an option does ('A. ...')")
     return {
         "type": "general",
         **row,
@@ -258,17 +318,11 @@ def _of_plain_row(row: Mapping) -> dict:
     }
 
 
-def _without_letters(options: list[str]) -> list[str]:
-    """Options without the letters A, B, .. where all have their own in front."""
-    matches = [_OPTION.match(option) for option in options]
-    if not all(matches):
-        return options
-    letters = "".join(match[1] or match[2] for match in matches)
-    if letters != LETTERS[: len(options)]:
-        if sorted(letters) != list(LETTERS[: len(options)]):
-            return options
-        raise QuestionError(f"options: they have the letters {', '.join(letters)} in front, in another order")
-    return [option[match.start(3) :].strip() for option, match in zip(options, matches, strict=True)]
+def _without_letters(options: Sequence[str]) -> list[str]:
+    """Options without the letters that all of them begin with, in their order."""
+    pairs = zip(LETTERS, options, strict=False)
+    found = [re.fullmatch(rf"(?:\({letter}\)|{letter}[.):])\s+(\S.*)", option, re.DOTALL) for letter, option in pairs]
+    return [match[1] for match in found] if len(found) == len(options) and all(found) else list(options)
 
 
 def row(id: str, video: str, stem: str, options: Sequence[str], answer: str, kind: str) -> dict:

@@ -194,7 +194,7 @@ def read_rows(path: str | Path) -> list[Row]:
         text = Path(path).read_text(encoding="utf-8-sig")
         is_list, lines = text.lstrip().startswith("["), text.split("\n")  # a text may hold other ends of lines
         rows = json.loads(text) if is_list else [json.loads(line) for line in lines if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BenchmarkError(f"{path}: not JSON ({error})") from None
     return [Row(row, f"{path}: item {i}{_named(row)}") for i, row in enumerate(rows)]
 

@@ -1,9 +1,9 @@
 """Pairs of answers, as files.
 
 A record is {"video", "prompt", "chosen", "rejected"}, the form of TPO's trainer (arXiv 2501.13919): a path or name, the
-user's text, and two answers. Read are json (a list), jsonl, csv with these columns (as the published LongVA-TPO-10k
-is), and yaml that lists such files: `datasets: [{json_path, sampling_strategy: all | first:N | end:N | random:N}]`, N a
-number or `k%`. Every <image> in a prompt is dropped: the template has the place of the video.
+user's text, and two answers. Read are json (a list) and jsonl, whichever the name says, csv with these columns (as the
+published LongVA-TPO-10k is), and yaml that lists such files: `datasets: [{json_path, sampling_strategy: all | first:N |
+end:N | random:N}]`, N a number or `k%`. Every <image> in a prompt is dropped: the template has the place of the video.
 
 Ours have more fields: `id`, `recipe`, `picks` {"chosen", "rejected"} (the frames that the answers were made from, as
 [video, stored frame]), `shown` (the frames of training in the same form, where they are not evenly spaced ones of
@@ -24,7 +24,15 @@ from typing import Any
 import yaml
 
 from tspo_jax.data.letters import LETTERS
-from tspo_jax.data.questions import IMAGE_TAG, QuestionError, raise_if_bad, split_options, text_field, video_path
+from tspo_jax.data.questions import (
+    IMAGE_TAG,
+    QuestionError,
+    json_rows,
+    raise_if_bad,
+    split_options,
+    text_field,
+    video_path,
+)
 
 FIELDS = ("video", "prompt", "chosen", "rejected")
 Frames = tuple[tuple[str, int], ...]  # (video, stored frame), in the order in which they are shown
@@ -127,30 +135,27 @@ def _records(path: Path) -> Iterable[tuple[str, Any]]:
     if suffix in (".yaml", ".yml"):
         yield from _listed(path)
     elif suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+        try:
+            yield from _of_table(path)
+        except UnicodeDecodeError as error:
+            raise QuestionError(f"{path}: is not UTF-8 ({error}); save the table as CSV UTF-8") from None
+    elif suffix in (".json", ".jsonl"):
+        yield from ((f"{path}:{number}", record) for number, record in json_rows(path, path.read_bytes()))
+    else:
+        raise QuestionError(f"{path}: pairs are .jsonl, .json, .csv or .yaml")
+
+
+def _of_table(path: Path) -> Iterable[tuple[str, Any]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
             if missing := [field for field in FIELDS if field not in (reader.fieldnames or ())]:
                 raise QuestionError(f"{path}: lacks the columns {', '.join(missing)}")
             for number, record in enumerate(reader, start=2):
                 yield f"{path}:{number}", {name: value for name, value in record.items() if value not in (None, "")}
-    elif suffix == ".json":
-        try:
-            records = json.loads(path.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise QuestionError(f"{path}: not valid json ({error})") from None
-        if not isinstance(records, list):
-            raise QuestionError(f"{path}: holds a {type(records).__name__}, not a list of pairs")
-        yield from ((f"{path}:{number}", record) for number, record in enumerate(records, start=1))
-    elif suffix == ".jsonl":
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield f"{path}:{number}", json.loads(line)
-                except ValueError as error:
-                    yield f"{path}:{number}", QuestionError(f"line: not valid json ({error})")
-    else:
-        raise QuestionError(f"{path}: pairs are .jsonl, .json, .csv or .yaml")
+        except csv.Error as error:
+            line = reader.reader.line_num
+            raise QuestionError(f"{path}:{line}: line: a cell cannot be read ({error})") from None
 
 
 def _listed(path: Path) -> Iterable[tuple[str, Any]]:
