@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,10 +14,11 @@ from tiny_store import LONG, SHORT, make_store
 from tspo_jax import config as cfg
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.checkpoints.weights import CheckpointError
+from tspo_jax.data.questions import QuestionError
 from tspo_jax.models.layers import merge_params
 from tspo_jax.runs.metrics import read_rows
 from tspo_jax.runs.preemption import Preemption
-from tspo_jax.runs.run_folder import read_part
+from tspo_jax.runs.run_folder import RunFolderError, read_part
 from tspo_jax.tpo import config as tpo_config
 from tspo_jax.tpo import trained
 from tspo_jax.tpo.config import TpoConfig
@@ -99,6 +101,21 @@ def test_resuming_is_exact(world, lora_run, tmp_path, monkeypatch, capfd):
     assert run(config, tmp_path) == whole
     a, b = (read_part(folder, trained.PART) for folder in (whole_dir, tmp_path))
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_other_content_is_refused_by_name(world, lora_run, tmp_path):
+    """The same pairs in another file are the same run; other pairs, or most of them bad, are not."""
+    run_dir, rows = lora_run
+    whole = [json.loads(line) for line in Path(world.data.pairs).read_text().splitlines()]
+    path = tmp_path / "moved.json"
+    path.write_text(json.dumps(whole))
+    assert run(config_of(world, data__pairs=str(path)), run_dir) == rows
+    path.write_text(json.dumps([*whole[:3], whole[3] | {"chosen": "It goes on."}]))
+    with pytest.raises(RunFolderError, match="began with other content of config.data.pairs: "):
+        run(config_of(world, data__pairs=str(path)), run_dir)
+    path.write_text(json.dumps([*whole, {}]))
+    with pytest.raises(QuestionError, match=r"1 bad question\(s\) of 5"):
+        run(config_of(world, data__pairs=str(path)), tmp_path / "run")
 
 
 @pytest.mark.slow

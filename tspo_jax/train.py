@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tspo_jax import config as config_module
-from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.checkpoints.folders import load_agent, load_answerer, load_clip
 from tspo_jax.command_line import entry_point
 from tspo_jax.config import MAY_DIFFER, Config
@@ -61,7 +61,7 @@ from tspo_jax.tspo.held_out import MAIN, HeldOut
 from tspo_jax.tspo.programs import TrainState
 
 # Fields of the config that name files: what they hold may not change in a run, where they lie may.
-CONTENT = ("data.questions", "data.store", "agent.clip", "agent.init", "answerer.folder")
+CONTENT = ("data.questions", "data.store", "agent.clip", "agent.init", "answerer.folder", "answerer.adapter")
 LOSS_NOTE = (
     "The loss is 0 by construction: rewards count relative to their group's mean, so only its gradient says something. "
     "Watch the rewards rise; groups whose rewards are all equal (dead) teach nothing."
@@ -132,6 +132,8 @@ def train(config: Config, run_dir: Path, devices: Sequence[jax.Device] | None = 
         "agent.init": parameters_sha256(agent),
         "answerer.folder": weights.checkpoint_identity(a.folder),
     }
+    if a.adapter:
+        content["answerer.adapter"] = adapters.folder_identity(a.adapter)
 
     def shape_of(step: int, rows: Batch) -> tuple[str, int] | None:
         return None if step < config.policy.warm_start_steps else step_cost.shape_of(rows)

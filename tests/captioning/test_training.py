@@ -19,6 +19,7 @@ from tspo_jax.config import ConfigError
 from tspo_jax.data.caption_files import drawn, read_examples
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
+from tspo_jax.runs.run_folder import RunFolderError, write_content
 
 ROWS = [
     {"video": tiny_store.LONG, "start": 0, "end": 10, "caption": "a man is throwing the red ball"},
@@ -154,6 +155,12 @@ def test_wrong_captions(config, captioner, tmp_path, row, message):
     wrong = dataclasses.replace(config, data=dataclasses.replace(config.data, captions=str(path)))
     with pytest.raises(ValueError, match=message):
         CaptionBatches(wrong, captioner, FrameStore(config.data.store), ThreadPoolExecutor(1))
+
+
+def test_other_captions_are_refused_by_name(config, tmp_path):
+    write_content(tmp_path, {"data.captions": "of another file", "data.store": "of another store"})
+    with pytest.raises(RunFolderError, match="other content of config.data.captions, config.data.store"):
+        training.train(config, tmp_path, jax.devices()[:1])
 
 
 def test_wrong_configs(tmp_path):

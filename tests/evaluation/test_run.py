@@ -250,6 +250,34 @@ def test_another_agent_needs_another_folder(golden, config, tmp_path, fake_answe
         evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
 
 
+def test_what_an_evaluation_depends_on_is_its_content(golden, folder, config, tmp_path, fake_answers):
+    """The same files under other paths are accepted, a store with other frames is not."""
+    shutil.copytree(folder / "store", tmp_path / "store")
+    shutil.copy(folder / "questions.jsonl", tmp_path / "moved.jsonl")
+    evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+    before = len(fake_answers)
+    config.evaluation.store, config.evaluation.questions = str(tmp_path / "store"), str(tmp_path / "moved.jsonl")
+    evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+    assert len(fake_answers) == before
+    shutil.rmtree(tmp_path / "store")
+    videos = {LONG: golden / LONG, SHORT: write_video(tmp_path / SHORT, num_frames=150)}
+    tiny_store.store_videos(tmp_path / "store", videos, golden / "tspo_agent")
+    with pytest.raises(RunFolderError, match="store_sha256: "):
+        evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+
+
+def test_an_adapter_of_other_content_is_another_answerer(golden, config, tmp_path, fake_answers):
+    config.answerer.adapter = str(tmp_path / "adapter")
+    for content in (b"one", b"two"):
+        (tmp_path / "adapter").mkdir(exist_ok=True)
+        (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+        (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(content)
+        if content == b"one":
+            evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+    with pytest.raises(RunFolderError, match="answerer.identity: "):
+        evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+
+
 def test_two_evaluations_at_once(golden, config, tmp_path, fake_answers):
     with in_use(tmp_path / "evaluation"), pytest.raises(RunFolderError, match="is in use by process"):
         evaluate.evaluate(cfg.read(config), tmp_path, golden / "tspo_agent")
@@ -389,10 +417,10 @@ def test_search_is_one_more_method(golden, folder, config, tmp_path, fake_answer
     named = [row | {"targets": ["red ball", f"number {i}"], "cues": ["dog"]} for i, row in enumerate(rows)]
     config.evaluation.questions = str(tmp_path / "named.jsonl")
     (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
-    config.evaluation.search.detector = str(golden / "owlvit_tiny")
-    config.evaluation.search.grid = (2, 2)
     run = tmp_path / "run"
     evaluate.evaluate(cfg.read(config), run, golden / "tspo_agent")
+    config.evaluation.search.detector = str(golden / "owlvit_tiny")
+    config.evaluation.search.grid = (2, 2)
     config.evaluation.methods = ("uniform", "tstar")
     summary = evaluate.evaluate(cfg.read(config), run, golden / "tspo_agent")
     assert {row["method"] for row in summary["accuracy"]} == {"uniform", "tstar"}

@@ -17,6 +17,7 @@ from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.retrieval import training
 from tspo_jax.retrieval.config import Contrast, RetrievalConfig, RetrievalData, RetrievalOptimizer
+from tspo_jax.runs.run_folder import RunFolderError, write_content
 
 ROWS = [
     {"video": tiny_store.LONG, "start": 0, "end": 10, "caption": "a man runs"},
@@ -98,6 +99,12 @@ def test_run(config, tmp_path):
     moved = np.abs(made.params["text_proj"]["kernel"] - started.params["text_proj"]["kernel"]).max()
     assert 1e-4 < moved < 1e-2
     assert made.text_features(["a red ball"]).shape == (1, 12)
+
+
+def test_other_captions_are_refused_by_name(config, tmp_path):
+    write_content(tmp_path, {"data.captions": "of another file", "data.store": "of another store"})
+    with pytest.raises(RunFolderError, match="other content of config.data.captions, config.data.store"):
+        training.train(config, tmp_path, jax.devices()[:1])
 
 
 def test_bad_input(config, tmp_path):

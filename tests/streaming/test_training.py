@@ -12,6 +12,7 @@ from tspo_jax import config as cfg
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.checkpoints.weights import flatten
 from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.runs.run_folder import RunFolderError, write_content
 from tspo_jax.streaming import folders
 from tspo_jax.streaming.clips import clips_of
 from tspo_jax.streaming.config import StreamingTraining, default
@@ -86,6 +87,12 @@ def test_sizes_of_another_encoder(trained):
     other = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, width=32))
     with pytest.raises(ValueError, match="encoder.width is 32"):
         train(other, folder / "other", jax.devices()[:1])
+
+
+def test_other_questions_are_refused_by_name(base, tmp_path):
+    write_content(tmp_path, {"data.questions": "other", "data.store": "other", "answerer.folder": "other"})
+    with pytest.raises(RunFolderError, match="content of config.data.questions, config.data.store, config.answerer.fo"):
+        train(base[0], tmp_path, jax.devices()[:1])
 
 
 def test_clips(base):

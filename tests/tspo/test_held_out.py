@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_store
+from video_files import write_video
 
 from tspo_jax import config as cfg
 from tspo_jax.checkpoints.folders import load_agent, load_clip
@@ -77,6 +78,23 @@ def test_other_questions_have_another_file(config, measure, golden, tmp_path):
     _, answered = measure(dataclasses.replace(config, held_out=cfg.HeldOut(10, str(others), 96)), 10, agent)
     assert {item for item, _ in answered} == {"0", "1", "2", "3"}
     assert len(list((tmp_path / "held_out").glob("rows_*.jsonl"))) == 2
+
+
+@pytest.mark.parametrize("change", [{"protocol": "published"}, {"store": "other"}])
+def test_what_is_asked_otherwise_is_another_setting(config, golden, tmp_path, change):
+    """Else the best checkpoint would be best by scores that cannot be compared."""
+    clip, (graphdef, agent) = load_clip(golden / "tspo_agent"), load_agent(golden / "tspo_agent")
+    mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
+    if "store" in change:
+        videos = {
+            name: write_video(tmp_path / f"x{name}", num_frames=200) for name in (tiny_store.LONG, tiny_store.SHORT)
+        }
+        change = {"store": str(tiny_store.store_videos(tmp_path / "other", videos, golden / "tspo_agent"))}
+    other = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **change))
+    first, second, same = (
+        HeldOut(one, tmp_path, clip, graphdef, agent, mesh, write_page).setting for one in (config, other, config)
+    )
+    assert first == same != second
 
 
 def test_questions_that_cannot_be_asked(config, measure, tmp_path):

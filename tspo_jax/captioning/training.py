@@ -11,6 +11,7 @@ import optax
 from tspo_jax.captioning.config import MAY_DIFFER, CaptioningConfig
 from tspo_jax.captioning.examples import NOT_HIDDEN, Batch, CaptionBatches
 from tspo_jax.checkpoints.swinbert_folders import Captioner, save_captioner, start_captioner
+from tspo_jax.data.caption_files import examples_sha256
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.models.bert_captioner import masked_loss
@@ -105,6 +106,10 @@ def train(config: CaptioningConfig, run_dir: Path, devices: Sequence[jax.Device]
         batches = CaptionBatches(config, captioner, store, pool, sharding.data_slice(mesh))
         params = sharding.put_replicated(mesh, captioner.params)
         moments = jax.jit(optimizer.init, out_shardings=sharding.replicated(mesh))(params)
+        content = {
+            "data.captions": examples_sha256(batches.examples),
+            "data.store": store.frames_sha256(example.video for example in batches.examples),
+        }
         is_done, newest = fit(
             run_dir,
             config,
@@ -113,6 +118,7 @@ def train(config: CaptioningConfig, run_dir: Path, devices: Sequence[jax.Device]
             make_update(config, captioner, optimizer),
             put=partial(sharding.put_batch, mesh),
             may_differ=MAY_DIFFER,
+            content=content,
             columns=COLUMNS,
         )
         if is_done and jax.process_index() == 0:

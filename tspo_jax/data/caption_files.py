@@ -1,6 +1,7 @@
 """What is said of stretches of stored videos, a jsonl file: what captioners and retrievers learn from."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,11 @@ def read_examples(path: str | Path) -> list[Example]:
     if not examples:
         raise ValueError(f"{path}: holds no caption")
     return examples
+
+
+def examples_sha256(examples: list[Example]) -> str:
+    """Tells lists of captions apart, in whatever form and place they are written."""
+    return hashlib.sha256(repr([dataclasses.astuple(example) for example in examples]).encode()).hexdigest()[:16]
 
 
 def frames_of(example: Example, store: FrameStore) -> np.ndarray:

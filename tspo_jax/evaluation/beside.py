@@ -13,7 +13,7 @@ from tspo_jax.runs import run_folder
 from tspo_jax.selection.scoring import AGENT_METHODS
 
 # Of an evaluation's record: what an agent of another run may have otherwise, its answers being comparable all the same.
-FREE = ("agent", "agent_folder", "config", "seed", "questions", "clip.folder", "answerer.folder")
+FREE = ("agent", "agent_folder", "config", "seed", "questions", "clip.folder", "answerer.folder", "answerer.adapter")
 FREE += ("search", "frame_idx_sha256", *MAY_DIFFER)
 
 
@@ -36,12 +36,13 @@ def read_rows(
         run_dir = folder.parent
         if not (folder / "rows.jsonl").is_file():
             raise ValueError(f"{folder} holds no evaluation; run python -m tspo_jax.evaluate --run_dir={run_dir} first")
+        there, here = run_folder.read_run_config(folder), json.loads(json.dumps(record))
+        # The content of a store tells more than its path, where both evaluations had all of their videos.
+        free = (*FREE, "store" if "store_sha256" in there and "store_sha256" in here else "store_sha256")
         differing = {
             name: values
-            for name, values in run_folder.differences(
-                run_folder.read_run_config(folder), json.loads(json.dumps(record))
-            ).items()
-            if not any(_is_field(name, field) for field in FREE)
+            for name, values in run_folder.differences(there, here).items()
+            if not any(_is_field(name, field) for field in free)
         }
         if differing:
             lines = [f"{name}: {there} there, {here} here" for name, (there, here) in differing.items()]

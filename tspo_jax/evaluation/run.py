@@ -29,6 +29,7 @@ from tspo_jax.answering.frame_answers import Request, answer_requests
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.answering.shapes import RUNGS, Shapes
 from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.adapters import answerer_identity
 from tspo_jax.checkpoints.folders import (
     Answerer,
     ClipEncoder,
@@ -57,6 +58,8 @@ from tspo_jax.selection.scoring import AGENT_METHODS, Scorer
 from tspo_jax.selection.scoring import read_agent as read_agent_of_run
 
 FOLDER = "evaluation"  # in the run folder
+# Of an evaluation's record: where files lie whose content is in it too.
+PATHS = ("questions", "clip.folder", "answerer.folder", "answerer.adapter")
 
 
 def evaluate(
@@ -112,10 +115,15 @@ def evaluate(
         "agent_folder": str(agent_folder or ""),
         "config": dataclasses.asdict(config),
     }
-    may_differ = ("agent_folder", "config", *config_module.MAY_DIFFER)
-    # An index file or a strategy may come later; a former one's rows stay, and with them what they were made by.
+    if not absent:
+        record["store_sha256"] = store.features_sha256(videos)
+    may_differ = ("agent_folder", "config", *PATHS, *config_module.MAY_DIFFER)
+    # An index file, a strategy or a search may come later; a former one's rows stay, and with them what they were made
+    # by.
     before = run_folder.read_run_config(folder) if (folder / "config.json").is_file() else {}
-    for late in ("frame_idx_sha256", "rounds"):
+    if "store_sha256" in record and "store_sha256" in before:
+        may_differ = (*may_differ, "store")
+    for late in ("frame_idx_sha256", "rounds", "search", "store_sha256"):
         if late not in before:
             may_differ = (*may_differ, late)
         elif late not in record:
@@ -307,7 +315,7 @@ def settings(config: Config, clip: ClipEncoder, agent: tuple) -> dict:
             "num_heads": config.agent.num_heads,
         },
         "answerer": dataclasses.asdict(config.answerer)
-        | {"identity": weights.checkpoint_identity(config.answerer.folder)},
+        | {"identity": answerer_identity(config.answerer.folder, config.answerer.adapter)},
         "protocol": asked.protocol,
         "seed": config.seed,
     }

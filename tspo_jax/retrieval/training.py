@@ -17,8 +17,8 @@ import numpy as np
 import optax
 
 from tspo_jax.checkpoints.testa_folders import TestaModel, load_testa, save_testa
-from tspo_jax.data.caption_files import drawn, frames_of, read_examples
-from tspo_jax.data.frame_store import FrameStore, check_side
+from tspo_jax.data.caption_files import drawn, examples_sha256, frames_of, read_examples
+from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.models.layers import merge_params
 from tspo_jax.models.testa import unit
@@ -204,7 +204,13 @@ def train(config: RetrievalConfig, run_dir: Path, devices: Sequence[jax.Device])
         raise ValueError(f"config.model: {config.model} answers questions only, it has no features to compare")
     optimizer = make_optimizer(config)
     with ThreadPoolExecutor(config.data.decode_threads) as pool:
-        batches = VideoBatches(config, model, FrameStore(config.data.store), pool, sharding.data_slice(mesh))
+        store = FrameStore(config.data.store)
+        batches = VideoBatches(config, model, store, pool, sharding.data_slice(mesh))
+        content = {
+            "data.captions": examples_sha256(batches.examples),
+            "data.store": store.frames_sha256(example.video for example in batches.examples),
+            "model": model.identity,
+        }
         is_done, newest = fit(
             run_dir,
             config,
@@ -213,6 +219,7 @@ def train(config: RetrievalConfig, run_dir: Path, devices: Sequence[jax.Device])
             make_update(config, model, optimizer),
             put=partial(sharding.put_batch, mesh),
             may_differ=MAY_DIFFER,
+            content=content,
             columns=COLUMNS,
         )
         if is_done and jax.process_index() == 0:

@@ -23,7 +23,7 @@ from flax import nnx
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.data.questions import read_questions
+from tspo_jax.data.questions import questions_sha256, read_questions
 from tspo_jax.devices import sharding
 from tspo_jax.models import attention
 from tspo_jax.models.gumbel_top_k import gumbel_noise
@@ -66,7 +66,7 @@ def train(config: StreamingTraining, run_dir: Path, devices: Sequence[jax.Device
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     sharding.check_batch_size(mesh, config.batch_size)
     schedule = Schedule(config.num_steps, config.labelled_steps, config.kept if config.stage == "video" else 0.0)
-    questions, bad = read_questions(config.data.questions, strict=False)
+    questions, bad = read_questions(config.data.questions, strict=False, max_bad=config.data.max_bad)
     a = config.answerer
     split = config.mesh.split_over_data
     where = sharding.answerer_sharding(mesh, weights.read_config(a.folder), split_over_data=split)
@@ -87,9 +87,10 @@ def train(config: StreamingTraining, run_dir: Path, devices: Sequence[jax.Device
 
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(config.data.decode_threads))
+        store = FrameStore(config.data.store)
         batches = QuestionClips(
             questions,
-            FrameStore(config.data.store),
+            store,
             answerer,
             pool,
             frames=sizes.frames,
@@ -99,6 +100,11 @@ def train(config: StreamingTraining, run_dir: Path, devices: Sequence[jax.Device
             seed=config.seed,
             share=sharding.data_slice(mesh),
         )
+        content = {
+            "data.questions": questions_sha256(questions),
+            "data.store": store.frames_sha256(question.video for question in questions),
+            "answerer.folder": folders.identity_of(answerer),
+        }
         loop = stack.enter_context(
             Loop(
                 run_dir,
@@ -106,6 +112,7 @@ def train(config: StreamingTraining, run_dir: Path, devices: Sequence[jax.Device
                 Batches(batches.endless),
                 put=lambda batch: sharding.put_batch(mesh, batch),
                 may_differ=MAY_DIFFER,
+                content=content,
                 columns=COLUMNS,
             )
         )

@@ -37,6 +37,7 @@ class PairData:
     held_out: str = ""  # pairs that are evaluated during training; "" = none
     num_frames: int = 64  # of the whole video, evenly spaced, in both answers' prompt
     strict: bool = False  # a bad pair ends the run; else it is listed and left out
+    max_bad: float = 0.1  # share of bad pairs above which the file is a wrong one and the run ends
     suffix: str = ""  # last line of the user's text where a pair's prompt does not bring it; pairs of ours do
     answer_text: str = "{answer}"  # how an answer stands behind the prompt: " {answer}" for a model that begins so
     max_tokens: int = 0  # of a prompt with its answer; 0 = the answerer's max_position_embeddings
@@ -150,6 +151,7 @@ class TpoConfig(General):
 
 MAY_DIFFER = (*GENERAL_MAY_DIFFER, "build", "held_out", "accumulate", "data.held_out")
 MAY_DIFFER += (
+    "data.max_bad",
     "data.cached_videos",
     "data.decode_threads",
     "answerer.attention",

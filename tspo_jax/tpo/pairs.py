@@ -60,10 +60,11 @@ class Pair:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def read_pairs(path: str | Path, strict: bool = True) -> tuple[list[Pair], list[str]]:
+def read_pairs(path: str | Path, strict: bool = True, max_bad: float = 1.0) -> tuple[list[Pair], list[str]]:
     """The good pairs of a file in their order, and one message 'file:line: field: reason' per bad one.
 
-    Raises QuestionError where strict and a pair is bad, and always where none is good; OSError.
+    Raises QuestionError where strict and a pair is bad, where more than `max_bad` (a share) of them are, and always
+    where none is good; OSError.
     """
     path = Path(path)
     pairs, errors, first_of_id = [], [], {}
@@ -77,8 +78,13 @@ def read_pairs(path: str | Path, strict: bool = True) -> tuple[list[Pair], list[
             pairs.append(pair)
         except QuestionError as error:
             errors.append(f"{source}: {error}")
-    raise_if_bad(path, pairs, errors, strict)
+    raise_if_bad(path, pairs, errors, strict or len(errors) > max_bad * (len(pairs) + len(errors)))
     return pairs, errors
+
+
+def pairs_sha256(pairs: Iterable[Pair]) -> str:
+    """Tells lists of pairs apart, in whatever form and place they are written."""
+    return hashlib.sha256(" ".join(f"{pair.key}{pair.answer}" for pair in pairs).encode()).hexdigest()[:16]
 
 
 def pair_of_record(record: Mapping[str, Any], number: str) -> Pair:

@@ -58,12 +58,12 @@ def train(config: TpoConfig, run_dir: Path, devices: Sequence[jax.Device]) -> bo
     sharding.check_batch_size(mesh, config.batch_size // config.accumulate, "batch_size / accumulate")
     objective = Objective(**vars(config.preference)).check()
     rates = learning_rates(config)
-    read, bad = pairs.read_pairs(config.data.pairs, config.data.strict)
+    read, bad = pairs.read_pairs(config.data.pairs, config.data.strict, config.data.max_bad)
     held_out, bad_held_out, in_both = [], [], []
     if config.held_out.every:
         if not config.data.held_out:
             raise ValueError("config.held_out.every is set, but config.data.held_out names no pairs")
-        held_out, bad_held_out = pairs.read_pairs(config.data.held_out, config.data.strict)
+        held_out, bad_held_out = pairs.read_pairs(config.data.held_out, config.data.strict, config.data.max_bad)
         in_both = overlap.shared(*([(pair.video, pair.prompt) for pair in some] for some in (read, held_out)))
         places = np.linspace(0, len(held_out), min(len(held_out), config.held_out.num_pairs), endpoint=False)
         held_out = [held_out[int(place)] for place in places]
@@ -104,6 +104,11 @@ def train(config: TpoConfig, run_dir: Path, devices: Sequence[jax.Device]) -> bo
         batches = PairBatches(config, read, config.data.pairs, answerer, store, pool, share)
         asked = PairBatches(config, held_out, config.data.held_out, answerer, store, pool, share) if held_out else None
         check = partial(check_first_step, config)
+        content = {
+            "data.pairs": pairs.pairs_sha256(batches.pairs),
+            "data.store": store.frames_sha256(video for pair in batches.pairs for video, _ in batches.shown(pair)),
+            "answerer.folder": weights.checkpoint_identity(a.folder),
+        }
         loop = Loop(
             run_dir,
             config,
@@ -111,6 +116,8 @@ def train(config: TpoConfig, run_dir: Path, devices: Sequence[jax.Device]) -> bo
             put=partial(sharding.put_batch, mesh),
             shape_of=lambda step, batch: batch.answers.shape,
             may_differ=MAY_DIFFER,
+            content=content,
+            setting=pairs.pairs_sha256(asked.pairs) if asked else "",
             columns=COLUMNS,
             report=check,
         )

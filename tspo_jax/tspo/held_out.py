@@ -81,9 +81,10 @@ class HeldOut:
             raise ValueError(f"{self.store.folder} {lacks}; run python -m tspo_jax.predecode")
         self._texts = clip.text_features([item.query for item in self.items])
         self._run_dir, self._mesh, self._write_page = run_dir, mesh, write_page
-        content = hashlib.sha256(Path(asked.questions).read_bytes() + str(asked.budgets).encode()).hexdigest()
+        asked_by = (asked.budgets, asked.benchmark, asked.protocol, self.store.features_sha256(videos))
+        content = hashlib.sha256(Path(asked.questions).read_bytes() + str(asked_by).encode()).hexdigest()
         self.setting = f"{content} {len(self.items)} {self.store.clip_identity} {MAIN}"  # of the scores
-        self._path = run_dir / FOLDER / f"rows_{content[:8]}.jsonl"  # other questions or budgets, another file
+        self._path = run_dir / FOLDER / f"rows_{content[:8]}.jsonl"  # otherwise asked, another file
         self._score = jax.jit(partial(programs.score, graphdef))
         self._before = self._scores(initial)
 
