@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import statistics
 import time
@@ -242,17 +243,17 @@ def numerics(bench: Bench) -> dict:
     the root mean square error over the root mean square."""
     found = {}
     for name, (kind, B, N, H, heads, d) in bench.scale.attended.items():
-        N = N if isinstance(N, tuple) else (N,)
+        windows, N = ([N[1]] * N[0], math.prod(N)) if isinstance(N, tuple) else ([], N)
         keys = zip(jax.random.split(jax.random.key(0), 4), (H, heads, heads, H), strict=True)
-        q, k, v, weight = (jax.random.normal(key, (B, *N, n, d), jnp.bfloat16) for key, n in keys)
+        q, k, v, weight = (jax.random.normal(key, (B, N, n, d), jnp.bfloat16) for key, n in keys)
         compute = getattr(attention, kind)
         if kind == "windowed":
-            compute = partial(compute, is_token=jnp.ones(N, bool))
+            compute = partial(compute, lengths=windows)
         if kind == "cached":  # the last tokens alone, of which one row is shorter
             q, weight, k, v = q[:, :1], weight[:, :1], k.swapaxes(1, 2), v.swapaxes(1, 2)
-            compute = partial(compute, slots=N[0] - 1 - jnp.arange(B)[:, None])
+            compute = partial(compute, slots=N - 1 - jnp.arange(B)[:, None])
         outputs = partial(outputs_and_gradients, compute, (q, k, v), weight)
-        exact, chosen = outputs("xla", jnp.float32), attention.chosen(d, q.dtype, int(np.prod(N)))
+        exact, chosen = outputs("xla", jnp.float32), attention.chosen(d, q.dtype, N)
         for form in dict.fromkeys((chosen, "xla")):
             error, *of_gradients = map(_error, outputs(form, q.dtype), exact)
             found[f"{name}, {form}"] = {"error": error, "gradient_error": max(of_gradients)}

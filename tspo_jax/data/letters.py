@@ -130,12 +130,14 @@ def _of_text(text: str, options: Sequence[str]) -> str | None:
 
 def _without_denied(text: str, letters: str) -> str:
     """The text without the letters that it says are wrong."""
-    letter = rf"(?:option |choice )?\(?[{letters}]\)?"
-    text = re.sub(rf"{_NEGATION}{letter}(?![A-Za-z0-9_'])", " ", text, flags=re.IGNORECASE)
+    letter = rf"(?:options? |choices? )?\(?[{letters}]\)?"
+    joined = rf"{letter}(?:(?:/| ?&| and| or) ?{letter}(?!\w))*"
+    text = re.sub(rf"{_NEGATION}{joined}(?![A-Za-z0-9_'])", " ", text, flags=re.IGNORECASE)
     wrong = (
         r"(?:is|are|was|seems?|looks?)(?: \w+)? (?:not|wrong|incorrect|false|excluded|ruled out)\b|isn't|can't|cannot"
     )
-    return re.sub(rf"(?<![A-Za-z0-9_']){letter}(?:,? (?:{wrong})|(?:选项)?(?:是|为)?(?:错|不对|不正确))", " ", text)
+    said = rf",? (?:{wrong})|(?:选项)?(?:是|为)?(?:错|不对|不正确)"
+    return re.sub(rf"(?<![A-Za-z0-9_'])(?:{letter}, ?)*{joined}(?:{said})", " ", text)
 
 
 def _called_right(text: str, letters: str) -> set[str]:

@@ -206,6 +206,8 @@ def _row_of_cells(cells: Mapping[str, str]) -> dict | QuestionError:
         if cell := cells.get(field):
             separator = "\n" if "\n" in cell else "|"
             row[field] = [part.strip() for part in cell.split(separator) if part.strip()]
+    if by_letter and "options" in row:
+        return QuestionError("options: given in a column of their own and in those of the letters")
     row["options"] = by_letter or row.get("options", [])
     if "evidence" in row:
         try:
@@ -319,10 +321,14 @@ def _of_plain_row(row: Mapping) -> dict:
 
 
 def _without_letters(options: Sequence[str]) -> list[str]:
-    """Options without the letters that all of them begin with, in their order."""
-    pairs = zip(LETTERS, options, strict=False)
-    found = [re.fullmatch(rf"(?:\({letter}\)|{letter}[.):])\s+(\S.*)", option, re.DOTALL) for letter, option in pairs]
-    return [match[1] for match in found] if len(found) == len(options) and all(found) else list(options)
+    """Options without the letters that all of them begin with; raises QuestionError where another order has them."""
+    found = [re.fullmatch(r"(?:\(([A-Z])\)|([A-Z])[.):])\s+(\S.*)", option, re.DOTALL) for option in options]
+    letters = [match[1] or match[2] for match in found if match]
+    if sorted(letters) != list(LETTERS[: len(options)]):
+        return list(options)
+    if letters != sorted(letters):
+        raise QuestionError(f"options: they begin with their letters, but in the order {', '.join(letters)}")
+    return [match[3] for match in found]
 
 
 def row(id: str, video: str, stem: str, options: Sequence[str], answer: str, kind: str) -> dict:

@@ -18,7 +18,7 @@ import optax
 
 from tspo_jax.checkpoints.testa_folders import TestaModel, load_testa, save_testa
 from tspo_jax.data.caption_files import drawn, examples_sha256, frames_of, read_examples
-from tspo_jax.data.frame_store import FrameStore
+from tspo_jax.data.frame_store import FrameStore, check_side
 from tspo_jax.devices import sharding
 from tspo_jax.models.layers import merge_params
 from tspo_jax.models.testa import unit
