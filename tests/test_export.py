@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_agent, load_clip
 from tspo_jax.export import export
-from tspo_jax.runs.run_folder import Checkpoints
+from tspo_jax.runs.run_folder import Checkpoints, write_content, write_run_config
 from tspo_jax.tspo.programs import TrainState
 
 
@@ -60,6 +60,17 @@ def test_checkpoint_of_a_run_from_the_command_line(trained, plain_clip, tmp_path
     assert_trees_equal(load_agent(tmp_path / "out")[1], trained)
     assert_trees_equal(load_clip(tmp_path / "out").params, load_clip(plain_clip).params)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["TSPOModel"]
+
+
+def test_another_clip_than_the_agent_was_trained_with(trained, plain_clip, tmp_path):
+    write_run_config(tmp_path / "run", {})
+    write_content(tmp_path / "run", {"agent.clip": "of another folder"})
+    with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
+        checkpoints.save(3, TrainState(trained, {"count": np.zeros((), np.int32)}), {"batch": 3})
+    command = [sys.executable, "-m", "tspo_jax.export", f"--checkpoint={tmp_path / 'run'}", f"--clip={plain_clip}"]
+    done = subprocess.run([*command, f"--output={tmp_path / 'out'}"], capture_output=True, text=True)
+    assert done.returncode == 1 and "was trained with the features of another CLIP (of another folder)" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_pytorch_modules_of_the_original_names_take_every_tensor(trained, plain_clip, tmp_path):

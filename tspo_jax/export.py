@@ -19,7 +19,7 @@ from absl import flags
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import agent_graphdef, agent_kind, load_clip
 from tspo_jax.command_line import entry_point
-from tspo_jax.selection.scoring import read_agent
+from tspo_jax.selection.scoring import check_clip, read_agent
 from tspo_jax.tpo import trained
 
 TOKENIZER_AND_PROCESSOR = (
@@ -100,6 +100,7 @@ def main() -> None:
         raise ValueError("--clip is missing: the folder of CLIP that the agent was trained with")
     if args.merge:
         raise ValueError("--merge is for a run of an answerer; this is one of an agent")
+    check_clip(args.checkpoint, weights.checkpoint_identity(args.clip), args.clip)
     export(read_agent(args.checkpoint), args.clip, args.output)
 
 

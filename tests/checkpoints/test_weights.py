@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.folders import load_answerer, load_clip
 from tspo_jax.checkpoints.weights import CheckpointError, load_params
 from tspo_jax.models.clip import Clip, ClipConfig
 from tspo_jax.models.layers import abstract_module
@@ -369,18 +370,23 @@ def test_many_problems_are_counted_and_a_few_named(broken):
         ({"global_step5/x": "", "zero_to_fp32.py": ""}, r"holds a trainer's state \(global_step5\)"),
         ({"snapshots/1a2b/config.json": "{}"}, r"is a folder of Hugging Face's cache; give what is in it, .*/1a2b"),
         ({"model.safetensors": "version https://git-lfs.github.com/spec/v1\n"}, "is Git LFS's pointer to a file"),
+        ({"pytorch_model_fsdp_0/__0_0.distcp": ""}, r"holds a trainer's state \(__0_0.distcp\)"),
+        ({"mp_rank_00_model_states.pt": ""}, r"holds a trainer's state \(mp_rank_00_model_states.pt\)"),
+        ({"openvino_model.xml": "", "openvino_model.bin": ""}, r"holds openvino_model.xml \(OpenVINO\)"),
+        ({"adapter_config.json": "{}", "config.json": "{}", "adapter_model.safetensors": ""}, "is a PEFT adapter of"),
+        ({"config.json": '{"quantization": {"bits": 4}}', "model.safetensors": ""}, r"config.json: quantization \(unk"),
+        ({"quantize_config.json": "{}", "model.safetensors": ""}, r"quantize_config.json \(gptq\): quantised"),
+        ({"config.json": '{"seed": 0}', "checkpoints/5/x": ""}, "is a run folder"),
     ],
 )
 def test_folders_that_are_no_plain_model_are_told_in_one_line(tmp_path, make, message):
     for name, text in make.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    with pytest.raises(CheckpointError, match=message) as error:
-        weights.SafetensorsFolder(tmp_path)
-    assert "\n" not in str(error.value)
-    if "config.json" not in make:  # which is what commands look for first
-        with pytest.raises(CheckpointError, match=message):
-            weights.read_config(tmp_path)
+    for read in (weights.SafetensorsFolder, weights.read_config, load_answerer, load_clip):
+        with pytest.raises(CheckpointError, match=message) as error:
+            read(tmp_path)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["I8", "U8", "F8_E4M3"])

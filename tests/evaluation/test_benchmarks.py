@@ -262,3 +262,17 @@ def test_questions_by_video_and_videos_that_are_not_there(tmp_path):
     for names, allow_missing in ((["v.mp4"], False), (["u.mp4"], True)):
         with pytest.raises(BenchmarkError, match="videos of .* are missing: .*w.mp4; or --allow_missing"):
             benchmarks.queries_by_video("mlvu", path, names, allow_missing)
+
+
+def test_eight_options_of_video_mme(tmp_path):
+    """Each is asked and can be moved; the published way of reading answers knows four letters."""
+    row = {"question_id": "1", "videoID": "v", "question": "Which?", "answer": "H", "duration": "long", "domain": "d"}
+    row |= {"sub_category": "s", "task_type": "t", "options": [f"{letter}. thing {letter}" for letter in "ABCDEFGH"]}
+    path = tmp_path / "v2.json"
+    path.write_text(json.dumps([row]))
+    (item,) = benchmarks.read_items("videomme", path)
+    assert item.options == tuple(f"thing {letter}" for letter in "ABCDEFGH")
+    assert "only the letter (A, B, C, D, E, F, G, or H) of" in item.prompt
+    assert benchmarks.permuted(item, [7, *range(7)]).answer == "A"
+    with pytest.raises(benchmarks.BenchmarkError, match="question 1: has 8 options; the published runs knew 4 letters"):
+        benchmarks.read_items("videomme", path, "published")

@@ -25,7 +25,7 @@ from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.evaluation import frame_sets
 from tspo_jax.evaluation import run as evaluate
 from tspo_jax.runs.metrics import read_rows
-from tspo_jax.runs.run_folder import RunFolderError, in_use
+from tspo_jax.runs.run_folder import RunFolderError, in_use, write_content, write_run_config
 from tspo_jax.selection import methods as selection
 from tspo_jax.selection.scoring import load_scorer
 from tspo_jax.selection.video_source import stored_source
@@ -276,6 +276,15 @@ def test_an_adapter_of_other_content_is_another_answerer(golden, config, tmp_pat
             evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
     with pytest.raises(RunFolderError, match="answerer.identity: "):
         evaluate.evaluate(cfg.read(config), tmp_path / "run", golden / "tspo_agent")
+
+
+def test_the_agent_of_a_run_with_another_clip_is_refused(golden, config, tmp_path, fake_answers):
+    (tmp_path / "x" / "checkpoints").mkdir(parents=True)
+    write_run_config(tmp_path / "x", {"agent": {"clip": "other/clip"}})
+    write_content(tmp_path / "x", {"agent.clip": "0123456789abcdef-bfloat16"})
+    for agent in ("x", "x/best"):
+        with pytest.raises(ValueError, match="x.*: its agent was trained with the features of another CLIP .* than "):
+            evaluate.evaluate(cfg.read(config), tmp_path / "run", tmp_path / agent)
 
 
 def test_two_evaluations_at_once(golden, config, tmp_path, fake_answers):

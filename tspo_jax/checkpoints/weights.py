@@ -132,20 +132,42 @@ def unflatten(leaves: dict[str, jax.Array]) -> dict:
 
 
 _LFS = b"version https://git-lfs"
+# Fields of config.json by which quantised checkpoints say so, and files of those that say it elsewhere.
+QUANTISED = ("quantization_config", "compression_config", "quantization")
+QUANTISED_BY = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+STATES = (
+    "optimizer",
+    "scheduler",
+    "rng_state",
+    "training_args",
+    "trainer",
+    "scaler",
+    "mp_rank",
+    "zero_pp",
+    "bf16_zero",
+)
 
 
 def check_plain(folder: Path) -> None:
     """Raises CheckpointError, in one line with what to do, for the common folders that are not a model as it was
     trained: quantised, an adapter, the state of a trainer, another program's format."""
     config = _json_of(folder / "config.json")
-    quantisation = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
-    if quantisation:
-        method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else quantisation
-        raise CheckpointError(
-            f"{folder}/config.json: quantization_config ({method}): quantised checkpoints are not supported; take the "
-            "bfloat16 one"
-        )
-    if (folder / "adapter_config.json").is_file() and not config:
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if field := next((name for name in QUANTISED if part.get(name)), ""):
+            method = part[field].get("quant_method", "unknown") if isinstance(part[field], dict) else part[field]
+            raise CheckpointError(
+                f"{folder}/config.json: {field} ({method}): quantised checkpoints are not supported; take the bfloat16 "
+                "one"
+            )
+    for name, method in QUANTISED_BY.items():
+        if (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder}/{name} ({method}): quantised checkpoints are not supported; take the bfloat16 one"
+            )
+    if "model_type" not in config and (folder / "checkpoints").is_dir():
+        raise CheckpointError(f"{folder}: is a run folder, not that of a model")
+    own = [path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_model")]
+    if (folder / "adapter_config.json").is_file() and not own:
         base = _json_of(folder / "adapter_config.json").get("base_model_name_or_path") or "the base model"
         raise CheckpointError(f"{folder}: is a PEFT adapter of {base}; give that model's folder and --adapter={folder}")
     if snapshots := sorted(folder.glob("snapshots/*/")):
@@ -164,8 +186,12 @@ def check_plain(folder: Path) -> None:
         raise CheckpointError(f"{folder}: holds {found} (GGUF, quantised); take the checkpoint in safetensors")
     if found := first("*.onnx", "onnx/*.onnx"):
         raise CheckpointError(f"{folder}: holds {found} (ONNX), no weights to train or run here; take the safetensors")
+    if found := first("openvino_*.xml", "openvino/*.xml"):
+        raise CheckpointError(
+            f"{folder}: holds {found} (OpenVINO), no weights to train or run here; take the safetensors"
+        )
     if found := first("pytorch_model*.bin", "*.bin", "*.pt", "*.pth"):
-        is_state = found.startswith(("optimizer", "scheduler", "rng_state", "training_args", "trainer"))
+        is_state = found.startswith(STATES)
         if is_state and not first("pytorch_model*.bin"):
             raise CheckpointError(
                 f"{folder}: holds a trainer's state ({found}), no weights; take the folder of the model"
@@ -174,7 +200,7 @@ def check_plain(folder: Path) -> None:
             f"{folder}: holds only PyTorch files ({found}), no safetensors; convert them once, where torch is: "
             "model = AutoModel.from_pretrained(DIR); model.save_pretrained(NEW)"
         )
-    if found := first("global_step*", "trainer_state.json", "zero_to_fp32.py"):
+    if found := first("*.distcp", "*/*.distcp", "global_step*", "trainer_state.json", "zero_to_fp32.py"):
         raise CheckpointError(f"{folder}: holds a trainer's state ({found}), no weights; take the folder of the model")
 
 
@@ -386,7 +412,8 @@ def read_config(folder: str | Path, name: str = "config.json") -> dict:
             f"{folder}: no such checkpoint folder; one of Hugging Face's: hf download NAME --local-dir={folder}"
         )
     if not path.is_file():
-        check_plain(path.parent)  # it says more where the folder is of a known kind
+        if name == "config.json":
+            check_plain(path.parent)
         raise CheckpointError(f"{path}: no such file")
     try:
         config = json.loads(path.read_text())
@@ -394,6 +421,8 @@ def read_config(folder: str | Path, name: str = "config.json") -> dict:
         raise CheckpointError(f"{path}: not valid json ({error})") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: holds a {type(config).__name__}, not an object")
+    if name == "config.json" and "model_type" not in config:
+        check_plain(path.parent)
     return config
 
 

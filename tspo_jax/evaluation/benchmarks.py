@@ -77,6 +77,7 @@ class Benchmark:
       max_new_tokens: of the published runs.
       selection: method of the published runs (64 frames, window 12).
       tolerances: seconds around a moment within which a frame counts as a hit.
+      published_options: a question may have where its answers are read as in the published runs.
       macro: grouping whose mean over labels is reported as `macro`, if any.
     """
 
@@ -87,10 +88,13 @@ class Benchmark:
     selection: str = "topk"
     tolerances: tuple[float, ...] = (1, 2, 5)
     macro: str | None = None
+    published_options: int = len(LETTERS)
 
 
-def read_items(benchmark: str, path: str | Path) -> list[Item]:
-    """Items of an annotation file in file order. Raises BenchmarkError with file, item and field."""
+def read_items(benchmark: str, path: str | Path, protocol: str = "strict") -> list[Item]:
+    """Items of an annotation file in file order, whose answers will be read by this protocol. Raises BenchmarkError
+    with file, item and field."""
+    known = lookup(benchmark).published_options if protocol == "published" else len(LETTERS)
     items = list(lookup(benchmark).read(read_rows(path)))
     if not items:
         raise BenchmarkError(f"{path}: no question")
@@ -102,6 +106,11 @@ def read_items(benchmark: str, path: str | Path) -> list[Item]:
             count = len(item.options)
             raise BenchmarkError(
                 f"{path}: question {item.id}: has {count} options, at most {len(LETTERS)} can be asked"
+            )
+        if len(item.options) > known:
+            raise BenchmarkError(
+                f"{path}: question {item.id}: has {len(item.options)} options; the published runs knew {known} "
+                "letters: take config.evaluation.protocol=strict"
             )
         if item.answer not in tuple(LETTERS[: len(item.options)]):
             raise BenchmarkError(f"{path}: question {item.id}: answer {item.answer!r} is not among its options")
@@ -251,16 +260,17 @@ def _mlvu(rows: Sequence[Row]) -> Iterator[Item]:
 def _videomme(rows: Sequence[Row]) -> Iterator[Item]:
     for row in rows:
         question, options = row.read("question", str), row.texts("options")
-        lines = "\n".join(options)
+        lines, letters = "\n".join(options), LETTERS[: max(4, len(options))]
         yield Item(
             id=row.read("question_id", str),
             video=f"{row.read('videoID', str)}.mp4",
             query=question.replace("\n", " "),
             # The published runs had no subtitles; their prompt speaks of them all the same.
             prompt="Select the best answer to the following multiple-choice question based on the video and the "
-            "subtitles. Respond with only the letter (A, B, C, or D) of the correct option.\n"
+            f"subtitles. Respond with only the letter ({', '.join(letters[:-1])}, or {letters[-1]}) of the correct "
+            "option.\n"
             f"{question}\n{lines}\n\nAnswer with the option's letter from the given choices directly.",
-            options=tuple(re.sub(r"^[A-D]\. ", "", option) for option in options),
+            options=tuple(re.sub(r"^[A-Z]\. ", "", option) for option in options),
             answer=row.read("answer", str),
             groups={name: (row.read(name, str),) for name in ("duration", "domain", "sub_category", "task_type")},
         )
@@ -400,8 +410,14 @@ def accuracies(benchmark: str, items: Sequence[Item], letters: Mapping[str, str 
 
 
 BENCHMARKS = {
-    "longvideobench": Benchmark(_longvideobench, ("id",), _first_capital("ABCDE", _SEPARATE, guess="ABCDE"), 32),
-    "mlvu": Benchmark(_mlvu, ("question_id",), _first_capital("ABCD", _FUSED), 16, macro="task_type"),
-    "videomme": Benchmark(_videomme, ("question_id",), _first_capital("ABCD", _FUSED), 16, selection="bin-max"),
+    "longvideobench": Benchmark(
+        _longvideobench, ("id",), _first_capital("ABCDE", _SEPARATE, guess="ABCDE"), 32, published_options=5
+    ),
+    "mlvu": Benchmark(
+        _mlvu, ("question_id",), _first_capital("ABCD", _FUSED), 16, macro="task_type", published_options=4
+    ),
+    "videomme": Benchmark(
+        _videomme, ("question_id",), _first_capital("ABCD", _FUSED), 16, selection="bin-max", published_options=4
+    ),
     "lvbench": Benchmark(_lvbench, ("key", "uid"), _lvbench_letter, 16, tolerances=(0, 2, 5)),
 }

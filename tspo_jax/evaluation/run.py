@@ -54,7 +54,7 @@ from tspo_jax.evaluation.results import ResultFile
 from tspo_jax.runs import run_folder
 from tspo_jax.runs.preemption import Preemption
 from tspo_jax.selection import methods
-from tspo_jax.selection.scoring import AGENT_METHODS, Scorer
+from tspo_jax.selection.scoring import AGENT_METHODS, Scorer, check_clip
 from tspo_jax.selection.scoring import read_agent as read_agent_of_run
 
 FOLDER = "evaluation"  # in the run folder
@@ -106,6 +106,7 @@ def evaluate(
         console.print(f"{len(absent)} videos are not in {store.folder}, their questions are left out: {listed}")
         items = [item for item in items if item.video not in absent]
     chosen = read_index_file(config, store, items, allow_missing) if asked.frame_idx else {}
+    check_clip(agent_folder or run_dir, clip.identity, clip.folder)
     agent = read_agent(config, agent_folder or run_dir)
     mesh = sharding.make_mesh(config.mesh.axes, jax.devices())
     sharding.check_batch_size(mesh, asked.batch_size * sharding.data_slice(mesh)[1])
@@ -246,7 +247,7 @@ def read_items(config: Config) -> list[Item]:
     """The questions: of a benchmark's annotation file, or of a jsonl file like that of training."""
     asked = config.evaluation
     if asked.benchmark:
-        return benchmarks.read_items(asked.benchmark, asked.questions)
+        return benchmarks.read_items(asked.benchmark, asked.questions, asked.protocol)
     return [
         Item(
             id=str(q.index),

@@ -68,13 +68,19 @@ def check_run(folder: str | Path, config: Mapping[str, Any], may_differ: tuple[s
 def check_content(folder: str | Path, content: Mapping[str, str]) -> None:
     """Raises RunFolderError where a run began with other content than `content`: field of its config -> hash of what
     the file or folder of this name holds. Where that lies is all the same."""
-    path = Path(folder) / CONTENT
-    if path.is_file() and (found := differences(json.loads(path.read_text()), dict(content))):
+    there = read_content(folder)
+    if there and (found := differences(there, dict(content))):
         changed = ", ".join(f"config.{name}" for name in found)
         raise RunFolderError(
             f"{folder} holds a run that began with other content of {changed}: what it computes would be of neither; "
             "give it the former files, or choose another --run_dir"
         )
+
+
+def read_content(folder: str | Path) -> dict[str, str]:
+    """What a run began with, as `check_content` compares it; {} for a run that did not record it."""
+    path = Path(folder) / CONTENT
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def write_content(folder: str | Path, content: Mapping[str, str]) -> None:

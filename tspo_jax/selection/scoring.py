@@ -169,9 +169,23 @@ def load_scorer(folder: str | Path, window: int | None = None) -> Scorer:
     if window not in (None, trained["window"]):
         raise ValueError(f"{folder}: its agent was trained with a window of {trained['window']}, not {window}")
     clip = load_clip(trained["clip"], trained.get("clip_dtype", "float32"))  # older runs do not say it
+    check_clip(folder, clip.identity, clip.folder)
     params = jax.device_put(read_agent(folder))
     shape = {"window": trained["window"], "num_heads": trained["num_heads"]}
     return Scorer(clip, (agent_graphdef(params, clip.width, **shape), params))
+
+
+def check_clip(folder: str | Path, identity: str, clip: str | Path) -> None:
+    """Raises ValueError where `folder` is a run, or a checkpoint of one, whose agent was trained with another CLIP than
+    that of folder `clip` and this identity. Older runs do not say with which."""
+    from tspo_jax.runs.run_folder import read_content, run_of
+
+    run = run_of(folder)
+    trained = read_content(run).get("agent.clip") if run else None
+    if trained and trained.partition("-")[0] != identity.partition("-")[0]:  # whatever their dtypes
+        raise ValueError(
+            f"{folder}: its agent was trained with the features of another CLIP ({trained}) than {clip} ({identity})"
+        )
 
 
 def fits(scorer: Scorer, method: str) -> bool:
