@@ -38,7 +38,9 @@ from tspo_jax.tspo.evidence_labels import SCORES, EvidenceLabels, Labelling, ove
 
 def label_evidence(config: Config, labelling: Labelling, output: Path) -> dict:
     """Writes the labelled questions; returns the result of the entry point."""
-    questions, _ = read_questions(config.data.questions, strict=config.data.strict)
+    questions, bad = read_questions(config.data.questions, strict=config.data.strict, max_bad=config.data.max_bad)
+    for line in bad:
+        entry_point.note(f"left out: {line}")
     store = FrameStore(config.data.store)
     if absent := sorted({question.video for question in questions} - set(store.names())):
         raise ValueError(f"{config.data.store} lacks {len(absent)} videos of {config.data.questions}: {absent[:3]} ..")

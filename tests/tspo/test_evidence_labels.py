@@ -10,12 +10,14 @@ import pytest
 import tiny_store
 from tiny_store import LONG, SHORT
 
+from tspo_jax import config as cfg
 from tspo_jax.answering import prompts
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints.folders import load_answerer
 from tspo_jax.data.frame_store import FrameStore
-from tspo_jax.data.questions import read_questions
+from tspo_jax.data.questions import QuestionError, read_questions
 from tspo_jax.devices.sharding import make_mesh
+from tspo_jax.label_evidence import label_evidence
 from tspo_jax.tspo import evidence_labels
 from tspo_jax.tspo.evidence_labels import EvidenceLabels, Labelling, overlap, seconds_of
 
@@ -187,3 +189,18 @@ def test_command_line(golden, folder, tmp_path):
     ]
     bad = subprocess.run([*command, f"--output={folder / 'questions.jsonl'}"], capture_output=True, text=True)
     assert bad.returncode == 1 and "is the question file itself" in bad.stderr and bad.stderr.count("\n") == 1
+
+
+def test_bad_questions_are_told(folder, tmp_path, capsys):
+    """Each is named; too many of them are a wrong file."""
+    path = tmp_path / "questions.jsonl"
+    good = (folder / "questions.jsonl").read_text().splitlines()[0].replace(".mp4", "_absent.mp4")
+    path.write_text("\n".join([good, "{", ""]))
+    config = cfg.default()
+    config.data.store, config.data.questions, config.data.max_bad = str(folder / "store"), str(path), 0.5
+    with pytest.raises(ValueError, match="lacks 1 videos"):
+        label_evidence(cfg.read(config), Labelling(), tmp_path / "labelled.jsonl")
+    assert f"left out: {path}:2: line: not valid json" in capsys.readouterr().err
+    config.data.max_bad = 0.1
+    with pytest.raises(QuestionError, match=r"1 bad question\(s\) of 2"):
+        label_evidence(cfg.read(config), Labelling(), tmp_path / "labelled.jsonl")
