@@ -1,5 +1,7 @@
 """The option that a text names: the original's rule, and as a person reads."""
 
+import time
+
 import pytest
 
 from tspo_jax.data.letters import LETTERS, option_letter, solution_letter, stated_letter
@@ -88,3 +90,10 @@ def test_ten_options():
 
 def test_no_options():
     assert stated_letter("The answer is B", ()) is None
+
+
+def test_an_answer_that_repeats_itself_is_read_in_time():
+    since = time.perf_counter()
+    assert stated_letter("so the answer is " * 4000 + "C", OPTIONS) == "C"
+    assert stated_letter("the answer is x. " * 4000, OPTIONS) is None
+    assert time.perf_counter() - since < 10

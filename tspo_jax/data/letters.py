@@ -37,6 +37,7 @@ def solution_letter(solution: str, num_options: int = _PAPER_LETTERS) -> str | N
 
 _REASONING = re.compile(r"^.*[<\[◁]/(?:think|thinking|reasoning)[>\]▷]", re.DOTALL | re.IGNORECASE)
 _UNFINISHED = re.compile(r"[<\[◁](?:think|thinking|reasoning)[>\]▷].*", re.DOTALL | re.IGNORECASE)
+_LONGEST = 1000  # characters behind an announcement: an answer may repeat one thousands of times
 _MARKS = re.compile(r"[*_`#$]+|\\(?:boxed|text|mathrm|mathbf)\b")
 _LINKS = r"(?: ?(?:is|are|be|would be|should be|must be|will be))"
 # What announces the answer; behind it come a letter, an option's text, or several letters.
@@ -84,7 +85,9 @@ def stated_letter(text: str, options: Sequence[str]) -> str | None:
         return alone
     announced = _without_denied(text, letters)
     for said in reversed(list(_STATED.finditer(announced))):
-        rest = re.split(r"\n|(?<=[A-Za-z)])[.;](?: |$)", announced[said.end() :].strip(" :\"'"), maxsplit=1)[0]
+        rest = re.split(
+            r"\n|(?<=[A-Za-z)])[.;](?: |$)", announced[said.end() : said.end() + _LONGEST].strip(" :\"'"), maxsplit=1
+        )[0]
         if named := _of_text(rest, options):
             return named
         if found := _behind(rest, letters):
