@@ -195,10 +195,8 @@ class VisionAttention(nnx.Module):
             angles, lengths = jnp.pad(angles, ((0, more), (0, 0))), [*lengths, more]
         q, k, v = jnp.split(of_heads(self.qkv, x, 3 * H), 3, axis=2)
         q, k = (rotate(y.astype(jnp.float32), angles[None]).astype(x.dtype) for y in (q, k))
-        everywhere, windowed = (
-            partial(attention.bidirectional, is_key=is_key),
-            partial(attention.windowed, lengths=lengths),
-        )
+        everywhere = partial(attention.bidirectional, is_key=is_key)
+        windowed = partial(attention.windowed, lengths=lengths)
         out = jax.lax.cond(is_full, everywhere, windowed, q, k, v)
         return from_heads(self.proj, out)[:, :N]
 
