@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_agent, load_clip
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.export import export
 from tspo_jax.runs.run_folder import Checkpoints, write_content, write_run_config
 from tspo_jax.tspo.programs import TrainState
@@ -115,5 +115,5 @@ def test_what_cannot_be_exported_is_named(trained, plain_clip, tmp_path):
     with pytest.raises(ValueError, match="model.safetensors.index.json"):
         export(trained, plain_clip, tmp_path / "sharded")
     (plain_clip / "model.safetensors").unlink()
-    with pytest.raises(weights.CheckpointError, match="holds no"):
+    with pytest.raises(CheckpointError, match="holds no"):
         export(trained, plain_clip, tmp_path / "out")

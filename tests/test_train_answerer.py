@@ -13,7 +13,7 @@ from tiny_store import LONG, SHORT, make_store
 
 from tspo_jax import config as cfg
 from tspo_jax.checkpoints.folders import load_answerer
-from tspo_jax.checkpoints.weights import CheckpointError
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.data.questions import QuestionError
 from tspo_jax.models.layers import merge_params
 from tspo_jax.runs.metrics import read_rows

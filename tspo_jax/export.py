@@ -49,7 +49,7 @@ def export(agent: dict, clip: str | Path, output: str | Path) -> None:
       clip: CLIP or TSPO folder; an agent in it is replaced.
       output: folder to make; files of an earlier export are overwritten.
     Raises: ValueError where the agent does not fit to CLIP's width, or `output` holds weights of another kind;
-      weights.CheckpointError where `clip` is incomplete.
+      CheckpointError where `clip` is incomplete.
     """
     clip, output = Path(clip), Path(output)
     if (model_type := weights.read_config(clip).get("model_type")) != "clip":

@@ -14,7 +14,7 @@ from tpo_trajectory_pairs import Trajectory, model_of
 from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.checkpoints.adapters import CONFIG, TENSORS
 from tspo_jax.checkpoints.folders import load_answerer
-from tspo_jax.checkpoints.weights import CheckpointError
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.models.layers import merge_params
 from tspo_jax.models.lora import LoraConfig
 from tspo_jax.tpo import programs

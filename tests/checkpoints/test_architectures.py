@@ -5,7 +5,8 @@ from conftest import ROOT
 
 from tspo_jax.checkpoints.architectures import read_architecture, shallow
 from tspo_jax.checkpoints.folders import answerer_architecture
-from tspo_jax.checkpoints.weights import CheckpointError, flatten
+from tspo_jax.checkpoints.plain_folders import CheckpointError
+from tspo_jax.checkpoints.weights import flatten
 
 DESCRIPTIONS = ROOT / "configs" / "architectures"
 

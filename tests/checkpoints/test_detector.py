@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tspo_jax.checkpoints.detector import load_detector
-from tspo_jax.checkpoints.weights import CheckpointError
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.devices.sharding import make_mesh
 
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import agent_prefix, load_agent, load_answerer, load_clip, read_generation
-from tspo_jax.checkpoints.weights import CheckpointError
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.models.clip import cosine_similarity
 from tspo_jax.models.layers import merge_params
 

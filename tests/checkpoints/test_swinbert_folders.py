@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.checkpoints.swinbert_folders import (
     captioner_config,
     load_captioner,
@@ -12,7 +13,6 @@ from tspo_jax.checkpoints.swinbert_folders import (
     save_captioner,
     start_captioner,
 )
-from tspo_jax.checkpoints.weights import CheckpointError
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import tiny_testa
 from safetensors.numpy import load_file, save_file
 
 from tspo_jax.checkpoints import testa_folders
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.checkpoints.testa_folders import load_testa
-from tspo_jax.checkpoints.weights import CheckpointError
 from tspo_jax.models.layers import merge_params
 
 TEXT = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48, vocab_size=40)

@@ -4,8 +4,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.checkpoints.torch_files import TorchFile, read_torch
-from tspo_jax.checkpoints.weights import CheckpointError
 
 
 def test_golden_file(golden):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tspo_jax.checkpoints.weights import CheckpointError
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.checkpoints.word_pieces import WordPieces
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "ball", "##s", "roll", "##ing", ",", "a"]

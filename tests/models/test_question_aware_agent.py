@@ -9,7 +9,7 @@ from flax import nnx
 
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import agent_graphdef, load_agent
-from tspo_jax.checkpoints.weights import CheckpointError
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.export import export
 from tspo_jax.models import question_aware_agent, temporal_agent
 from tspo_jax.models.clip import cosine_similarity

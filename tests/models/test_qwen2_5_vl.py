@@ -18,6 +18,7 @@ from tspo_jax.answering.given_frames import answer
 from tspo_jax.answering.rollout import Rollout, encode_units
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_answerer, load_clip
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.evaluation.run import evaluate
@@ -425,7 +426,7 @@ def test_tied_embeddings(folder, answerer, tmp_path):
     tied = load_answerer(without)
     assert tied.config.language.tie_word_embeddings and "lm_head" not in tied.params["language_model"]
     assert_equal(load_answerer(copy(folder, tmp_path / "with", tie_word_embeddings=True)).params, tied.params)
-    with pytest.raises(weights.CheckpointError, match="missing: lm_head.weight"):
+    with pytest.raises(CheckpointError, match="missing: lm_head.weight"):
         load_answerer(copy(without, tmp_path / "lost", tie_word_embeddings=False))
 
 

@@ -18,6 +18,7 @@ from tspo_jax.answering.given_frames import answer
 from tspo_jax.answering.rollout import Rollout
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_answerer, load_clip
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.evaluation.run import evaluate
@@ -423,7 +424,7 @@ def test_configs_that_are_not_supported(folder, part, change, message):
 @pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
 def test_models_that_are_not_supported(folder, tmp_path, model_type):
     other = copy(folder, tmp_path / "other", model_type=model_type)
-    with pytest.raises(weights.CheckpointError, match=f"'{model_type}' is not supported; supported: .*qwen3_vl"):
+    with pytest.raises(CheckpointError, match=f"'{model_type}' is not supported; supported: .*qwen3_vl"):
         load_answerer(other)
 
 

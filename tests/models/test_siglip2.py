@@ -9,6 +9,7 @@ from video_files import write_video
 
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import load_agent, load_clip, read_clip_config
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.data.decode import Video
 from tspo_jax.export import export
 from tspo_jax.models.preprocessing import ImageProcessor
@@ -116,7 +117,7 @@ def test_identity_is_that_of_the_weights(oracle, folder, encoder, tmp_path):
 def test_folders_that_are_not_supported(folder, tmp_path):
     config = weights.read_config(folder)
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "siglip2"}))
-    with pytest.raises(weights.CheckpointError, match="'siglip2', not clip or siglip; of SigLIP 2 the models"):
+    with pytest.raises(CheckpointError, match="'siglip2', not clip or siglip; of SigLIP 2 the models"):
         read_clip_config(tmp_path)
     config["text_config"]["projection_size"] = 24
     with pytest.raises(ValueError, match="texts are projected to 24 channels, but vision_config.hidden_size is 32"):

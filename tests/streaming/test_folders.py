@@ -7,6 +7,7 @@ from tiny_streams import save_encoder
 
 from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.checkpoints.folders import load_answerer
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.models.lora import LoraConfig
 from tspo_jax.streaming import folders
 
@@ -31,13 +32,13 @@ def test_written_and_read(answerer, tmp_path):
 def test_encoders_that_are_refused(golden, answerer, tmp_path):
     folder = save_encoder(tmp_path / "encoder", answerer)
     other = load_answerer(golden / "llava_video_one_token")
-    with pytest.raises(weights.CheckpointError, match="was trained with the answerer"):
+    with pytest.raises(CheckpointError, match="was trained with the answerer"):
         folders.load(folder, other)
-    with pytest.raises(weights.CheckpointError, match="no streaming encoder"):
+    with pytest.raises(CheckpointError, match="no streaming encoder"):
         folders.load(golden / "llava_video_grid", answerer)
     record = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(record | {"width": 32}))
-    with pytest.raises(weights.CheckpointError, match="not as config.json says"):
+    with pytest.raises(CheckpointError, match="not as config.json says"):
         folders.load(folder, answerer)
 
 
@@ -49,7 +50,7 @@ def test_adapters_are_part_of_the_answerer(answerer, tmp_path):
     for trained_with, used_with in ((tuned, answerer), (answerer, tuned)):
         folder = save_encoder(tmp_path / str(used_with is tuned), trained_with)
         folders.load(folder, trained_with)
-        with pytest.raises(weights.CheckpointError, match="was trained with the answerer"):
+        with pytest.raises(CheckpointError, match="was trained with the answerer"):
             folders.load(folder, used_with)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 
 
 def read_architecture(folder: str, descriptions: Path) -> tuple[Mapping[str, Any], Path]:
@@ -13,7 +14,7 @@ def read_architecture(folder: str, descriptions: Path) -> tuple[Mapping[str, Any
     if not path.is_file():
         path = descriptions / f"{Path(folder).name}.json"
     if not path.is_file():
-        raise weights.CheckpointError(f"{folder}: holds no config.json, and there is no {path} either")
+        raise CheckpointError(f"{folder}: holds no config.json, and there is no {path} either")
     return weights.read_config(path.parent, path.name), path
 
 

@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.folders import read_preprocessing, read_tokenizer
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.devices import sharding
 from tspo_jax.models import owlvit
 from tspo_jax.models.clip import ClipConfig
@@ -111,12 +112,12 @@ def load_detector(folder: str | Path, dtype: jnp.dtype = jnp.float32, mesh: Mesh
 
     Args:
       mesh: whose `data` axis shares the pictures; None = the first device alone.
-    Raises: weights.CheckpointError where the folder holds something else.
+    Raises: CheckpointError where the folder holds something else.
     """
     folder = Path(folder)
     description = weights.read_config(folder)
     if description.get("model_type") != "owlvit":
-        raise weights.CheckpointError(
+        raise CheckpointError(
             f"{folder}/config.json: model_type is {description.get('model_type')!r}, not owlvit (a detector, e.g. "
             "google/owlvit-base-patch32)"
         )
@@ -124,7 +125,7 @@ def load_detector(folder: str | Path, dtype: jnp.dtype = jnp.float32, mesh: Mesh
         config = owlvit.config_from_hf(description)
         processor = ImageProcessor.owlvit(read_preprocessing(folder), config.vision.image_size)
     except ValueError as error:
-        raise weights.CheckpointError(f"{folder}/{error}") from error
+        raise CheckpointError(f"{folder}/{error}") from error
     mesh = mesh or sharding.make_mesh((("data", 1), ("model", 1)), jax.local_devices()[:1])
     graphdef, abstract = abstract_module(lambda rngs: OwlVit(config, rngs=rngs))
     where = sharding.replicated(mesh)

@@ -18,6 +18,7 @@ from flax import nnx
 from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from tspo_jax.checkpoints import adapters, weights
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.devices.sharding import ParamSharding, check_memory
 from tspo_jax.models.clip import Clip, ClipConfig
 from tspo_jax.models.families import FAMILIES
@@ -120,7 +121,7 @@ def load_clip(folder: str | Path, dtype: jnp.dtype = jnp.float32, sharding: Shar
     tokenizer = read_tokenizer(kind.tokenizer, folder, config.text.vocab_size)
     pad = tokenizer.eos_token_id if kind.pads_with_end else tokenizer.pad_token_id
     if pad is None:
-        raise weights.CheckpointError(f"{folder}: its tokenizer has no padding token")
+        raise CheckpointError(f"{folder}: its tokenizer has no padding token")
     return ClipEncoder(
         folder,
         config,
@@ -179,7 +180,7 @@ def load_agent(
     Args:
       kind: of AGENT_KINDS; None = what the folder holds. The paper's agent may be asked for as a question-aware one,
         which scores the same until it is trained.
-    Raises: weights.CheckpointError where the folder holds an agent of another kind, window or number of heads.
+    Raises: CheckpointError where the folder holds an agent of another kind, window or number of heads.
     """
     prefix = agent_prefix(folder)
     found = weights.AGENTS.get(prefix, "paper")
@@ -191,12 +192,12 @@ def load_agent(
     if prefix is None:
         return fresh(read_clip_config(folder).projection_dim)
     if kind != found and (found, kind) not in GROWS_INTO:
-        raise weights.CheckpointError(f"{folder}: its agent is {found}, it cannot be used as {kind} (agent.kind)")
+        raise CheckpointError(f"{folder}: its agent is {found}, it cannot be used as {kind} (agent.kind)")
     files = weights.SafetensorsFolder(folder)
     bias = f"{prefix}offset_bias"
     if bias in files.names() and files.shape(bias) != (num_heads, window):
         there = "{} heads and window {}".format(*files.shape(bias))
-        raise weights.CheckpointError(f"{folder}: its agent has {there}, not {num_heads} heads and window {window}")
+        raise CheckpointError(f"{folder}: its agent has {there}, not {num_heads} heads and window {window}")
     # Nearly every tensor of the agent ends in its width. The commonest: a missing or misshapen one is named below.
     (width,) = mode(files.shape(name)[-1:] for name in files.names() if name.startswith(prefix))
     graphdef, abstract = abstract_module(
@@ -206,7 +207,7 @@ def load_agent(
     # A folder with the agent alone needs no config.json; where CLIP lies beside it, the two must fit.
     config = weights.read_config(folder) if (Path(folder) / "config.json").is_file() else {}
     if config.get("model_type") in ENCODERS and (expected := read_clip_config(folder).projection_dim) != width:
-        raise weights.CheckpointError(
+        raise CheckpointError(
             f"{folder}: its agent is of width {width}, but config.json's projection_dim is {expected}"
         )
     if kind != found:
@@ -230,7 +231,7 @@ def agent_kind(params: dict) -> str:
 def agent_graphdef(params: dict, width: int, *, window: int = 12, num_heads: int = 8) -> nnx.GraphDef:
     """The structure of an agent of features of `width`, of the kind that its parameters say.
 
-    Raises: weights.CheckpointError where they are not the parameters of such an agent, listing what differs.
+    Raises: CheckpointError where they are not the parameters of such an agent, listing what differs.
     """
     kind = agent_kind(params)
     graphdef, abstract = abstract_module(
@@ -243,7 +244,7 @@ def agent_graphdef(params: dict, width: int, *, window: int = 12, num_heads: int
         if found.get(path) != expected.get(path)
     ]
     if wrong:
-        raise weights.CheckpointError("\n  ".join([f"not a {kind} agent of width {width}:", *wrong]))
+        raise CheckpointError("\n  ".join([f"not a {kind} agent of width {width}:", *wrong]))
     return graphdef
 
 
@@ -257,7 +258,7 @@ def clip_config(config: dict, source: str | Path) -> ClipConfig | Siglip2Config:
     model_type = config.get("model_type")
     if model_type not in ENCODERS:
         more = "; of SigLIP 2 the models of one resolution (model_type siglip)" if model_type == "siglip2" else ""
-        raise weights.CheckpointError(f"{source}: model_type is {model_type!r}, not {' or '.join(ENCODERS)}{more}")
+        raise CheckpointError(f"{source}: model_type is {model_type!r}, not {' or '.join(ENCODERS)}{more}")
     return ENCODERS[model_type].config(config)
 
 
@@ -276,13 +277,13 @@ def read_tokenizer(kind: type, folder: Path, vocab_size: int) -> PreTrainedToken
     """The tokenizer of a folder. Raises CheckpointError where there is none (transformers would make an empty one), it
     is damaged, or it has more tokens than the model's `vocab_size`."""
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
-        raise weights.CheckpointError(f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)")
+        raise CheckpointError(f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)")
     try:
         tokenizer = kind.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise weights.CheckpointError(f"{folder}: its tokenizer cannot be read ({error})") from error
+        raise CheckpointError(f"{folder}: its tokenizer cannot be read ({error})") from error
     if len(tokenizer) > vocab_size:
-        raise weights.CheckpointError(
+        raise CheckpointError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, more than config.json's vocab_size {vocab_size}"
         )
     return tokenizer
@@ -353,7 +354,7 @@ def answerer_architecture(
     """The Video-MLLM that a config.json describes, chosen by its model_type. `source` is where it came from."""
     model_type = config.get("model_type")
     if model_type not in ANSWERERS:
-        raise weights.CheckpointError(
+        raise CheckpointError(
             f"{source}: model_type {model_type!r} is not supported; supported: {', '.join(ANSWERERS)} (dense models)"
         )
     return Architecture.of(ANSWERERS[model_type], config, preprocessing or {}, video)
@@ -402,7 +403,7 @@ def read_generation(folder: Path) -> Generation:
     eos = config.get("eos_token_id")
     eos = tuple(eos) if isinstance(eos, list) else (eos,)
     if eos == (None,):
-        raise weights.CheckpointError(f"{folder}/config.json: eos_token_id is missing")
+        raise CheckpointError(f"{folder}/config.json: eos_token_id is missing")
     pad = config.get("pad_token_id")
     penalty = float(own.get("repetition_penalty") or 1.0)
     video = config.get("video_token_id")  # named by the models whose prompts are token ids to Hugging Face's class

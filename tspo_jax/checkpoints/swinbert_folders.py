@@ -19,8 +19,9 @@ from flax import nnx
 from PIL import Image
 
 from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.checkpoints.torch_files import TorchFile
-from tspo_jax.checkpoints.weights import CheckpointError, Format, Tensors
+from tspo_jax.checkpoints.weights import Format, Tensors
 from tspo_jax.checkpoints.word_pieces import WordPieces
 from tspo_jax.models.bert import BertConfig
 from tspo_jax.models.bert_captioner import (

@@ -21,8 +21,9 @@ import numpy as np
 from flax import nnx
 
 from tspo_jax.checkpoints import weights
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.checkpoints.torch_files import TorchFile, read_torch
-from tspo_jax.checkpoints.weights import CheckpointError, Format, Tensors
+from tspo_jax.checkpoints.weights import Format, Tensors
 from tspo_jax.checkpoints.word_pieces import WordPieces
 from tspo_jax.models.bert import BertConfig
 from tspo_jax.models.layers import abstract_module, merge_params

@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tspo_jax.checkpoints.weights import CheckpointError
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 
 _STORAGES = {
     "FloatStorage": np.float32,

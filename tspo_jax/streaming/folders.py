@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.checkpoints.folders import Answerer
+from tspo_jax.checkpoints.plain_folders import CheckpointError
 from tspo_jax.models.layers import abstract_module
 from tspo_jax.models.llava_video import LlavaVideoConfig
 from tspo_jax.models.streaming import StreamingConfig, StreamingEncoder
@@ -61,29 +62,27 @@ def save(folder: str | Path, config: StreamingConfig, params: dict, answerer: An
 
 
 def load(folder: str | Path, answerer: Answerer) -> Encoder:
-    """The encoder of a folder, or of the run that trained it. Raises weights.CheckpointError for no such folder, a
+    """The encoder of a folder, or of the run that trained it. Raises CheckpointError for no such folder, a
     damaged one, and one that was trained with another answerer."""
     folder = Path(folder)
     folder = folder / IN_RUN if (folder / IN_RUN).is_dir() else folder
     record = weights.read_config(folder)
     if record.pop("model_type", None) != MODEL_TYPE:
-        raise weights.CheckpointError(f"{folder}/config.json: is of no streaming encoder")
+        raise CheckpointError(f"{folder}/config.json: is of no streaming encoder")
     seen_by, identity = record.pop("answerer", ""), identity_of(answerer)
     if seen_by != identity:
-        raise weights.CheckpointError(
-            f"{folder}: was trained with the answerer {seen_by}, not {identity} ({answerer.folder})"
-        )
+        raise CheckpointError(f"{folder}: was trained with the answerer {seen_by}, not {identity} ({answerer.folder})")
     try:
         config = StreamingConfig(**record)
         flat = load_file(folder / "model.safetensors")
     except (TypeError, ValueError, OSError, SafetensorError) as error:
-        raise weights.CheckpointError(f"{folder}: cannot be read ({error})") from error
+        raise CheckpointError(f"{folder}: cannot be read ({error})") from error
     graphdef, abstract = graphdef_of(config)
     shapes = {path: leaf.shape for path, leaf in weights.flatten(abstract).items()}
     if wrong := [
         path for path in shapes.keys() | flat.keys() if shapes.get(path) != getattr(flat.get(path), "shape", 0)
     ]:
-        raise weights.CheckpointError(f"{folder}: {sorted(wrong)[0]} is not as config.json says ({len(wrong)} differ)")
+        raise CheckpointError(f"{folder}: {sorted(wrong)[0]} is not as config.json says ({len(wrong)} differ)")
     digest = hashlib.sha256(identity.encode())
     for path in sorted(flat):
         digest.update(flat[path].tobytes())
