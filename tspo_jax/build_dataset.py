@@ -33,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 from tspo_jax.command_line import entry_point, job_array
 from tspo_jax.command_line.progress_bar import ProgressBar
+from tspo_jax.config import MAX_BAD
 from tspo_jax.data.frame_store import FrameStore
 from tspo_jax.devices import sharding
 from tspo_jax.tspo import dataset
@@ -48,6 +49,7 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "Folder of the data set.", required=True)
     flags.DEFINE_string("output_json", "", "File for the result; default: stdout.")
     flags.DEFINE_bool("strict", False, "Bad records end the run; else they are listed and left out.")
+    flags.DEFINE_float("max_bad", MAX_BAD, "Share of bad records above which a file is a wrong one.", 0.0, 1.0)
     flags.DEFINE_integer("batch_size", 8, "Questions that are answered together.", lower_bound=1)
     flags.DEFINE_integer("model_axis", 1, "Devices that share an MLLM's weights; the others share the batch.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the MLLMs; default: bfloat16, float32 on a CPU.")
@@ -86,7 +88,7 @@ def main() -> int:
             dtype,
             watch,
             shard,
-            args.strict,
+            0.0 if args.strict else args.max_bad,
             args.adapter,
         )
     for note in dataset.notes(result):

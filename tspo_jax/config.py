@@ -19,6 +19,7 @@ from tspo_jax.models.attention import IMPLEMENTATIONS
 from tspo_jax.models.video_prompt import VideoOptions
 
 flags.disclaim_key_flags()  # --config is one of the program that defines it, whose --help lists it
+MAX_BAD = 0.1  # share of bad lines above which a file is a wrong one, not one with a few bad lines
 
 
 class ConfigError(ValueError):
@@ -95,7 +96,7 @@ class Data:
     store: str = ""  # folder of the frame store made by predecode
     questions: str = ""  # question file: jsonl, one JSON list, or CSV
     strict: bool = False  # a bad line of it ends the run; else it is listed and left out
-    max_bad: float = 0.1  # share of bad lines above which the file is a wrong one and the run ends
+    max_bad: float = MAX_BAD  # share of bad lines above which the file is a wrong one and the run ends
     min_frames: int = 50  # a video with fewer candidates, or more than max_frames, gets max_frames evenly spaced ones
     max_frames: int = 128
     buckets: tuple[int, ...] = (128, 832)  # candidate frames T are padded to the smallest bucket that holds them

@@ -8,7 +8,7 @@ import pytest
 from tiny_store import LONG, SHORT, make_store, store_lengths, write_questions
 
 from tspo_jax import config as cfg
-from tspo_jax.data.questions import Question
+from tspo_jax.data.questions import Question, QuestionError
 from tspo_jax.tpo import building
 from tspo_jax.tpo import config as tpo_config
 from tspo_jax.tpo.config import TpoConfig
@@ -139,6 +139,25 @@ def test_settings_that_make_no_pairs(tmp_path, build, said):
     config.build.update(output=str(tmp_path), questions="q", frames=6, **build)
     with pytest.raises(ValueError, match=said):
         building.check(cfg.read(config, TpoConfig))
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "0_30_s_youtube_mc_v0_1.json"])
+def test_a_file_of_mostly_bad_questions_is_a_wrong_file(tmp_path, name):
+    """Of either form; a few bad ones are left out and said."""
+    turns = [{"from": "human", "value": "<image>\nWhich?\nA. one\nB. two"}, {"from": "gpt", "value": "B"}]
+    if name.endswith(".jsonl"):
+        write_questions(tmp_path / name)
+        lines = (tmp_path / name).read_text().splitlines()
+    else:
+        records = [{"id": f"{i}", "video": "3.mp4", "data_source": ".", "conversations": turns} for i in range(12)]
+        lines = list(map(json.dumps, records))
+    few, many = [*lines, "{"], [*lines, "{", '{"id": 3}']
+    (tmp_path / name).write_text("\n".join(few))
+    known, bad = building.read_known(tmp_path / name, False, 0.1)
+    assert (len(known), len(bad)) == (12, 1)
+    (tmp_path / name).write_text("\n".join(many))
+    with pytest.raises(QuestionError, match=r"2 bad question\(s\) of 14, above max_bad = 10%"):
+        building.read_known(tmp_path / name, False, 0.1)
 
 
 @pytest.mark.slow

@@ -227,7 +227,7 @@ def test_whole_command_with_a_tiny_answerer(golden, tmp_path):
         f"--adapter={golden / 'lora_peft'}",
         f"--output={tmp_path / 'out'}",
         "--min_seconds=3", "--few_frames=1", "--many_frames=2", "--event_frames=2", "--events=2",
-        "--batch_size=4", "--model_axis=2", "--max_new_tokens=2", "--caption_tokens=3",
+        "--batch_size=4", "--model_axis=2", "--max_new_tokens=2", "--caption_tokens=3", "--max_bad=0.2",
     )  # fmt: skip
     with in_use(tmp_path / "out"):
         status, result, errors = command(*arguments)
@@ -243,5 +243,7 @@ def test_whole_command_with_a_tiny_answerer(golden, tmp_path):
     status, _, errors = command(*arguments, "--few_frames=4", "--adapter=")
     assert status == 1 and "few_frames: 1 there, 4 here" in errors
     assert f"answerer: {result['answerer']} there, {result['answerer'].split()[0]} here" in errors
-    status, _, errors = command(*arguments, "--strict")
-    assert status == 1 and "1 bad question(s)" in errors and "Traceback" not in errors
+    for more, share in (("--strict", "0%"), ("--max_bad=0.1", "10%")):
+        status, _, errors = command(*arguments, more)
+        assert status == 1 and "Traceback" not in errors
+        assert f"1 bad question(s) of 7, above max_bad = {share}" in errors

@@ -51,11 +51,12 @@ class Turn:
     source: str
 
 
-def read_conversations(path: str | Path, strict: bool = True) -> tuple[list[Turn], list[str]]:
+def read_conversations(path: str | Path, strict: bool = True, max_bad: float = 1.0) -> tuple[list[Turn], list[str]]:
     """The turns of a file's good records in order, and one message 'file:line: record n: field: reason' per bad one.
 
     A record is good as a whole or not at all. Where the JSON itself is broken, reading goes on at the next record.
-    Raises QuestionError where strict and a record is bad, and always where none is good.
+    Raises QuestionError where strict and a record is bad, where bad ones are more than `max_bad` (a share), and always
+    where none is good.
     """
     path = Path(path)
     turns, errors, of_id = [], [], {}
@@ -73,7 +74,7 @@ def read_conversations(path: str | Path, strict: bool = True) -> tuple[list[Turn
             earlier += new
         except QuestionError as error:
             errors.append(f"{source}: {error}")
-    raise_if_bad(path, turns, errors, strict)
+    raise_if_bad(path, turns, errors, strict, max_bad)
     return turns, errors
 
 

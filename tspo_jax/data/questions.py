@@ -101,7 +101,7 @@ def read_questions(
             questions.append(question)
         except QuestionError as error:
             errors.append(f"{source}: {error}")
-    raise_if_bad(path, questions, errors, strict or len(errors) > max_bad * (len(questions) + len(errors)))
+    raise_if_bad(path, questions, errors, strict, max_bad)
     return questions, errors
 
 
@@ -217,16 +217,16 @@ def _row_of_cells(cells: Mapping[str, str]) -> dict | QuestionError:
     return row
 
 
-def raise_if_bad(path: Path, questions: list, errors: list[str], strict: bool) -> None:
-    """Raises QuestionError that lists the errors, where strict or no question is good.
-
-    A file most of whose lines are bad is a wrong file, not one with a few bad lines.
-    """
+def raise_if_bad(path: Path, questions: list, errors: list[str], strict: bool, max_bad: float) -> None:
+    """Raises QuestionError that lists the errors, where strict, no question is good, or more than `max_bad` of all are
+    bad."""
     if not questions and not errors:
         errors.append(f"{path}: file: has no questions")
-    if errors and (strict or not questions):
+    total = len(questions) + len(errors)
+    if errors and (strict or not questions or len(errors) > max_bad * total):
         more = f"\n... and {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
-        of_all = f" of {len(questions) + len(errors)}" if questions else ""
+        of_all = f" of {total}" if questions else ""
+        of_all += f", above max_bad = {max_bad:.0%}" if questions and not strict else ""
         raise QuestionError(f"{len(errors)} bad question(s){of_all}\n" + "\n".join(errors[:_SHOWN_ERRORS]) + more)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from tspo_jax import config as config_module
-from tspo_jax.config import GENERAL_MAY_DIFFER, Answerer, ConfigError, General, group
+from tspo_jax.config import GENERAL_MAY_DIFFER, MAX_BAD, Answerer, ConfigError, General, group
 
 STAGES = ("clip", "video")
 MAY_DIFFER = (*GENERAL_MAY_DIFFER, "data.decode_threads", "data.max_bad", "answerer.attention")
@@ -31,7 +31,7 @@ class Encoder:
 class ClipData:
     store: str = ""  # folder of the frame store made by predecode
     questions: str = ""  # jsonl file in the TSPO-10K format; `evidence` labels the clips
-    max_bad: float = 0.1  # share of bad lines above which the file is a wrong one and the run ends
+    max_bad: float = MAX_BAD  # share of bad lines above which the file is a wrong one and the run ends
     clips: int = 32  # of a video in stage video, evenly spread where it has more
     decode_threads: int = 16
 

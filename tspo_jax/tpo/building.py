@@ -286,21 +286,21 @@ def card(result: Mapping, config: TpoConfig) -> str:
     )
 
 
-def read_known(path: Path, strict: bool) -> tuple[dict[str, Question], list[str]]:
+def read_known(path: Path, strict: bool, max_bad: float) -> tuple[dict[str, Question], list[str]]:
     """Questions with known answers by their ids, and a message for each that is bad: of a TSPO-10K file, or
     multiple-choice ones of LLaVA-Video-178K."""
     if path.suffix == ".json" and "_mc_" in path.name:
-        turns, bad = read_conversations(path, strict)
+        turns, bad = read_conversations(path, strict, max_bad)
         turns = [turn for turn in turns if turn.kind == MULTIPLE_CHOICE]
         rows = [row(turn.id, turn.video, turn.stem, turn.options, turn.answer, "general") for turn in turns]
         return {line["id"]: question_of_row(line, i, line["id"], None) for i, line in enumerate(rows)}, bad
-    questions, bad = read_questions(path, strict=strict)
+    questions, bad = read_questions(path, strict=strict, max_bad=max_bad)
     return {f"{path.stem}:{question.source.rsplit(':', 1)[1]}": question for question in questions}, bad
 
 
 def stored_questions(config: TpoConfig, store: FrameStore) -> tuple[dict[str, Question], list[str]]:
     """The questions that are about videos of the store, by id, and a message for each that is left out."""
-    known, left_out = read_known(Path(config.build.questions), config.data.strict)
+    known, left_out = read_known(Path(config.build.questions), config.data.strict, config.data.max_bad)
     absent = {name: question.video for name, question in known.items() if question.video not in store}
     left_out += [f"{name}: video {video} is not in {store.folder}" for name, video in absent.items()]
     known = {name: question for name, question in known.items() if name not in absent}

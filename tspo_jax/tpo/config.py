@@ -3,7 +3,7 @@
 import dataclasses
 
 from tspo_jax import config as config_module
-from tspo_jax.config import GENERAL_MAY_DIFFER, Answerer, ConfigError, General, group
+from tspo_jax.config import GENERAL_MAY_DIFFER, MAX_BAD, Answerer, ConfigError, General, group
 from tspo_jax.models.lora import TARGETS
 
 
@@ -37,7 +37,7 @@ class PairData:
     held_out: str = ""  # pairs that are evaluated during training; "" = none
     num_frames: int = 64  # of the whole video, evenly spaced, in both answers' prompt
     strict: bool = False  # a bad pair ends the run; else it is listed and left out
-    max_bad: float = 0.1  # share of bad pairs above which the file is a wrong one and the run ends
+    max_bad: float = MAX_BAD  # share of bad pairs above which the file is a wrong one and the run ends
     suffix: str = ""  # last line of the user's text where a pair's prompt does not bring it; pairs of ours do
     answer_text: str = "{answer}"  # how an answer stands behind the prompt: " {answer}" for a model that begins so
     max_tokens: int = 0  # of a prompt with its answer; 0 = the answerer's max_position_embeddings

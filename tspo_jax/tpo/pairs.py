@@ -78,7 +78,7 @@ def read_pairs(path: str | Path, strict: bool = True, max_bad: float = 1.0) -> t
             pairs.append(pair)
         except QuestionError as error:
             errors.append(f"{source}: {error}")
-    raise_if_bad(path, pairs, errors, strict or len(errors) > max_bad * (len(pairs) + len(errors)))
+    raise_if_bad(path, pairs, errors, strict, max_bad)
     return pairs, errors
 
 

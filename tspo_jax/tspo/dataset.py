@@ -32,6 +32,7 @@ from tspo_jax.checkpoints import weights
 from tspo_jax.checkpoints.adapters import answerer_identity
 from tspo_jax.checkpoints.folders import Answerer, load_answerer
 from tspo_jax.checkpoints.swinbert_folders import load_captioner
+from tspo_jax.config import MAX_BAD
 from tspo_jax.data.event_questions import event_questions
 from tspo_jax.data.frame_store import FrameStore, StoreError, publish
 from tspo_jax.data.llava_video_178k import MULTIPLE_CHOICE, read_conversations
@@ -106,22 +107,23 @@ def find_annotations(names: Iterable[str]) -> list[Path]:
     return files
 
 
-def flatten(files: Iterable[Path], store: FrameStore, min_seconds: float, strict: bool) -> tuple[list[dict], dict]:
+def flatten(files: Iterable[Path], store: FrameStore, min_seconds: float, max_bad: float) -> tuple[list[dict], dict]:
     """TSPO-10K rows of type `general`, each with an `id`, and what was left out: {"errors": [...], counts}.
 
-    Raises QuestionError where strict and a record or line is bad, or none is good; where two questions share an id.
+    Raises QuestionError where more than `max_bad` (a share) of a file is bad, or nothing good; where two questions
+    share an id.
     """
     rows, errors = [], []
     for file in files:
         if file.suffix == ".jsonl":
-            questions, bad = read_questions(file, strict=strict)
+            questions, bad = read_questions(file, strict=False, max_bad=max_bad)
             rows += [
                 row(f"{file.stem}:{q.source.rsplit(':', 1)[1]}", q.video, q.query, q.options, q.answer, q.kind)
                 for q in questions
                 if q.kind == "general"
             ]
         else:
-            turns, bad = read_conversations(file, strict)
+            turns, bad = read_conversations(file, strict=False, max_bad=max_bad)
             turns = [turn for turn in turns if turn.kind == MULTIPLE_CHOICE]
             rows += [row(turn.id, turn.video, turn.stem, turn.options, turn.answer, "general") for turn in turns]
         errors += bad
@@ -261,7 +263,7 @@ def build(
     caption: Answer,
     watch: Callable[[str, int, int], Callable[[int], None]],
     shard: Shard,
-    strict: bool = False,
+    max_bad: float = MAX_BAD,
 ) -> dict:
     """All stages; returns {"counts": {...}, "sha256": {file: digest}, "errors": [...], "videos_not_in_store": [...]}.
 
@@ -271,7 +273,7 @@ def build(
       answer, caption: how requests are answered (frame_answers.answer_requests with the rest bound).
       watch: (stage, total, done) -> function that counts rows, for a progress bar.
     """
-    flat, left_out = flatten(files, store, settings.min_seconds, strict)
+    flat, left_out = flatten(files, store, settings.min_seconds, max_bad)
     if not flat:
         absent = left_out["videos_not_in_store"]
         raise StoreError(
@@ -359,7 +361,7 @@ def run(
     dtype: jnp.dtype,
     watch: Callable[[str, int, int], Callable[[int], None]],
     shard: Shard,
-    strict: bool = False,
+    max_bad: float = MAX_BAD,
     adapter: str = "",
 ) -> dict:
     """`build` with MLLMs from folders, as a run that holds its output folder; also writes the card.
@@ -408,7 +410,7 @@ def run(
         if shard.count == 1:
             join_shards(output, record, free)
         answer, caption = answers_of(folders["answerer"]), answers_of(folders["captioner"])
-        result = build(files, store, output, settings, answer, caption, watch, shard, strict) | models
+        result = build(files, store, output, settings, answer, caption, watch, shard, max_bad) | models
     if shard.count == 1:
         publish(output / "README.md", lambda partial: partial.write_text(card(result, settings), encoding="utf-8"))
     return result
