@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 from tiny_store import LONG, SHORT, make_store
 
 from tspo_jax import config as cfg
@@ -144,6 +145,27 @@ def test_what_a_run_computes_from_is_bound_by_content(config, tmp_path):
         run(asking(moved), tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_an_adapter_is_bound_by_content(config, golden, tmp_path):
+    """Another one under the same path is refused by name; the same one under another path is not."""
+
+    def with_adapter(folder):
+        return dataclasses.replace(
+            config, num_steps=1, answerer=dataclasses.replace(config.answerer, adapter=str(folder))
+        )
+
+    folder, moved = (shutil.copytree(golden / "lora_peft", tmp_path / name) for name in ("adapter", "moved"))
+    first, _ = run(with_adapter(folder), tmp_path / "run")
+    assert run(with_adapter(moved), tmp_path / "run")[0] == first
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({name: 2 * x for name, x in tensors.items()}, folder / "adapter_model.safetensors")
+    with pytest.raises(RunFolderError, match=r"began with other content of config.answerer.adapter: "):
+        run(with_adapter(folder), tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"answerer.adapter: \S+moved there,  here"):
+        run(with_adapter(""), tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_resuming_is_exact(config, undisturbed, tmp_path, monkeypatch):
     """Stopped after step 5, started again: continues from the checkpoint of step 3 as if nothing had happened."""
     picked = []
