@@ -24,6 +24,7 @@ def test_stretches_of_a_file(golden):
     assert all(0 < caption["confidence"] <= 1 for caption in captions)
 
 
+@pytest.mark.slow
 def test_a_store_of_smaller_frames_than_the_model_sees(golden, tmp_path):
     frame_store.open_settings(tmp_path, frame_store.StoreSettings(short_side=63))
     (tmp_path / "frames").mkdir()

@@ -50,6 +50,7 @@ def test_exported_twice_gives_the_same_file(trained, plain_clip, tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_checkpoint_of_a_run_from_the_command_line(trained, plain_clip, tmp_path):
     with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
         checkpoints.save(3, TrainState(trained, {"count": np.zeros((), np.int32)}), {"batch": 3})
@@ -62,6 +63,7 @@ def test_checkpoint_of_a_run_from_the_command_line(trained, plain_clip, tmp_path
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["TSPOModel"]
 
 
+@pytest.mark.slow
 def test_another_clip_than_the_agent_was_trained_with(trained, plain_clip, tmp_path):
     write_run_config(tmp_path / "run", {})
     write_content(tmp_path / "run", {"agent.clip": "of another folder"})

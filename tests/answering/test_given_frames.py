@@ -37,6 +37,7 @@ def answerer(golden):
     return load_answerer(golden / "llava_video_grid")
 
 
+@pytest.mark.slow
 def test_tokens_of_the_original_by_the_command_line(golden, tmp_path):
     runs = []
     for name in ("llava_video_grid", "llava_video_one_token"):
@@ -149,6 +150,7 @@ def test_unusable_frames_are_named(tmp_path):
             read_frames(tmp_path / "wrong.npz")
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_no_traceback(golden, tmp_path):
     good = dict(answerer=golden / "llava_video_grid", question=QUESTION)
     video = dict(video=golden / "tspo_agent.mp4")
@@ -203,7 +205,7 @@ def test_a_video_of_a_store_by_the_command_line(golden, tmp_path):
     assert lost.returncode == 1 and err.startswith("error: --video: lost.mp4 is not in"), err
 
 
-@pytest.mark.parametrize("name", ["llava_video_grid", "llava_video_one_token"])
+@pytest.mark.parametrize("name", [pytest.param("llava_video_grid", marks=pytest.mark.slow), "llava_video_one_token"])
 def test_places_for_more_frames_change_no_answer(golden, name):
     """Few programs for all videos and questions, with the tokens of a program for each."""
     answerer = load_answerer(golden / name)

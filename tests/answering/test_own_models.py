@@ -78,6 +78,7 @@ def test_hugging_face(golden, answerer, replies):
         assert reply == answerer.tokenizer.decode(out.tolist(), skip_special_tokens=True).strip()
 
 
+@pytest.mark.slow
 def test_replies_do_not_depend_on_the_batch_or_the_mesh(golden, answerer, replies):
     one_by_one = TextAnswers(answerer, 6, batch_size=1)
     assert [one_by_one([text])[0] for text in TEXTS] == replies

@@ -103,6 +103,7 @@ def test_frames_behind_the_last_used_one_are_not_encoded(group):
     assert rollout.num_compilations == 1
 
 
+@pytest.mark.slow
 def test_decoding_stops_when_all_have_ended(group):
     answerer, frames, index, ids, lengths = group
     endless = Rollout.of(answerer, max_new_tokens=12)(answerer.params, frames, index, ids, lengths)

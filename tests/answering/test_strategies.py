@@ -63,6 +63,7 @@ def test_flat_and_a_writer_of_the_user(store, answerer):
     assert (one.phase, one.option, one.captions, one.writer_calls) == ("coarse", "B", 2, 1)
 
 
+@pytest.mark.slow
 def test_swinbert_captions_the_clips(golden, store, answerer, tmp_path):
     calls, folder = tmp_path / "calls.jsonl", golden / "swinbert_tiny"
     writer = WriterOptions(name=f"{__name__}:sure", max_new_tokens=8)

@@ -9,6 +9,7 @@ from benchmarks.merging_toy import keep_random, table
 from tspo_jax.models.token_budget import Budget, merge_visual
 
 
+@pytest.mark.slow
 def test_random_tokens_are_kept_in_their_order():
     """Shapes are those of merging; every token that is kept stands behind its frame and place, none twice."""
     P, K, L = 3, 8, 4

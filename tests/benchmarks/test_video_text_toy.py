@@ -41,6 +41,7 @@ def test_captions_are_of_the_frames_of_their_scenes(folder):
     assert FrameStore(folder / "eval", load_clip(study.CLIP).identity).names_with_features() == ["0000"]
 
 
+@pytest.mark.slow
 def test_starts(folder):
     """Untrained folders load and have words for every caption; another number of frames changes no parameter."""
     study.new_captioner(folder / "captioner", folder)

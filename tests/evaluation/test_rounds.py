@@ -109,6 +109,7 @@ def test_going_on_answers_nothing_twice_and_selections_may_come_later(run, confi
         evaluate.evaluate(cfg.read(other), folder, golden / "tspo_agent")
 
 
+@pytest.mark.slow
 def test_questions_that_nobody_answered_are_asked_again(run, config, golden, tmp_path, monkeypatch, capfd):
     def down(prompt):
         raise ConnectionError("the server is down")

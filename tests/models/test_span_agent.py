@@ -41,6 +41,7 @@ def overlap(span, labels):
     return np.sum(predicted & labels) / np.sum(predicted | labels)
 
 
+@pytest.mark.slow
 def test_at_first_it_is_the_question_aware_one(golden):
     features, text, labels = videos(2)
     wide = np.concatenate([features, features], axis=-1), np.concatenate([text, text], axis=-1)

@@ -185,6 +185,7 @@ def test_words_behind_the_question_do_not_count(model, stream):
     np.testing.assert_allclose(scores[IS_CLIP], select(model, stream, IS_CLIP).scores[IS_CLIP], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_propagation_and_cut_gradients(model):
     alone, _ = push(model, model.first_memory(B), CLIPS[:, 1], TIMES[:, 1], IS_CLIP[:, 1])
     apart = jax.jit(lambda model, *args: model.encode(*args, propagate=False))(model, CLIPS, TIMES, IS_CLIP)

@@ -176,6 +176,7 @@ def test_accumulation_changes_nothing(trajectory, loss_type):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4), whole, parts)
 
 
+@pytest.mark.slow
 def test_reference_computed_before_equals_online(trajectory):
     before, online = (gradient_and_metrics(trajectory, "sigmoid", 4, online) for online in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), before, online)

@@ -64,6 +64,7 @@ def test_scores_are_those_of_the_answerer(setting, tmp_path):
         assert found[question].scores[i] == pytest.approx(float(probability), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(setting, tmp_path, monkeypatch):
     """No window is answered twice."""
     whole = [label.scores for _, label in make(setting, tmp_path / "whole.jsonl", group=4).label()]
