@@ -106,6 +106,7 @@ def test_pytorch_modules_of_the_original_names_take_every_tensor(trained, plain_
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_named(trained, plain_clip, tmp_path):
     with pytest.raises(ValueError, match=r"width 64:\n  mlp.linear_1.kernel is missing, expected \(64, 64\)"):
         export({"temporal": trained["temporal"], "mlp": {**trained["mlp"], "linear_1": {"bias": np.zeros(64)}}},

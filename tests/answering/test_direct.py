@@ -30,6 +30,7 @@ def test_of_video_is_of_its_frames(golden, scorer, by_agent):
     assert answers.of_frames(source.pictures(picks), source.times(picks), QUESTION) == result
 
 
+@pytest.mark.slow
 def test_template_and_suffix(golden):
     answerer = load_answerer(golden / "llava_video_one_token")
     frames = np.zeros((2, 40, 40, 3), np.uint8)

@@ -118,6 +118,7 @@ def test_writer(answerer, replies):
     assert OwnWriter(TextAnswers(answerer, 6)).context == 4096  # the positions that the model has
 
 
+@pytest.mark.slow
 def test_captions_are_answers_about_the_frames(answerer, store):
     rollout = Rollout.of(answerer, max_new_tokens=4)
     captioner = OwnCaptioner(answerer, store, rollout, default_mesh(), batch_size=2)

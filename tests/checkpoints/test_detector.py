@@ -47,6 +47,7 @@ def test_a_picture_alone_or_in_a_batch(detector, pictures):
     assert detector.detect([], queries) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(("data", 8), ("model", 1)), (("data", 2), ("model", 4))])
 def test_sharded_equals_unsharded(golden, detector, pictures, axes):
     sharded = load_detector(golden / "owlvit_tiny", mesh=make_mesh(axes, jax.devices()))

@@ -155,6 +155,7 @@ def test_wrong_configs(folder, change, message):
         load_testa(folder)
 
 
+@pytest.mark.slow
 def test_wrong_folders(folder, tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
         load_testa(tmp_path / "none")

@@ -34,6 +34,7 @@ def test_golden_candidates(golden, decoder):
     assert video.decoder.startswith(decoder)
 
 
+@pytest.mark.slow
 def test_training_needs_no_video_decoder(video):
     """As on an accelerator's machine that has only frames decoded elsewhere; who decodes there is told what lacks."""
     script = """

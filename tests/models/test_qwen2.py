@@ -131,7 +131,7 @@ def test_what_is_added_behind_layers_is_added_by_a_call_as_by_prefill(model):
     assert np.abs(hidden - states(model, 0 * added)[0]).max() > 0.1
 
 
-@pytest.mark.parametrize("model_axis", [1, 2, 4])
+@pytest.mark.parametrize("model_axis", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("is_qwen3", [False, True])
 def test_queries_keys_and_values_of_one_product(is_qwen3, model_axis):
     """As TPUs compute them (their kernel interpreted), over a mesh that splits the heads of keys or cannot."""

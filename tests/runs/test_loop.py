@@ -88,7 +88,9 @@ def test_it_learns_and_its_rows_are_complete(undisturbed):
     assert list((undisturbed / "tensorboard").glob("events.out.tfevents.*"))
 
 
-@pytest.mark.parametrize(("ends_by", "status"), [("SIGKILL", -signal.SIGKILL), ("SIGTERM", EXIT_STATUS)])
+@pytest.mark.parametrize(
+    ("ends_by", "status"), [("SIGKILL", -signal.SIGKILL), pytest.param("SIGTERM", EXIT_STATUS, marks=pytest.mark.slow)]
+)
 def test_killed_or_stopped_it_resumes_bit_for_bit(undisturbed, tmp_path, ends_by, status):
     values = dataclasses.asdict(CONFIG)
     (tmp_path / "regression.py").write_text(
