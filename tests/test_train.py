@@ -272,6 +272,7 @@ def test_bad_input_is_named(config, tmp_path):
     assert not (tmp_path / "run").exists(), "a run that never started leaves nothing"
 
 
+@pytest.mark.slow
 def test_command_line_errors_are_one_line(tmp_path):
     command = [sys.executable, "-m", "tspo_jax.train", f"--run_dir={tmp_path}"]
     result = subprocess.run(

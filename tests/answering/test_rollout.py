@@ -60,6 +60,7 @@ def test_tokens_of_the_original_with_padded_prompts(golden, answerers, name):
         np.testing.assert_array_equal(answers.tokens[b, 0], generated)
 
 
+@pytest.mark.slow
 def test_batch_answers_as_each_prompt_alone(group):
     answerer, frames, index, ids, lengths = group
     # Chunks of 4 of the 6 frames, a prompt of each question at a time; alone, unpadded, the frames are encoded per

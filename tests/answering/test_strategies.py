@@ -115,6 +115,7 @@ def test_a_folder_with_a_video_that_cannot_be_read(golden, tmp_path):
     assert [one["video"] for one in json.loads(done.stdout)["answers"]] == ["good.mp4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

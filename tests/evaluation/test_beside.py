@@ -56,6 +56,7 @@ def test_the_other_agent_stands_beside(first, plain_clip, config, tmp_path):
     assert page["topk of first"] == "trained agent, top-k of first" and list(page)[:-1] == list(report.NAMES)
 
 
+@pytest.mark.slow
 def test_the_report_shows_both(first, golden, plain_clip, config, tmp_path):
     evaluate.evaluate(cfg.read(config), tmp_path / "second", plain_clip, beside=[first[0]])
     html = report.write_report(tmp_path / "second").read_text()

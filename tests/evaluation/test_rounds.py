@@ -15,6 +15,8 @@ from tspo_jax.evaluation.results import PLAIN
 from tspo_jax.runs.run_folder import RunFolderError
 from tspo_jax.toy.caption_world import agent_of
 
+pytestmark = pytest.mark.slow  # a training or a whole evaluation, or the making of a model, before the first test
+
 
 def writer(prompts):
     """Looks at 10 to 14 s of the long video and is sure of B then; of the short one it is sure at once, of A."""

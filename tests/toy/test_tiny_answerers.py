@@ -12,6 +12,8 @@ from tspo_jax.models.qwen2 import rope_angles
 from tspo_jax.models.video_prompt import FrameTimes
 from tspo_jax.toy.tiny_answerers import CONSTANT, CONSTANT_VALUE, IMAGE_SIZE, TINY_ANSWERERS
 
+pytestmark = pytest.mark.slow  # a training or a whole evaluation, or the making of a model, before the first test
+
 
 @pytest.fixture(scope="module", params=list(TINY_ANSWERERS))
 def made(request, tmp_path_factory):

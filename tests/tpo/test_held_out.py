@@ -25,6 +25,8 @@ from tspo_jax.tpo.losses import Objective
 from tspo_jax.tpo.pairs import Pair
 from tspo_jax.tpo.programs import Model, State
 
+pytestmark = pytest.mark.slow  # a training or a whole evaluation, or the making of a model, before the first test
+
 QUESTION = "Which?\nA. one\nB. two"
 PAIRS = [
     Pair("a", LONG, QUESTION, "It is A.", "B", answer="A", evidence_picks=((LONG, 3),), rejected_picks=((LONG, 9),)),
