@@ -3,7 +3,7 @@
 # is an accelerator.
 #   bash launch/test.sh [pytest's arguments, e.g. tests/tspo/test_policy.py -k gumbel]
 #   WITH_TORCH=1 bash launch/test.sh   also installs PyTorch and compares with Hugging Face's classes
-#   WITH_SLOW=1 bash launch/test.sh    also the longest tests, which take as much time as all others (CI runs them)
+#   WITH_SLOW=1 bash launch/test.sh    also the longest tests, which take longer than all others together (CI runs them)
 source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
