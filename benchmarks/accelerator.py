@@ -22,15 +22,15 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.accelerator_stages import LARGE, STAGES, TINY, Bench
+from benchmarks.accelerator_stages import COMPILE_SECONDS, LARGE, STAGES, TINY, Bench, measured
 from tspo_jax.data import frame_store
 from tspo_jax.devices.chips import chip_of
 
-START_SECONDS = 180  # until a process is ready for its first stage
+START_SECONDS = 180 + COMPILE_SECONDS  # until a process is ready for its first stage
 
 
 def work(connection, names: Sequence[str], folder: str) -> None:
-    """Of a process of its own: tells which device it has, then (stage, what it found, what went wrong) of each."""
+    """Of a process of its own: tells which device it has when it is ready, then what it found of each stage."""
     device = jax.devices()[0]
     is_tiny = device.platform == "cpu"
     chip = chip_of(device)
@@ -40,13 +40,11 @@ def work(connection, names: Sequence[str], folder: str) -> None:
         "peak_bandwidth": chip.hbm_bandwidth if chip else None,
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax")},
     }
+    found = measured(names, Bench(TINY if is_tiny else LARGE, folder))
+    next(found)
     connection.send(about)
-    bench = Bench(TINY if is_tiny else LARGE, folder)
-    for name in names:
-        try:
-            connection.send((name, STAGES[name].run(bench), None))
-        except Exception as error:  # whatever it is, the stages behind it go on
-            connection.send((name, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
+    for name, figures, error in found:
+        connection.send((name, figures, error and f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"))
 
 
 def measure(
@@ -82,6 +80,7 @@ def measure(
             waiting.pop(0)
             if not process.is_alive() and process.exitcode:
                 break  # the others in a new one
+        process.kill()  # it may still be compiling what was given up
         process.join()
         here.close()
 

@@ -5,9 +5,11 @@ import json
 import math
 import shutil
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,6 +34,7 @@ from tspo_jax.runs.metrics import read_rows
 from tspo_jax.toy import tokenizers
 
 REPEATS = 5  # of what is timed; the median counts
+COMPILE_SECONDS = 300  # for all programs of a process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,27 +164,74 @@ class Bench:
         return step_time.Ours(step_time.World(self.scale.setting, self.scale.tokens))
 
 
+Measuring = Generator[list[Piece | Decoding], None, dict]  # what is to be compiled; at the end, what was found
+
+
+def measured(
+    names: Sequence[str], bench: Bench, seconds: float = COMPILE_SECONDS
+) -> Iterator[tuple[str, dict | None, Exception | None] | None]:
+    """None when all that the stages run is compiled, which is done first and side by side; then (stage, what it found,
+    what went wrong) of each. What has not been compiled after so many seconds is not measured."""
+    runs, compiling, failed = {name: STAGES[name].run(bench) for name in names}, {}, {}
+    pool, start = ThreadPoolExecutor(16), time.perf_counter()
+    for name, run in runs.items():
+        try:
+            compiling |= {pool.submit(piece.compile): name for piece in next(run)}
+        except Exception as error:  # whatever it is, the other stages go on
+            failed[name] = error
+    done, others = wait(compiling, max(0, start + seconds - time.perf_counter()))
+    failed |= {compiling[piece]: TimeoutError(f"not compiled after {seconds:g} s") for piece in others}
+    failed |= {compiling[piece]: piece.exception() for piece in done if piece.exception()}
+    pool.shutdown(wait=False, cancel_futures=True)
+    print(f"compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    yield None
+    for name in names:
+        try:
+            if name in failed:
+                raise failed[name]
+            next(runs[name])
+        except StopIteration as end:
+            yield name, end.value, None
+        except Exception as error:
+            yield name, None, error
+
+
 def timed(call: Callable[[], object], repeats: int = REPEATS) -> dict[str, float]:
-    """Seconds of a call: the median, and of the first, which compiles."""
+    """Seconds of a call, the median but for the first."""
     seconds = []
     for _ in range(1 + repeats):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds[1:]), "first_seconds": seconds[0]}
+    return {"seconds": statistics.median(seconds[1:])}
 
 
-def ceilings(bench: Bench) -> dict:
+def by(implementation: str, function: Callable) -> Callable:
+    """A function whose attention is computed so."""
+
+    @wraps(function)
+    def computed(*args):
+        with attention.computed_by(implementation):
+            return function(*args)
+
+    return computed
+
+
+def ceilings(bench: Bench) -> Measuring:
     """A product of two square matrices in bfloat16, and copying an array.
 
     Also the product of equal numbers, which takes less power, so that matrix units run faster than with any real ones.
     """
     n, count = bench.scale.matrix, bench.scale.copied_bytes // 4
-    found = {}
-    for name, a in (("matrix", drawn((n, n), jnp.bfloat16)), ("matrix of ones", jnp.ones((n, n), jnp.bfloat16))):
-        found[name] = in_a_row(Piece(lambda a, b: a @ b, a, a)) | {"flops": 2 * n**3}
-    copy = in_a_row(Piece(lambda x: x + 1, drawn((count,), jnp.float32)))
-    return found | {"copy": copy | {"bytes": 2 * 4 * count}}
+    drawn_matrix, ones = drawn((n, n), jnp.bfloat16), jnp.ones((n, n), jnp.bfloat16)
+    product = Piece(lambda a, b: a @ b, drawn_matrix, drawn_matrix)
+    copy = Piece(lambda x: x + 1, drawn((count,), jnp.float32))
+    yield [product, copy]
+    found = {"matrix": in_a_row(product)}
+    product.args = ones, ones
+    found["matrix of ones"] = in_a_row(product)
+    found = {name: row | {"flops": 2 * n**3} for name, row in found.items()}
+    return found | {"copy": in_a_row(copy) | {"bytes": 2 * 4 * count}}
 
 
 def in_a_row(piece: Piece, length: int = 10) -> dict[str, float]:
@@ -192,56 +242,58 @@ def in_a_row(piece: Piece, length: int = 10) -> dict[str, float]:
             last = piece.program(*piece.args)
         jax.block_until_ready(last)
 
-    row = timed(calls)
-    return row | {"seconds": row["seconds"] / length}
+    return {"seconds": timed(calls)["seconds"] / length}
 
 
-def prefill(bench: Bench) -> dict:
+def prefill(bench: Bench) -> Measuring:
     """All prompts of a question as one batch, with the platform's attention, also of equal numbers (see `ceilings`),
     and with XLA's."""
     s, piece = bench.scale.setting, bench.ours.prefill(bench.scale.prompts)
     chosen = attention.chosen(bench.ours.world.answerer.config.language.head_dim, s.dtype, bench.ours.prompt_length)
-    found, flops = {chosen: timed(piece)}, piece.flops()
-    piece.args = (piece.args[0], jnp.ones_like(piece.args[1]))
-    found[f"{chosen}, equal numbers"] = {"seconds": timed(piece)["seconds"]}  # compiled already
+    pieces = {chosen: piece}
     if chosen != "xla":
-        with attention.computed_by("xla"):
-            found["xla"] = timed(bench.ours.prefill(bench.scale.prompts))
+        pieces["xla"] = Piece(by("xla", piece.function), *piece.args)
+    yield list(pieces.values())
+    found, flops = {name: timed(of_name) for name, of_name in pieces.items()}, piece.flops()
+    piece.args = piece.args[0], jnp.ones_like(piece.args[1])
+    found[f"{chosen}, equal numbers"] = timed(piece)
     return {f"{bench.scale.prompts} prompts, {name}": row | {"flops": flops} for name, row in found.items()}
 
 
-def decode(bench: Bench) -> dict:
+def decode(bench: Bench) -> Measuring:
     """A token of each of so many prompts, in runs of 16 tokens."""
-    found, length = {}, 16
-    for prompts in bench.scale.decoded:
-        decoding = Decoding(bench.ours, prompts)
-        row = timed(lambda decoding=decoding: decoding(length))
-        row["seconds"] /= length
-        found[f"{prompts} prompts"] = row | {"bytes": decoding.least_bytes()}
+    decodings, length = {prompts: Decoding(bench.ours, prompts) for prompts in bench.scale.decoded}, 16
+    yield list(decodings.values())
+    found = {}
+    for prompts in list(decodings):
+        decoding = decodings.pop(prompts)  # with its cache
+        seconds = timed(lambda decoding=decoding: decoding(length))["seconds"] / length
+        found[f"{prompts} prompts"] = {"seconds": seconds, "bytes": decoding.least_bytes()}
     return found
 
 
-def answer(bench: Bench) -> dict:
+def answer(bench: Bench) -> Measuring:
     """The whole answer program for a question: frames encoded, prompts prefilled, tokens decoded."""
     ours, s = bench.ours, bench.scale.setting
     picks = np.sort((np.arange(s.G * s.K) % bench.scale.unique).reshape(1, s.G, s.K), axis=-1)
     candidates, index = step_time.unique_frames(picks)
     side = ours.world.answerer.processor.size
     frames = np.random.default_rng(0).integers(0, 256, (*candidates.shape, side, side, 3)).astype(np.uint8)
-    shown = ours.shown(frames, index)
-    row = timed(lambda: jax.block_until_ready(ours.rollout(ours.world.params, *shown)), repeats=3)
-    return {"a question": row | {"flops": step_time.arithmetic_of_answer(ours, bench.scale.unique)}}
+    piece = Piece(ours.rollout.program, ours.world.params, *ours.shown(frames, index))
+    yield [piece]
+    return {"a question": timed(piece, 3) | {"flops": step_time.arithmetic_of_answer(ours, bench.scale.unique)}}
 
 
-def siglip(bench: Bench) -> dict:
+def siglip(bench: Bench) -> Measuring:
     piece = bench.ours.encode(bench.scale.images)
+    yield [piece]
     return {f"{bench.scale.images} frames": timed(piece) | {"flops": piece.flops()}}
 
 
-def numerics(bench: Bench) -> dict:
+def numerics(bench: Bench) -> Measuring:
     """Error of each kernel that is chosen in bfloat16, and of XLA's form, against float32, of outputs and gradients:
     the root mean square error over the root mean square."""
-    found = {}
+    pieces = {}  # of a name, by (form, dtype)
     for name, (kind, B, N, H, heads, d) in bench.scale.attended.items():
         windows, N = ([N[1]] * N[0], math.prod(N)) if isinstance(N, tuple) else ([], N)
         keys = zip(jax.random.split(jax.random.key(0), 4), (H, heads, heads, H), strict=True)
@@ -252,34 +304,44 @@ def numerics(bench: Bench) -> dict:
         if kind == "cached":  # the last tokens alone, of which one row is shorter
             q, weight, k, v = q[:, :1], weight[:, :1], k.swapaxes(1, 2), v.swapaxes(1, 2)
             compute = partial(compute, slots=N - 1 - jnp.arange(B)[:, None])
-        outputs = partial(outputs_and_gradients, compute, (q, k, v), weight)
-        exact, chosen = outputs("xla", jnp.float32), attention.chosen(d, q.dtype, N)
-        for form in dict.fromkeys((chosen, "xla")):
-            error, *of_gradients = map(_error, outputs(form, q.dtype), exact)
+        forms = dict.fromkeys((("xla", jnp.float32), (attention.chosen(d, q.dtype, N), q.dtype), ("xla", q.dtype)))
+        pieces[name] = {
+            (form, dtype): Piece(outputs_and_gradients(compute, form, dtype), q, k, v, weight) for form, dtype in forms
+        }
+    yield [piece for of_name in pieces.values() for piece in of_name.values()]
+    found = {}
+    for name, of_name in pieces.items():
+        exact, *rounded = ((form, jax.tree.map(np.asarray, piece())) for (form, _), piece in of_name.items())
+        for form, values in rounded:
+            error, *of_gradients = map(_error, values, exact[1])
             found[f"{name}, {form}"] = {"error": error, "gradient_error": max(of_gradients)}
     return found
 
 
-def outputs_and_gradients(compute, qkv, weight, implementation: str, dtype: jnp.dtype) -> list[np.ndarray]:
-    """float32 each: what `compute` gives for q, k and v of a dtype, and the gradients of its weighted sum."""
+def outputs_and_gradients(compute: Callable, implementation: str, dtype: jnp.dtype) -> Callable:
+    """(q, k, v, weight) -> float32 each: what `compute` gives for q, k and v of a dtype, and the gradients of its
+    weighted sum."""
 
-    def weighted(q, k, v, weight):  # an argument, since compilers compute with constants for long
+    def weighted(q, k, v, weight):
         out = compute(q, k, v)
         return (out * weight.astype(out.dtype)).astype(jnp.float32).sum(), out
 
-    precision = "highest" if dtype == jnp.float32 else None
-    with attention.computed_by(implementation), jax.default_matmul_precision(precision):
-        run = jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))
-        gradients, out = run(*(x.astype(dtype) for x in qkv), weight)
-    return [np.asarray(x, np.float32) for x in (out, *gradients)]
+    def run(q, k, v, weight):
+        with jax.default_matmul_precision("highest" if dtype == jnp.float32 else None):
+            q, k, v = (x.astype(dtype) for x in (q, k, v))
+            gradients, out = jax.grad(weighted, argnums=(0, 1, 2), has_aux=True)(q, k, v, weight)
+        return [x.astype(jnp.float32) for x in (out, *gradients)]
+
+    return by(implementation, run)
 
 
 def _error(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2)))
 
 
-def trainer(bench: Bench) -> dict:
+def trainer(bench: Bench) -> Measuring:
     """train.py with checkpoints and needle questions that are written here: the median step but for the first."""
+    yield []
     with TemporaryDirectory(dir=bench.folder or None) as folder:
         config = world_to_train(Path(folder), bench.scale)
         start = time.perf_counter()
@@ -344,37 +406,41 @@ def world_to_train(folder: Path, scale: Scale) -> cfg.Config:
     return cfg.read(values)
 
 
-def clip(bench: Bench) -> dict:
+def clip(bench: Bench) -> Measuring:
     """CLIP's image tower in the two types that predecode offers, normalised pixels in, features out."""
     config = ENCODERS["clip"].config(bench.scale.setting.clip)
     graphdef, abstract = abstract_module(lambda rngs: Clip(config, rngs=rngs))
-    side, images, found = config.vision.image_size, 4 * bench.scale.images, {}
+    side, images, pieces = config.vision.image_size, 4 * bench.scale.images, {}
 
     def encode(params, pixels):
-        return merge_params(graphdef, params).image_features(pixels)
+        with jax.default_matmul_precision("highest" if jax.tree.leaves(params)[0].dtype == jnp.float32 else None):
+            return merge_params(graphdef, params).image_features(pixels)
 
-    params = random_params(abstract, jnp.float32)
-    for dtype in ("bfloat16", "float32"):
-        cast = jax.jit(lambda params, dtype=dtype: jax.tree.map(lambda x: x.astype(dtype), params))(params)
-        piece = Piece(encode, cast, drawn((images, side, side, 3), jnp.float32))
-        with jax.default_matmul_precision("highest" if dtype == "float32" else None):
-            found[f"{images} images, {dtype}"] = timed(piece) | {"flops": piece.flops()}
-    return found
+    pixels = drawn((images, side, side, 3), jnp.float32)
+    for dtype in (jnp.bfloat16, jnp.float32):
+        pieces[dtype] = Piece(encode, random_params(abstract, dtype), pixels)
+    yield list(pieces.values())
+    return {
+        f"{images} images, {jnp.dtype(dtype)}": timed(piece) | {"flops": piece.flops()}
+        for dtype, piece in pieces.items()
+    }
 
 
-def qwen(bench: Bench) -> dict:
+def qwen(bench: Bench) -> Measuring:
     """Qwen2.5-VL's image tower."""
     config = read_vision_config(dict(bench.scale.qwen))
     graphdef, abstract = abstract_module(lambda rngs: QwenVision(config, rngs=rngs))
     params = random_params(abstract, bench.scale.setting.dtype)
     pixels = drawn((bench.scale.images, *bench.scale.qwen_frame, 3), bench.scale.setting.dtype)
     piece = Piece(lambda params, pixels: merge_params(graphdef, params)(pixels), params, pixels)
+    yield [piece]
     height, width = bench.scale.qwen_frame
     return {f"{bench.scale.images} frames of {height} x {width}": timed(piece) | {"flops": piece.flops()}}
 
 
-def peer(bench: Bench) -> dict:
+def peer(bench: Bench) -> Measuring:
     """Both sides of step_time.py."""
+    yield []
     s = bench.scale
     result = step_time.measure(s.setting, s.tokens, 2, s.images, s.prompts)
     rows = {"a step": result["step"]["sum"], "a step without CLIP": result["step without CLIP"]["sum"]}
@@ -391,7 +457,7 @@ def peer(bench: Bench) -> dict:
 class Stage:
     """Seconds that it may take; `is_alone`: in a process of its own, since it needs the memory of the others."""
 
-    run: Callable[[Bench], dict]
+    run: Callable[[Bench], Measuring]
     seconds: float
     is_alone: bool = False
 
@@ -403,8 +469,8 @@ STAGES = {
     "answer": Stage(answer, 180),
     "siglip": Stage(siglip, 90),
     "numerics": Stage(numerics, 120),
-    "trainer": Stage(trainer, 400, is_alone=True),
     "clip": Stage(clip, 120),
     "qwen": Stage(qwen, 120),
+    "trainer": Stage(trainer, 400, is_alone=True),
     "peer": Stage(peer, 600, is_alone=True),
 }

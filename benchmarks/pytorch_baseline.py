@@ -52,7 +52,7 @@ class Baseline:
     def __init__(self, world: World, device: str):
         s, self.world, self.device = world.setting, world, device
         self.dtype = getattr(torch, s.dtype)
-        tensors = weights.file_tensors(world.params, weights.LLAVA_VIDEO, np.float32)
+        tensors = weights.file_tensors(world.params, weights.LLAVA_VIDEO)
         model = world.answerer.config
         language = {k: v for k, v in s.answerer.items() if k in Qwen2Config().to_dict()} | {"model_type": "qwen2"}
         rope = {"rope_type": "default", "rope_theta": s.answerer["rope_theta"]}
@@ -76,7 +76,7 @@ class Baseline:
         projector = "model.mm_projector."
         fill(self.projector, {n.removeprefix(projector): x for n, x in tensors.items() if n.startswith(projector)})
         fill(self.agent, weights.file_tensors(world.agent, weights.Format(weights.AGENT_RENAME)))
-        self.newline = torch.tensor(tensors["model.image_newline"], device=device, dtype=self.dtype)
+        self.newline = as_tensor(tensors["model.image_newline"]).to(device)
         self.optimizer = torch.optim.AdamW(self.agent.parameters(), lr=5e-4, weight_decay=0.0)
 
     def pixels(self, processor, frames) -> torch.Tensor:
@@ -176,7 +176,12 @@ def fill(module: nn.Module, tensors: dict[str, np.ndarray]) -> None:
         missing = [name for name in parameters if name not in tensors]
         assert not missing, f"no weights for {missing}"
         for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(tensors[name]))
+            parameter.copy_(as_tensor(tensors[name]))
+
+
+def as_tensor(x: np.ndarray) -> torch.Tensor:
+    """Of the same dtype; PyTorch does not know NumPy's bfloat16."""
+    return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if x.dtype == "bfloat16" else torch.from_numpy(x)
 
 
 def wait(x: torch.Tensor) -> torch.Tensor:

@@ -67,8 +67,7 @@ traffic and communication at the published peaks (tspo_jax/devices/chips.py), wi
 length; a real step takes longer by what the chip falls short of its peaks. What a fused kernel reads is counted once. A
 step also loads and decodes the picked frames on the host, which this does not count. Compiling is given in seconds of
 the processor, all cores together. A program that is missing, and a slice that is "not compiled", has not been compiled
-since the code that it is made of has changed. Of Qwen3-VL on v6e-8 and v5p-8 and of preference training the rows are
-of commit 4d56bb9, before prefill and the towers moved less memory.
+since the code that it is made of has changed.
 
 ## Training an agent
 

@@ -34,13 +34,14 @@ from tspo_jax import config as cfg
 from tspo_jax.answering.rollout import Rollout, unique_frames
 from tspo_jax.checkpoints.folders import Generation, answerer_architecture
 from tspo_jax.data.frame_store import encode_jpeg
-from tspo_jax.devices import sharding
+from tspo_jax.devices import compiling, sharding
 from tspo_jax.devices.chips import chip_of
 from tspo_jax.devices.program_cost import arithmetic
 from tspo_jax.models import attention
 from tspo_jax.models.clip import ClipConfig
 from tspo_jax.models.layers import abstract_module, merge_params, split_params, take_apart
 from tspo_jax.models.preprocessing import ImageProcessor
+from tspo_jax.models.qwen2 import KVCache
 from tspo_jax.models.temporal_agent import TemporalAgent
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
 from tspo_jax.tspo import programs
@@ -298,11 +299,20 @@ class Ours:
         return {"SigLIP": self.encode(images), "prefill": self.prefill(prompts), "decode": self.decode(prompts)}
 
 
+def compiled_as_ours(function: Callable, **options):
+    """`jax.jit` with the compiler's options of the project's programs."""
+    return jax.jit(function, compiler_options=compiling.options(jax.default_backend()), **options)
+
+
 class Piece:
-    """A pure function with its arguments: a call runs it, compiled, and waits for the end."""
+    """A pure function, or one that `jax.jit` has made, with its arguments: a call runs it and waits for the end."""
 
     def __init__(self, function: Callable, *args):
-        self.function, self.args, self.program = function, args, jax.jit(function)
+        self.function, self.args = function, args
+        self.program = function if hasattr(function, "lower") else compiled_as_ours(function)
+
+    def compile(self) -> None:
+        self.program = self.program.lower(*self.args).compile()
 
     def __call__(self):
         return jax.block_until_ready(self.program(*self.args))
@@ -328,11 +338,17 @@ class Decoding:
             out, cache = language(token, jnp.full((prompts, 1), N), cache)
             return language.logits(out[:, 0]), cache
 
-        self.program = jax.jit(decode, donate_argnums=2)  # updated in place, as in the loop of rollout.py
+        self.program = compiled_as_ours(decode, donate_argnums=2)  # updated in place, as in the loop of rollout.py
         prefill = ours.prefill(prompts)
-        _, cache = jax.eval_shape(prefill.function, *prefill.args)
-        self.cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
+        _, self.shapes = jax.eval_shape(prefill.function, *prefill.args)
         self.token = jnp.ones((prompts, 1, world.setting.answerer["hidden_size"]), world.setting.dtype)
+
+    @cached_property
+    def cache(self) -> KVCache:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.shapes)
+
+    def compile(self) -> None:
+        self.program = self.program.lower(self.params, self.token, self.shapes).compile()
 
     def __call__(self, length: int = 1) -> jax.Array:
         for _ in range(length):
@@ -342,7 +358,7 @@ class Decoding:
     def least_bytes(self) -> int:
         """Of the weights and the cache, each read once; of a table of embeddings of its own nothing is."""
         read = {name: x for name, x in self.params.items() if name != "embed_tokens" or "lm_head" not in self.params}
-        return sum(x.nbytes for x in jax.tree.leaves((read, self.cache)))
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((read, self.shapes)))
 
 
 def arithmetic_of_answer(ours: Ours, unique: float) -> float:

@@ -83,12 +83,59 @@ def test_new_tokens_see_the_cache_up_to_their_slot():
 
 
 def test_one_token_against_the_cache_in_the_form_that_cudnn_takes():
-    """What is turned and counted around the kernel, with XLA's in its place; the kernel's own numbers are in
-    docs/performance.md."""
+    """What is turned and counted around the kernel, with XLA's in its place."""
     q, k, v = values(11, 11, 6, 2)
     slots = np.array([[10], [4]])
-    expected = attention.cached(q[:, :1], k.swapaxes(1, 2), v.swapaxes(1, 2), slots)
-    np.testing.assert_allclose(attention._cudnn_cached(q[:, :1], k, v, slots, "xla"), expected, atol=1e-5)
+
+    def cached(q, k, v):
+        return attention.cached(q[:, :1], k.swapaxes(1, 2), v.swapaxes(1, 2), slots)
+
+    def as_cudnn(q, k, v):
+        return attention._cudnn_cached(q[:, :1], k, v, slots, "xla")
+
+    np.testing.assert_allclose(as_cudnn(q, k, v), cached(q, k, v), atol=1e-5)
+    for found, exact in zip(gradients(as_cudnn)(q, k, v), gradients(cached)(q, k, v), strict=True):
+        np.testing.assert_allclose(found, exact, atol=1e-5)
+
+
+ODD = [("causal", 11, None), ("bidirectional", 11, None), ("bidirectional", 11, 4), ("bidirectional", 12, 4)]
+
+
+@pytest.mark.parametrize("kind, tokens, num_keys", ODD)
+def test_gradients_in_the_form_that_cudnn_takes(kind, tokens, num_keys):
+    """It takes even numbers of tokens only; XLA's in its place."""
+    is_key = () if num_keys is None else (np.arange(tokens) < [[num_keys], [tokens]],)
+    args = values(tokens, 8, 4, 2)
+
+    def as_cudnn(q, k, v):
+        return attention._cudnn(q, k, v, *is_key, causal=kind == "causal", implementation="xla")
+
+    def plain(q, k, v):
+        return getattr(attention, kind)(q, k, v, *is_key)
+
+    np.testing.assert_allclose(as_cudnn(*args), plain(*args), atol=1e-5)
+    for found, exact in zip(gradients(as_cudnn)(*args), gradients(plain)(*args), strict=True):
+        np.testing.assert_allclose(found, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind, tokens, num_keys", ODD)
+def test_jax_admits_what_cudnn_is_given(kind, tokens, num_keys, monkeypatch):
+    """As far as it can be asked without a GPU: while tracing."""
+    kernels = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(kernels, "check_cudnn_version", lambda: 91900)
+    q, k, v = (x.astype(jnp.bfloat16) for x in values(tokens, 64, 4, 2))
+    is_key = () if num_keys is None else (np.arange(tokens) < [[num_keys], [tokens]],)
+
+    def loss(q, k, v):
+        out = attention._cudnn(q, k, v, *is_key, causal=kind == "causal")
+        slots = np.array([[tokens - 1], [3]])
+        return jnp.sum(out.astype(jnp.float32)) + jnp.sum(attention._cudnn_cached(q[:, :1], k, v, slots))
+
+    with pytest.raises(NotImplementedError, match="length Q 1"):  # the check is there
+        one = partial(jax.nn.dot_product_attention, implementation="cudnn")
+        jax.make_jaxpr(jax.grad(lambda q: jnp.sum(one(q[:, :1], k, v)).astype(jnp.float32)))(q)
+    traced = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v))
+    assert "dot_product_attention_bwd" in traced
 
 
 def gradients(function, mesh=None, implementation="xla"):

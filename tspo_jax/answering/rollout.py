@@ -17,8 +17,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from tspo_jax.checkpoints.folders import Answerer, Generation
-from tspo_jax.devices import sharding
+from tspo_jax.devices import compiling, sharding
 from tspo_jax.models import attention
+from tspo_jax.models.attention import platform_of
 from tspo_jax.models.layers import merge_params, take_apart
 from tspo_jax.models.video_prompt import VIDEO_TOKEN
 
@@ -109,13 +110,13 @@ class Rollout:
         self.attention = attention
         self.float32_precision = float32_precision
         self.num_compilations = 0
-        self.program = jax.jit(self._answer)
+        self.program = jax.jit(self._answer, compiler_options=compiling.options(platform_of(mesh)))
 
     @classmethod
     def of(cls, answerer: Answerer, **options) -> "Rollout":
         rollout = cls(answerer.graphdef, answerer.processor.normalize, answerer.generation, **options)
         dtype = jax.tree.leaves(answerer.params)[0].dtype
-        attention.check(rollout.attention, attention.platform_of(rollout.mesh), dtype)
+        attention.check(rollout.attention, platform_of(rollout.mesh), dtype)
         return rollout
 
     def __call__(
@@ -186,7 +187,7 @@ class Rollout:
         with jax.named_scope("prefill"):
             places, first_logits, cache = _in_chunks(prefill, (index, *texts), self.prefill_chunk or G)
         with jax.named_scope("decode"):
-            if attention.platform_of(self.mesh) == "cpu":
+            if platform_of(self.mesh) == "cpu":
                 # Its compiler copies a part of an array before it multiplies with it: once here and not at every token.
                 # Those of accelerators read it in place, and memory for a second copy is what they are short of.
                 language = model.language_model

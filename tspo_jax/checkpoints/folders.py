@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase, 
 
 from tspo_jax.checkpoints import adapters, weights
 from tspo_jax.checkpoints.plain_folders import CheckpointError
+from tspo_jax.devices import compiling
 from tspo_jax.devices.sharding import ParamSharding, check_memory
 from tspo_jax.models.clip import Clip, ClipConfig
 from tspo_jax.models.families import FAMILIES
@@ -90,7 +91,7 @@ class ClipEncoder:
             with _exactly(params):
                 return merge_params(self.graphdef, params).image_features(self.processor.normalize(pixels))
 
-        return jax.jit(encode)
+        return jax.jit(encode, compiler_options=compiling.options(jax.default_backend()))
 
 
 def _exactly(params: dict):

@@ -13,6 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -300,16 +301,15 @@ def save_params(folder: str | Path, params: dict, fmt: Format, dtype: np.dtype |
 
 def file_tensors(params: dict, fmt: Format, dtype: np.dtype | None = None) -> dict[str, np.ndarray]:
     """`params` as the tensors of a safetensors file."""
-    tensors = {}
-    for path, leaf in flatten(params).items():
-        axes = _kernel_axes(path, leaf.shape)
-        back = tuple(np.argsort(axes))
-        array = np.asarray(leaf)
-        array = array.astype(dtype or array.dtype)
-        names = fmt.file_names(path, leaf.shape)
-        for name, tensor in zip(names, array if is_stacked(path) else [array], strict=True):
-            tensors[name] = np.array(tensor.transpose(back), order="C")
-    return tensors
+    turned = {}
+    with ThreadPoolExecutor() as pool:  # turning matrices round takes the longest
+        for path, leaf in flatten(params).items():
+            back = tuple(np.argsort(_kernel_axes(path, leaf.shape)))
+            array = np.asarray(leaf)
+            names = fmt.file_names(path, leaf.shape)
+            for name, tensor in zip(names, array if is_stacked(path) else [array], strict=True):
+                turned[name] = pool.submit(np.array, tensor.transpose(back), dtype or array.dtype, order="C")
+        return {name: tensor.result() for name, tensor in turned.items()}
 
 
 def save_tensors(folder: str | Path, tensors: dict[str, np.ndarray]) -> None:

@@ -210,25 +210,7 @@ def cached(
     """
     if q.shape[1] == 1 and new is None and chosen(q.shape[-1], q.dtype, k.shape[2]) == "cudnn":
         return _on_each_device(_cudnn_cached, q, k.swapaxes(1, 2), v.swapaxes(1, 2), slots, split_heads=True)
-    B, N, H, d = q.shape
-    heads, S = k.shape[1:3]
-    q = q.reshape(B, N, heads, H // heads, d)
-    is_seen = jnp.arange(S) <= slots[..., None] if new is None else jnp.arange(S) < slots[:, :1, None]
-    parts = [(k, v, jnp.broadcast_to(is_seen, (B, N, S)))]
-    if new is not None:
-        parts.append((*new, slots[:, None] <= slots[..., None]))
-
-    def scores(k, is_seen):
-        product = jnp.einsum("bnhgd,bhsd->bhgns", q, k, preferred_element_type=jnp.float32) / np.sqrt(d)
-        return jnp.where(is_seen[:, None, None], product, jnp.finfo(jnp.float32).min)
-
-    weights = jax.nn.softmax(jnp.concatenate([scores(k, is_seen) for k, _, is_seen in parts], axis=-1), axis=-1)
-    weights = weights.astype(v.dtype)
-    sums = [
-        jnp.einsum("bhgns,bhsd->bnhgd", of_part, v)
-        for of_part, (_, v, _) in zip((weights[..., :S], weights[..., S:]), parts, strict=False)
-    ]
-    return sum(sums).reshape(B, N, H, d)
+    return _read_once(q, k, v, slots, new)
 
 
 def biased(
@@ -355,12 +337,65 @@ def _starts(q: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier((jnp.arange(0, q.shape[1], GRADIENT_BLOCK), q))[0]
 
 
+def _read_once(q, k, v, slots, new=None) -> jax.Array:
+    """`cached` without a kernel."""
+    B, N, H, d = q.shape
+    heads, S = k.shape[1:3]
+    q = q.reshape(B, N, heads, H // heads, d)
+    is_seen = jnp.arange(S) <= slots[..., None] if new is None else jnp.arange(S) < slots[:, :1, None]
+    parts = [(k, v, jnp.broadcast_to(is_seen, (B, N, S)))]
+    if new is not None:
+        parts.append((*new, slots[:, None] <= slots[..., None]))
+
+    def scores(k, is_seen):
+        product = jnp.einsum("bnhgd,bhsd->bhgns", q, k, preferred_element_type=jnp.float32) / np.sqrt(d)
+        return jnp.where(is_seen[:, None, None], product, jnp.finfo(jnp.float32).min)
+
+    weights = jax.nn.softmax(jnp.concatenate([scores(k, is_seen) for k, _, is_seen in parts], axis=-1), axis=-1)
+    weights = weights.astype(v.dtype)
+    sums = [
+        jnp.einsum("bhgns,bhsd->bnhgd", of_part, v)
+        for of_part, (_, v, _) in zip((weights[..., :S], weights[..., S:]), parts, strict=False)
+    ]
+    return sum(sums).reshape(B, N, H, d)
+
+
 # ---- kernels ---------------------------------------------------------------------------------------------
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, is_key: jax.Array | None = None, *, causal: bool) -> jax.Array:
-    mask = None if is_key is None else jnp.broadcast_to(is_key[:, None, None], (len(q), 1, q.shape[1], k.shape[1]))
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+def _cudnn(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    is_key: jax.Array | None = None,
+    *,
+    causal: bool,
+    implementation: str = "cudnn",
+) -> jax.Array:
+    """cuDNN's kernel on [B, N, H, d]. That for gradients takes even numbers of tokens only: others are padded there."""
+
+    def compute(q, k, v, is_key=None):
+        mask = None if is_key is None else jnp.broadcast_to(is_key[:, None, None], (len(q), 1, q.shape[1], k.shape[1]))
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
+
+    def compute_padded(q, k, v, is_key=None):
+        (B, S), N = k.shape[:2], q.shape[1]
+        if is_key is None and not causal and S % 2:
+            is_key = jnp.ones((B, S), bool)
+        keys = () if is_key is None else (_padded(is_key, 2, False),)
+        return compute(*(_padded(x, 2) for x in (q, k, v)), *keys)[:, :N]
+
+    args = (q, k, v) if is_key is None else (q, k, v, is_key)
+    if q.shape[1] % 2 == k.shape[1] % 2 == 0:
+        return compute(*args)
+    return _differentiated_as(compute_padded, compute)(*args)
+
+
+def _differentiated_as(form: Callable, kernel: Callable) -> Callable:
+    """`kernel`, but under differentiation `form`, which computes the same."""
+    computed = jax.custom_vjp(lambda *args: kernel(*args))
+    computed.defvjp(lambda *args: jax.vjp(form, *args), lambda pull, gradient: pull(gradient))
+    return computed
 
 
 def _cudnn_cached(
@@ -369,14 +404,21 @@ def _cudnn_cached(
     """One token of each row, [B, 1, H, d], against k and v [B, S, heads, d] up to its slot, int [B, 1].
 
     A cache lies as [B, heads, S, d]: its heads are rows to the kernel, which wants none beside another, and what
-    shares a head's keys are that row's heads, so that nothing is turned round.
+    shares a head's keys are that row's heads, so that nothing is turned round. It has no gradients for one token.
     """
-    (B, _, H, d), (S, heads) = q.shape, k.shape[1:3]
-    rows = q.reshape(B * heads, 1, H // heads, d)
-    k, v = (x.swapaxes(1, 2).reshape(B * heads, S, 1, d) for x in (k, v))
-    lengths = jnp.repeat(slots[:, 0] + 1, heads).astype(jnp.int32)
-    out = jax.nn.dot_product_attention(rows, k, v, key_value_seq_lengths=lengths, implementation=implementation)
-    return out.reshape(q.shape)
+
+    def compute(q, k, v, slots):
+        (B, _, H, d), (S, heads) = q.shape, k.shape[1:3]
+        rows = q.reshape(B * heads, 1, H // heads, d)
+        k, v = (x.swapaxes(1, 2).reshape(B * heads, S, 1, d) for x in (k, v))
+        lengths = jnp.repeat(slots[:, 0] + 1, heads).astype(jnp.int32)
+        out = jax.nn.dot_product_attention(rows, k, v, key_value_seq_lengths=lengths, implementation=implementation)
+        return out.reshape(q.shape)
+
+    def compute_in_xla(q, k, v, slots):
+        return _read_once(q, k.swapaxes(1, 2), v.swapaxes(1, 2), slots)
+
+    return _differentiated_as(compute_in_xla, compute)(q, k, v, slots)
 
 
 def _splash(
