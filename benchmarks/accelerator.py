@@ -4,8 +4,9 @@
 
 Needs one GPU or TPU and nothing else: no network, no video decoder, no weights (it draws those of a LLaVA-Video-7B, and
 writes 18 GB of checkpoints below --folder for the trainer, removed again). On a CPU it runs a tiny configuration, whose
-figures say nothing. Stages run in the order of accelerator_stages.STAGES, most important first, each for its time limit
-at most; what a stage found is added to the JSON file at once, and a stage that overran or failed is recorded as that.
+figures say nothing. All programs are compiled first, side by side. Stages run in the order of
+accelerator_stages.STAGES, most important first, each for its time limit at most; what a stage found is added to the
+JSON file at once, and a stage that overran or failed is recorded as that.
 `--peer` measures PyTorch (benchmarks/pytorch_baseline.py) beside it at the end. Printed is the table of
 docs/performance.md, of the newest result of each stage on this device.
 """
