@@ -91,6 +91,8 @@ SMALL = Setting(
     dtype="float32",
     B=2,
     T=400,
+    encode_chunk=8,
+    prefill_chunk=4,
 )
 FULL = Setting(
     answerer=dict(
