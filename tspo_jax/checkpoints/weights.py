@@ -301,15 +301,15 @@ def save_params(folder: str | Path, params: dict, fmt: Format, dtype: np.dtype |
 
 def file_tensors(params: dict, fmt: Format, dtype: np.dtype | None = None) -> dict[str, np.ndarray]:
     """`params` as the tensors of a safetensors file."""
-    turned = {}
+    tensors = {}
     with ThreadPoolExecutor() as pool:  # turning matrices round takes the longest
         for path, leaf in flatten(params).items():
             back = tuple(np.argsort(_kernel_axes(path, leaf.shape)))
             array = np.asarray(leaf)
-            names = fmt.file_names(path, leaf.shape)
-            for name, tensor in zip(names, array if is_stacked(path) else [array], strict=True):
-                turned[name] = pool.submit(np.array, tensor.transpose(back), dtype or array.dtype, order="C")
-        return {name: tensor.result() for name, tensor in turned.items()}
+            layers = [layer.transpose(back) for layer in (array if is_stacked(path) else [array])]
+            turned = pool.map(functools.partial(np.array, dtype=dtype or array.dtype, order="C"), layers)
+            tensors |= zip(fmt.file_names(path, leaf.shape), turned, strict=True)  # waits: one leaf's copy at a time
+    return tensors
 
 
 def save_tensors(folder: str | Path, tensors: dict[str, np.ndarray]) -> None:
